@@ -1,0 +1,46 @@
+"""What the service needs of an inference engine, whichever it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """One request to a model."""
+
+    history: NDArray[np.int64]  # [T] item indices, oldest first, left-padded with 0
+    reasoning: NDArray[np.float32] | None  # [K, D], or None: the same graph, reasoning masked
+    exclude: NDArray[np.int64]  # [E] item indices never to return; 0 means nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """A model's answer, best first. Where `valid` is False there was no further item."""
+
+    items: NDArray[np.int64]  # [N] item indices
+    scores: NDArray[np.float32]  # [N] log-probabilities
+    valid: NDArray[np.bool_]  # [N]
+
+
+class Engine(Protocol):
+    """Runs the models of one release."""
+
+    async def infer(self, model: str, request: ModelInput) -> Ranking:
+        """Rank items for one request; concurrent calls may share a batch.
+
+        Raises EngineUnavailable or EngineOverloaded.
+        """
+        ...
+
+    async def ready(self, model: str) -> bool:
+        """Whether `model` would be answered now."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is running and give threads and connections back."""
+        ...

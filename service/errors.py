@@ -1,0 +1,78 @@
+"""Every error the product raises on purpose, as one tree.
+
+    ScoterError
+    ├── ReleaseError            a release cannot be read, or its parts do not belong together
+    │   ├── ReleaseMissing      nothing there, or no release has been published yet
+    │   ├── ReleaseCorrupt      a file is truncated, altered or absent
+    │   └── ReleaseUnsupported  written for another schema version
+    ├── RequestError            the caller's request cannot be answered as asked
+    │   ├── BodyTooLarge
+    │   └── UnknownModel
+    ├── StoreError              the user store did not answer
+    │   ├── StoreUnavailable
+    │   └── StoreTimeout
+    └── EngineError             the inference engine did not answer
+        ├── EngineUnavailable
+        └── EngineOverloaded
+
+Third-party exceptions (redis, lmdb, onnxruntime) are translated into this tree where the library is
+called, and nowhere else. `service.problems` maps the tree to HTTP.
+"""
+
+from __future__ import annotations
+
+
+class ScoterError(Exception):
+    """Base of all errors; `str(error)` says what is wrong, where, and what to do."""
+
+
+class ReleaseError(ScoterError):
+    """A release cannot be used."""
+
+
+class ReleaseMissing(ReleaseError):
+    """There is no release where one was looked for."""
+
+
+class ReleaseCorrupt(ReleaseError):
+    """A file of the release is absent, truncated or altered."""
+
+
+class ReleaseUnsupported(ReleaseError):
+    """The release was written for a schema version that this service does not read."""
+
+
+class RequestError(ScoterError):
+    """The request is at fault."""
+
+
+class BodyTooLarge(RequestError):
+    """The request's body is larger than the service accepts."""
+
+
+class UnknownModel(RequestError):
+    """The request names a model that the loaded release does not hold."""
+
+
+class StoreError(ScoterError):
+    """The user store failed."""
+
+
+class StoreUnavailable(StoreError):
+    """The user store cannot be reached or refused the connection."""
+
+
+class StoreTimeout(StoreError):
+    """The user store did not answer in time."""
+
+
+class EngineError(ScoterError):
+    """The inference engine failed."""
+
+
+class EngineUnavailable(EngineError):
+    """The engine is not running, or holds no such model."""
+
+
+class EngineOverloaded(EngineError):
+    """The engine's queue is full."""

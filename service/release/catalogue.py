@@ -1,0 +1,109 @@
+"""The catalogue: what the model's item indices stand for.
+
+Index 0 is padding; items are 1..N, the same numbering as in the model's tensors. On disk a catalogue is a folder:
+
+    items.jsonl      one object a line, in index order: {"id", "title", "attributes": {column: [value, ...]}}
+    codes.npy        uint16 [N, L], the semantic ID of each item
+    popularity.npy   float32 [N], share of training interactions
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import ReleaseCorrupt
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item as a caller sees it."""
+
+    id: str
+    title: str
+    attributes: dict[str, list[str]]
+
+
+class Catalogue:
+    """Items by index and by id, their semantic IDs and popularity."""
+
+    def __init__(
+        self,
+        items: list[Item],
+        codes: NDArray[np.uint16],  # [N, L]
+        popularity: NDArray[np.float32],  # [N]
+    ) -> None:
+        self.items = items
+        self.codes = codes
+        self.popularity = popularity
+        self._index = {item.id: i for i, item in enumerate(items, start=1)}
+        if len(self._index) != len(items):
+            raise ReleaseCorrupt("the catalogue names an item id twice: run `scoter export` again")
+        if codes.shape[0] != len(items) or popularity.shape != (len(items),):
+            raise ReleaseCorrupt(
+                f"the catalogue holds {len(items)} items but {codes.shape[0]} semantic IDs and "
+                f"{popularity.shape[0]} popularities: run `scoter export` again"
+            )
+        # Stable order, so that equal popularity never makes two pods disagree.
+        self._by_popularity: NDArray[np.int64] = np.argsort(-popularity, kind="stable") + 1
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def index_of(self, item_id: str) -> int | None:
+        """Model index (1..N) of an item id, or None if the catalogue does not hold it."""
+        return self._index.get(item_id)
+
+    def item(self, index: int) -> Item:
+        """The item at a model index. Raises IndexError for padding or beyond the end."""
+        if not 1 <= index <= len(self.items):
+            raise IndexError(f"item index {index} is not in 1..{len(self.items)}")
+        return self.items[index - 1]
+
+    def popular(self, k: int, exclude: set[int]) -> list[int]:
+        """The k most popular item indices not in `exclude`, best first."""
+        chosen: list[int] = []
+        for index in self._by_popularity:
+            if len(chosen) == k:
+                break
+            if int(index) not in exclude:
+                chosen.append(int(index))
+        return chosen
+
+    def write(self, folder: Path) -> None:
+        """Write the catalogue into a new folder."""
+        folder.mkdir(parents=True)
+        with (folder / "items.jsonl").open("w", encoding="utf-8") as out:
+            for item in self.items:
+                row = {"id": item.id, "title": item.title, "attributes": item.attributes}
+                out.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+        np.save(folder / "codes.npy", self.codes.astype(np.uint16))
+        np.save(folder / "popularity.npy", self.popularity.astype(np.float32))
+
+    @classmethod
+    def read(cls, folder: Path) -> Catalogue:
+        """Read a catalogue folder. Raises ReleaseCorrupt with file and line."""
+        items: list[Item] = []
+        path = folder / "items.jsonl"
+        try:
+            with path.open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, start=1):
+                    items.append(_item(line, path, number))
+            codes = np.load(folder / "codes.npy", allow_pickle=False)
+            popularity = np.load(folder / "popularity.npy", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ReleaseCorrupt(f"cannot read the catalogue in {folder}: {error}") from error
+        return cls(items, codes, popularity)
+
+
+def _item(line: str, path: Path, number: int) -> Item:
+    try:
+        row: dict[str, Any] = json.loads(line)
+        return Item(row["id"], row["title"], row["attributes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReleaseCorrupt(f"{path}, line {number}: not a catalogue item ({error})") from error

@@ -1,0 +1,36 @@
+"""Where things are in a store.
+
+    scoter:{<user>}:history                    recent items, shared by all releases
+    scoter:{<user>}:reasoning:<release>:<name> the H blob of one release and projection
+    scoter:{<user>}:steps:<release>            the reasoning steps as text
+    scoter:release                             id of the live release
+
+`<user>` is blake2b-128 of the user id in hex: fixed length, safe for any id, and no user id appears in a key.
+The braces make it Redis Cluster's hash tag, so that all keys of one user are in one slot and one round trip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+RELEASE_POINTER = b"scoter:release"
+
+
+def user_tag(user_id: str) -> str:
+    """The part of a key that stands for a user, 32 hex digits."""
+    return hashlib.blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def history_key(tag: str) -> bytes:
+    """Key of a user's recent items; `tag` from `user_tag`."""
+    return f"scoter:{{{tag}}}:history".encode()
+
+
+def reasoning_key(tag: str, release_id: str, name: str) -> bytes:
+    """Key of a user's H blob for one release and one `ReasoningEntry.name`."""
+    return f"scoter:{{{tag}}}:reasoning:{release_id}:{name}".encode()
+
+
+def steps_key(tag: str, release_id: str) -> bytes:
+    """Key of a user's reasoning steps as text."""
+    return f"scoter:{{{tag}}}:steps:{release_id}".encode()
