@@ -1,0 +1,1 @@
+"""From interactions and item texts to a release: every stage is one module and one command."""

