@@ -32,6 +32,7 @@ class TokenizeRecipe(_Section):
     """Table 7: levels and codes of the semantic IDs."""
 
     encoder: str = "minilm"
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the encoder
     quantizer: Literal["rqkmeans"] = "rqkmeans"
     levels: int = Field(4, ge=2, le=8)
     codebook: int = Field(256, ge=2, le=65536)
@@ -44,6 +45,7 @@ class ReasonRecipe(_Section):
 
     backend: Literal["analyst"] = "analyst"
     encoder: str = "minilm"
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the encoder
     template: list[str] = Field(
         default=[
             "Behavioral Data Analysis",
