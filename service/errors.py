@@ -7,7 +7,10 @@
     │   └── ReleaseUnsupported  written for another schema version
     ├── RequestError            the caller's request cannot be answered as asked
     │   ├── BodyTooLarge
-    │   └── UnknownModel
+    │   ├── BodyMalformed       the body is not JSON in UTF-8
+    │   ├── BodyUnsupported     the body is not declared as JSON
+    │   └── RequestInvalid      JSON, but a field is missing, of another type or out of its bounds
+    │       └── UnknownModel
     ├── StoreError              the user store did not answer
     │   ├── StoreUnavailable
     │   └── StoreTimeout
@@ -20,6 +23,8 @@ called, and nowhere else. `service.problems` maps the tree to HTTP.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 
 class ScoterError(Exception):
@@ -50,8 +55,35 @@ class BodyTooLarge(RequestError):
     """The request's body is larger than the service accepts."""
 
 
-class UnknownModel(RequestError):
+class BodyMalformed(RequestError):
+    """The request's body is not JSON in UTF-8."""
+
+
+class BodyUnsupported(RequestError):
+    """The request's body is declared as something other than JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What is wrong with one field. `pointer` is a JSON pointer (RFC 6901) into the request's body."""
+
+    pointer: str
+    detail: str
+
+
+class RequestInvalid(RequestError):
+    """One or more fields of the request cannot be accepted; `fields` says which and why."""
+
+    def __init__(self, fields: list[FieldError]) -> None:
+        self.fields = fields
+        super().__init__("; ".join(f"{field.pointer or 'body'}: {field.detail}" for field in fields))
+
+
+class UnknownModel(RequestInvalid):
     """The request names a model that the loaded release does not hold."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__([FieldError("/model", detail)])
 
 
 class StoreError(ScoterError):

@@ -85,7 +85,8 @@ class Reasoning:
 
 def digest(text: str) -> bytes:
     """8 bytes that stand for a release id or user id inside a header."""
-    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+    # A lone surrogate may reach us from a log or a data file; it must yield a digest, not an exception.
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def encode(

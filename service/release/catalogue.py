@@ -10,7 +10,9 @@ Index 0 is padding; items are 1..N, the same numbering as in the model's tensors
 from __future__ import annotations
 
 import json
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +46,13 @@ class Catalogue:
         self._index = {item.id: i for i, item in enumerate(items, start=1)}
         if len(self._index) != len(items):
             raise ReleaseCorrupt("the catalogue names an item id twice: run `scoter export` again")
-        if codes.shape[0] != len(items) or popularity.shape != (len(items),):
+        if codes.ndim != 2 or codes.shape[0] != len(items) or popularity.shape != (len(items),):
             raise ReleaseCorrupt(
-                f"the catalogue holds {len(items)} items but {codes.shape[0]} semantic IDs and "
-                f"{popularity.shape[0]} popularities: run `scoter export` again"
+                f"the catalogue holds {len(items)} items but semantic IDs of shape {list(codes.shape)} and "
+                f"popularities of shape {list(popularity.shape)}: run `scoter export` again"
             )
         # Stable order, so that equal popularity never makes two pods disagree.
-        self._by_popularity: NDArray[np.int64] = np.argsort(-popularity, kind="stable") + 1
+        self._by_popularity: list[int] = (np.argsort(-popularity, kind="stable") + 1).tolist()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -65,15 +67,9 @@ class Catalogue:
             raise IndexError(f"item index {index} is not in 1..{len(self.items)}")
         return self.items[index - 1]
 
-    def popular(self, k: int, exclude: set[int]) -> list[int]:
+    def popular(self, k: int, exclude: AbstractSet[int]) -> list[int]:
         """The k most popular item indices not in `exclude`, best first."""
-        chosen: list[int] = []
-        for index in self._by_popularity:
-            if len(chosen) == k:
-                break
-            if int(index) not in exclude:
-                chosen.append(int(index))
-        return chosen
+        return list(islice((index for index in self._by_popularity if index not in exclude), k))
 
     def write(self, folder: Path) -> None:
         """Write the catalogue into a new folder."""
@@ -96,7 +92,7 @@ class Catalogue:
                     items.append(_item(line, path, number))
             codes = np.load(folder / "codes.npy", allow_pickle=False)
             popularity = np.load(folder / "popularity.npy", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise ReleaseCorrupt(f"cannot read the catalogue in {folder}: {error}") from error
         return cls(items, codes, popularity)
 
@@ -104,6 +100,8 @@ class Catalogue:
 def _item(line: str, path: Path, number: int) -> Item:
     try:
         row: dict[str, Any] = json.loads(line)
+        if not isinstance(row["id"], str) or not isinstance(row["title"], str):
+            raise TypeError("id and title must be strings")
         return Item(row["id"], row["title"], row["attributes"])
     except (ValueError, KeyError, TypeError) as error:
         raise ReleaseCorrupt(f"{path}, line {number}: not a catalogue item ({error})") from error

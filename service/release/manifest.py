@@ -106,11 +106,9 @@ def content_id(manifest: Manifest) -> str:
 
 def file_entry(path: Path) -> FileEntry:
     """Digest and size of a file."""
-    sha = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            sha.update(chunk)
-    return FileEntry(sha256=sha.hexdigest(), bytes=path.stat().st_size)
+        sha = hashlib.file_digest(stream, "sha256")
+        return FileEntry(sha256=sha.hexdigest(), bytes=stream.tell())
 
 
 def read_manifest(release: Path) -> Manifest:

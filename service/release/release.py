@@ -11,6 +11,9 @@ from service.errors import ReleaseCorrupt, UnknownModel
 from service.release.catalogue import Catalogue
 from service.release.manifest import Manifest, ModelEntry, file_entry, read_manifest
 
+CATALOGUE_FILES = ("catalogue/items.jsonl", "catalogue/codes.npy", "catalogue/popularity.npy")
+WARMUP = "warmup/requests.jsonl"
+
 
 @dataclass(frozen=True, slots=True)
 class Release:
@@ -38,9 +41,19 @@ class Release:
         return self.path / model.file
 
     def warmup(self) -> list[dict[str, Any]]:
-        """Real requests to replay before the service calls itself ready."""
-        path = self.path / "warmup" / "requests.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        """Real requests (bodies of POST /recommend) to replay before the service calls itself ready.
+
+        Raises ReleaseCorrupt with file and line.
+        """
+        path = self.path / WARMUP
+        requests: list[dict[str, Any]] = []
+        try:
+            with path.open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, start=1):
+                    requests.append(_request(line, path, number))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ReleaseCorrupt(f"cannot read {path}: {error}") from error
+        return requests
 
     @classmethod
     def open(cls, path: Path) -> Release:
@@ -49,6 +62,10 @@ class Release:
         Raises ReleaseMissing, ReleaseUnsupported or ReleaseCorrupt; the message names the file.
         """
         manifest = read_manifest(path)
+        # A file that the manifest does not list would be read unchecked.
+        for name in (*CATALOGUE_FILES, WARMUP, *(model.file for model in manifest.models)):
+            if name not in manifest.files:
+                raise ReleaseCorrupt(f"{path}: the manifest does not list {name}: run `scoter export` again")
         for name, expected in manifest.files.items():
             _check(path, name, expected.bytes, expected.sha256)
         catalogue = Catalogue.read(path / "catalogue")
@@ -71,5 +88,19 @@ def _check(release: Path, name: str, size: int, sha256: str) -> None:
     found = file.stat().st_size
     if found != size:
         raise ReleaseCorrupt(f"{file} is {found} bytes long, the manifest says {size}: copy the release again")
-    if file_entry(file).sha256 != sha256:
+    try:
+        same = file_entry(file).sha256 == sha256
+    except OSError as error:
+        raise ReleaseCorrupt(f"cannot read {file}: {error}") from error
+    if not same:
         raise ReleaseCorrupt(f"{file} was altered (sha256 differs from the manifest): copy the release again")
+
+
+def _request(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        body = json.loads(line)
+    except ValueError as error:
+        raise ReleaseCorrupt(f"{path}, line {number}: not JSON ({error})") from error
+    if not isinstance(body, dict):
+        raise ReleaseCorrupt(f"{path}, line {number}: a request is a JSON object")
+    return body

@@ -1,0 +1,130 @@
+"""The HTTP application: routes, their error handling, and the life of the parts behind them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from service.errors import BodyMalformed, BodyUnsupported, FieldError, RequestInvalid, ScoterError
+from service.metrics import Metrics
+from service.middleware import BodyLimit, RequestContext
+from service.problems import MEDIA_TYPE, RECOMMEND_STATUSES, problem_response
+from service.schemas import Problem, RecommendRequest, RecommendResponse
+from service.serving import Serving
+from service.settings import Settings
+
+ROUTES = frozenset({"/recommend", "/livez", "/readyz", "/metrics"})
+_PROBLEM: dict[str, Any] = {"model": Problem, "content": {MEDIA_TYPE: {}}}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. Nothing is opened before its lifespan starts, which raises a ScoterError if a part fails."""
+    metrics = Metrics(CollectorRegistry())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.serving = await Serving.open(settings, metrics)
+        try:
+            yield
+        finally:
+            await app.state.serving.close()
+
+    app = FastAPI(
+        title="SCoTER Serving",
+        summary="Recommendations enriched by reasoning that a language model wrote beforehand.",
+        version="0.1.0",
+        lifespan=lifespan,
+    )
+    app.state.metrics = metrics
+    app.add_middleware(BodyLimit, limit=settings.limits.body_bytes)
+    app.add_middleware(RequestContext, metrics=metrics, routes=ROUTES)  # added last, runs first
+    app.add_exception_handler(ScoterError, _problem)
+    app.add_exception_handler(HTTPException, _problem)
+    _add_routes(app, metrics)
+    app.openapi = partial(_openapi, app)  # type: ignore[method-assign]
+    return app
+
+
+def _add_routes(app: FastAPI, metrics: Metrics) -> None:
+    @app.post(
+        "/recommend",
+        response_model=RecommendResponse,
+        responses=dict.fromkeys(RECOMMEND_STATUSES, _PROBLEM),
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": RecommendRequest.model_json_schema()}},
+            }
+        },
+    )
+    async def recommend(request: Request) -> Response:
+        """Rank items for one user."""
+        # Validated from and written to bytes by pydantic itself: FastAPI's own route reads, copies and checks the
+        # same values several times over, which costs more than the store and the fusion together.
+        asked = _parsed(request.headers.get("content-type", ""), await request.body())
+        serving: Serving = request.app.state.serving
+        answer = await serving.recommender.recommend(asked, request.state.request_id, request.state.timings)
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+    @app.get("/livez")
+    async def livez() -> dict[str, str]:
+        """Whether the process answers; depends on nothing else."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", responses={503: {"description": "A part is not ready."}})
+    async def readyz(request: Request) -> JSONResponse:
+        """Whether every part that a request needs is ready, and which is not."""
+        serving: Serving = request.app.state.serving
+        parts = await serving.readiness()
+        ready = all(state == "ok" for state in parts.values())
+        body = {"status": "ok" if ready else "not ready", "release": serving.release.id, "parts": parts}
+        return JSONResponse(body, 200 if ready else 503)
+
+    @app.get("/metrics", response_class=Response)
+    async def scrape() -> Response:
+        """Metrics in Prometheus's text format."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _parsed(content_type: str, body: bytes) -> RecommendRequest:
+    """The request in a body. Raises BodyUnsupported, BodyMalformed or RequestInvalid."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise BodyUnsupported(f"send Content-Type: application/json, not {media_type or 'nothing'!r}")
+    try:
+        return RecommendRequest.model_validate_json(body)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)
+        if wrong[0]["type"] == "json_invalid":
+            raise BodyMalformed(wrong[0]["msg"]) from error
+        raise RequestInvalid([FieldError(_pointer(item["loc"]), item["msg"]) for item in wrong]) from error
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    """A JSON pointer (RFC 6901)."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with problems under their own media type: it files every model under application/json."""
+    document = FastAPI.openapi(app)
+    for path in document["paths"].values():
+        for operation in path.values():
+            for response in operation["responses"].values():
+                content = response.get("content", {})
+                if MEDIA_TYPE in content and "application/json" in content:
+                    content[MEDIA_TYPE] = content.pop("application/json")
+    return document
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    return problem_response(error, request.state.request_id)

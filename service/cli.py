@@ -1,0 +1,105 @@
+"""`scoter-serve`: run the service."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+from pydantic import SecretStr, ValidationError
+
+from service.app import create_app
+from service.errors import ScoterError
+from service.logs import configure_logs
+from service.settings import LmdbSettings, RedisSettings, Settings
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def serve(
+    releases: Annotated[
+        Path | None, typer.Option(help="Folder of releases, each named by its id.", show_default="releases")
+    ] = None,
+    release: Annotated[
+        str | None, typer.Option(help="Serve this release, whichever is live.", show_default="the store's pointer")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="Folder of an LMDB store, or redis://, rediss:// or unix:// URL.", show_default="store"),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default="8000")] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Answer POST /recommend from a release and a user store.
+
+    Every option can be set in the environment instead, and so can what has no option:
+
+        SCOTER_RELEASES, SCOTER_RELEASE, SCOTER_HOST, SCOTER_PORT
+        SCOTER_STORE__KIND=redis SCOTER_STORE__URL=redis://redis:6379/0
+        SCOTER_ENGINE__THREADS, SCOTER_ENGINE__MAX_BATCH, SCOTER_ENGINE__QUEUE_LIMIT
+        SCOTER_LIMITS__BODY_BYTES, SCOTER_LIMITS__K
+
+    Keep a Redis password in the environment: arguments are visible to every user of the machine.
+
+    Example: scoter-serve --releases out/releases --store out/store, then
+
+        curl localhost:8000/recommend -H 'content-type: application/json' -d '{"user_id": "A1YJEY40YUW4SE"}'
+    """
+    chosen: dict[str, Any] = {"releases": releases, "release": release, "host": host, "port": port}
+    if store is not None:
+        chosen["store"] = store_settings(store)
+    try:
+        settings = Settings(**{name: value for name, value in chosen.items() if value is not None})
+    except ValidationError as error:
+        for wrong in error.errors(include_url=False, include_input=False):
+            name = "SCOTER_" + "__".join(str(part) for part in wrong["loc"]).upper()
+            typer.echo(f"scoter-serve: {name}: {wrong['msg']}", err=True)
+        raise typer.Exit(2) from None
+    configure_logs(log_level.upper())
+    try:
+        uvloop.run(run(create_app(settings), settings))
+    except ScoterError as error:
+        typer.echo(f"scoter-serve: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def store_settings(text: str) -> LmdbSettings | RedisSettings:
+    """The store that a command line names: a URL, or else a folder."""
+    if text.startswith(("redis://", "rediss://", "unix://")):
+        return RedisSettings(url=SecretStr(text))
+    return LmdbSettings(path=Path(text))
+
+
+async def run(application: FastAPI, settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what is running. Raises the ScoterError that start-up meets."""
+    # uvicorn would log a failing lifespan as a traceback; entered here, its error reaches the caller.
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application,
+            host=settings.host,
+            port=settings.port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+        )
+    )
+    # Once it has drained, uvicorn raises the signal again for whoever handled it before: that is our way out.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    async with application.router.lifespan_context(application):
+        await server.serve()
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)

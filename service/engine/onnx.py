@@ -1,0 +1,249 @@
+"""In-process ONNX Runtime with greedy micro-batching.
+
+    event loop                              worker threads, one core each
+    ----------                              -----------------------------
+    infer: append to the model's queue ---> take what is waiting for that model, up to max_batch
+           await the future            <--- run once, hand all rankings back in one call
+
+An idle worker takes a request at once; requests that arrive while all workers are busy are taken together. There is
+no timer: waiting for company would add to every request what only busy moments can repay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from service.engine.base import ModelInput, Ranking
+from service.errors import EngineOverloaded, EngineUnavailable, ReleaseCorrupt
+from service.release.manifest import ModelEntry, TensorEntry
+from service.release.release import Release
+from service.settings import EngineSettings
+
+_OUTPUTS = ["item", "score", "valid"]
+_DTYPES = {"tensor(int64)": "int64", "tensor(float)": "float32", "tensor(bool)": "bool"}
+
+BatchObserver = Callable[[str, int], None]  # (model, requests in the batch), called in a worker thread
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    request: ModelInput
+    future: asyncio.Future[Ranking]
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    entry: ModelEntry
+    session: onnxruntime.InferenceSession
+    queue: deque[_Waiting]
+
+
+class OnnxEngine:
+    """Runs every model of a release in this process.
+
+    Raises ReleaseCorrupt if a graph cannot be loaded or differs from what the manifest says of it.
+    """
+
+    def __init__(
+        self, release: Release, settings: EngineSettings, observe: BatchObserver = lambda _model, _size: None
+    ) -> None:
+        self._settings = settings
+        self._observe = observe
+        self._models = {entry.name: _Model(entry, load(release, entry), deque()) for entry in release.manifest.models}
+        # One token per request. Both kinds of queue are atomic by themselves, so no lock is held while a batch is
+        # put together; a token whose request went with an earlier batch finds nothing and is dropped.
+        self._tokens: SimpleQueue[_Model | None] = SimpleQueue()
+        self._busy: set[int] = set()  # a set, because threads cannot count together without a lock
+        self._closed = False
+        self._workers = [
+            threading.Thread(target=self._work, name=f"onnx-{number}", daemon=True)
+            for number in range(settings.threads)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    async def infer(self, model: str, request: ModelInput) -> Ranking:
+        """Rank items for one request. Raises EngineUnavailable or EngineOverloaded."""
+        target = self._models.get(model)
+        if target is None or self._closed:
+            raise EngineUnavailable(f"the engine is closed or holds no model {model!r}")
+        if self.waiting() >= self._settings.queue_limit:
+            raise EngineOverloaded(f"{self._settings.queue_limit} requests are waiting for inference already")
+        future: asyncio.Future[Ranking] = asyncio.get_running_loop().create_future()
+        target.queue.append(_Waiting(request, future))
+        self._tokens.put(target)
+        return await future
+
+    async def ready(self, model: str) -> bool:
+        """Whether `model` is loaded and every worker is alive."""
+        return not self._closed and model in self._models and all(worker.is_alive() for worker in self._workers)
+
+    async def close(self) -> None:
+        """Answer what is waiting, then stop the workers."""
+        self._closed = True
+        for _ in self._workers:
+            self._tokens.put(None)
+        for worker in self._workers:
+            await asyncio.to_thread(worker.join)
+
+    def waiting(self) -> int:
+        """Requests that no worker has taken yet."""
+        return sum(len(model.queue) for model in self._models.values())
+
+    def _work(self) -> None:
+        me = threading.get_ident()
+        while (model := self._tokens.get()) is not None:
+            batch = self._take(model)
+            if batch:
+                self._busy.add(me)
+                self._answer(model, batch)
+                self._busy.discard(me)
+
+    def _take(self, model: _Model) -> list[_Waiting]:
+        # Idle workers share what is waiting: two requests on two cores are faster apart than together.
+        idle = max(1, len(self._workers) - len(self._busy))
+        size = min(self._settings.max_batch, -(-len(model.queue) // idle))
+        batch: list[_Waiting] = []
+        while len(batch) < size:
+            try:
+                waiting = model.queue.popleft()
+            except IndexError:
+                break
+            if not waiting.future.cancelled():  # nobody waits for it any more
+                batch.append(waiting)
+        return batch
+
+    def _answer(self, model: _Model, batch: list[_Waiting]) -> None:
+        answer: Sequence[Ranking] | EngineUnavailable
+        try:
+            self._observe(model.entry.name, len(batch))
+            answer = run(model.session, model.entry, [waiting.request for waiting in batch])
+        except Exception as error:  # noqa: BLE001  # ONNX Runtime's share no base class, and a worker must survive them
+            answer = EngineUnavailable(f"inference of model {model.entry.name!r} failed: {error}")
+            answer.__cause__ = error
+        try:
+            batch[0].future.get_loop().call_soon_threadsafe(_resolve, batch, answer)
+        except RuntimeError:
+            return  # the event loop has ended, and every caller with it
+
+
+def load(release: Release, entry: ModelEntry) -> onnxruntime.InferenceSession:
+    """A single-threaded session of one model, checked against the manifest. Raises ReleaseCorrupt."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    # A spinning thread would take its core from the event loop.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    path = release.graph(entry)
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # no common base class here either
+        raise ReleaseCorrupt(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
+    differences = [
+        *_differences("input", _expected_inputs(entry), entry.inputs, session.get_inputs()),
+        *_differences("output", _expected_outputs(entry), entry.outputs, session.get_outputs()),
+    ]
+    if differences:
+        raise ReleaseCorrupt(f"{path} is not the model that the manifest describes: " + "; ".join(differences))
+    return session
+
+
+def feeds(entry: ModelEntry, requests: Sequence[ModelInput]) -> dict[str, NDArray[Any]]:
+    """The graph's inputs for a batch: history [B, T], exclude [B, E] and, if it reads any, reasoning [B, K, D]."""
+    inputs: dict[str, NDArray[Any]] = {
+        "history": np.stack([request.history for request in requests]),
+        "exclude": _exclude(requests),
+    }
+    if entry.reasoning is not None:
+        shape = (len(requests), entry.reasoning.steps, entry.reasoning.width)
+        reasoning = np.zeros(shape, np.float32)
+        present = np.zeros(len(requests), np.bool_)
+        for row, request in enumerate(requests):
+            if request.reasoning is not None:
+                reasoning[row] = request.reasoning
+                present[row] = True
+        inputs["reasoning"] = reasoning
+        inputs["has_reasoning"] = present
+    return inputs
+
+
+def run(session: onnxruntime.InferenceSession, entry: ModelEntry, requests: Sequence[ModelInput]) -> list[Ranking]:
+    """Run one batch; the interpreter is free while ONNX Runtime computes."""
+    items, scores, valid = session.run(_OUTPUTS, feeds(entry, requests))
+    return [Ranking(items[row], scores[row], valid[row]) for row in range(len(requests))]
+
+
+def _exclude(requests: Sequence[ModelInput]) -> NDArray[np.int64]:
+    # Powers of two, so that ONNX Runtime meets few shapes and its memory arena settles; 0 excludes nothing.
+    longest = max(1, *(len(request.exclude) for request in requests))
+    exclude = np.zeros((len(requests), 1 << (longest - 1).bit_length()), np.int64)
+    for row, request in enumerate(requests):
+        exclude[row, : len(request.exclude)] = request.exclude
+    return exclude
+
+
+def _resolve(batch: list[_Waiting], answer: Sequence[Ranking] | EngineUnavailable) -> None:
+    for row, waiting in enumerate(batch):
+        if waiting.future.done():  # cancelled while the batch ran
+            continue
+        if isinstance(answer, EngineUnavailable):
+            waiting.future.set_exception(answer)
+        else:
+            waiting.future.set_result(answer[row])
+
+
+def _expected_inputs(entry: ModelEntry) -> list[TensorEntry]:
+    inputs = [TensorEntry(name="history", dtype="int64", shape=[None, entry.history_length])]
+    if entry.reasoning is not None:
+        matrix: list[int | None] = [None, entry.reasoning.steps, entry.reasoning.width]
+        inputs += [
+            TensorEntry(name="reasoning", dtype="float32", shape=matrix),
+            TensorEntry(name="has_reasoning", dtype="bool", shape=[None]),
+        ]
+    return [*inputs, TensorEntry(name="exclude", dtype="int64", shape=[None, None])]
+
+
+def _expected_outputs(entry: ModelEntry) -> list[TensorEntry]:
+    shape: list[int | None] = [None, entry.beam]
+    return [
+        TensorEntry(name="item", dtype="int64", shape=shape),
+        TensorEntry(name="score", dtype="float32", shape=shape),
+        TensorEntry(name="valid", dtype="bool", shape=shape),
+    ]
+
+
+def _differences(
+    kind: str, served: list[TensorEntry], declared: list[TensorEntry], found: Sequence[onnxruntime.NodeArg]
+) -> list[str]:
+    """What differs between the tensors that the service feeds, the manifest declares and the graph has."""
+    graph = {arg.name: _described(arg) for arg in found}
+    manifest = {tensor.name: _shown(tensor.dtype, tensor.shape) for tensor in declared}
+    wanted = {tensor.name: _shown(tensor.dtype, tensor.shape) for tensor in served}
+    return [
+        f"{kind} {name!r} is {graph.get(name, 'absent')} in the graph, {manifest.get(name, 'absent')} in the "
+        f"manifest, {wanted.get(name, 'absent')} by the model's history, beam and reasoning"
+        for name in sorted({*graph, *manifest, *wanted})
+        if not graph.get(name) == manifest.get(name) == wanted.get(name)
+    ]
+
+
+def _described(arg: onnxruntime.NodeArg) -> str:
+    return _shown(
+        _DTYPES.get(arg.type, arg.type), [size if isinstance(size, int) and size > 0 else None for size in arg.shape]
+    )
+
+
+def _shown(dtype: str, shape: Sequence[int | None]) -> str:
+    return f"{dtype}[{', '.join('*' if size is None else str(size) for size in shape)}]"

@@ -1,0 +1,73 @@
+"""What is known about a user when a request arrives: recent history, reasoning and its text, in one round trip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from service.errors import StoreError, StoreTimeout
+from service.release.blob import BlobMiss, Reasoning, decode
+from service.release.manifest import ReasoningEntry
+from service.store.base import Store
+from service.store.keys import history_key, reasoning_key, steps_key, user_tag
+from service.store.records import decode_history, decode_steps
+
+Unasked = Literal["disabled", "unsupported"]  # the request wants no reasoning; the model reads none
+StoreFailure = Literal["store_timeout", "store_unavailable"]
+Miss = BlobMiss | Unasked | StoreFailure
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A user's side of a request. Exactly one of `reasoning` and `miss` is set."""
+
+    reasoning: Reasoning | None
+    miss: Miss | None
+    history: list[str] | None = None  # item ids, oldest first; None if none is stored or none was asked for
+    steps: list[str] = field(default_factory=list)  # text of each step, if asked for and stored
+    store_failure: StoreFailure | None = None
+
+
+class Profiles:
+    """Reads profiles for one release. A store that fails is a labelled miss: the user is still answered."""
+
+    def __init__(self, store: Store, release_id: str) -> None:
+        self._store = store
+        self._release = release_id
+
+    async def fetch(
+        self,
+        user_id: str,
+        entry: ReasoningEntry | None,  # what the model reads, None for a model that reads no reasoning
+        *,
+        history: bool,  # is the stored history needed?
+        reasoning: bool,
+        steps: bool,
+    ) -> Profile:
+        """Fetch what is asked for in at most one `Store.get`. Never raises a StoreError."""
+        unasked: Unasked | None = "unsupported" if entry is None else None if reasoning else "disabled"
+        tag = user_tag(user_id)
+        keys: list[bytes] = []
+        if history:
+            keys.append(history_key(tag))
+        if entry is not None and reasoning:
+            keys.append(reasoning_key(tag, self._release, entry.name))
+            if steps:
+                keys.append(steps_key(tag, self._release))
+        if not keys:
+            return Profile(None, unasked)
+        try:
+            values = iter(await self._store.get(keys))
+        except StoreError as error:
+            failure: StoreFailure = "store_timeout" if isinstance(error, StoreTimeout) else "store_unavailable"
+            return Profile(None, unasked or failure, store_failure=failure)
+
+        stored = decode_history(next(values)) if history else None
+        items = stored.items if stored else None
+        if entry is None or not reasoning:
+            return Profile(None, unasked, items)
+        decoded = decode(next(values), entry.blob_format(self._release), user_id)
+        if isinstance(decoded, BlobMiss):
+            # A reply meant for another user: its history is not to be trusted either.
+            return Profile(None, decoded, None if decoded is BlobMiss.user else items)
+        return Profile(decoded, None, items, (decode_steps(next(values)) or []) if steps else [])

@@ -1,0 +1,215 @@
+"""The path of one request: profile -> item indices -> model input -> engine -> items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+
+from service.engine.base import Engine, ModelInput, Ranking
+from service.errors import EngineError, EngineOverloaded, EngineUnavailable, FieldError, RequestInvalid
+from service.metrics import Metrics, ReasoningState
+from service.profile import Profile, Profiles
+from service.release.catalogue import Catalogue
+from service.release.manifest import ModelEntry
+from service.release.release import Release
+from service.schemas import HistoryReport, RankedItem, ReasoningReport, RecommendRequest, RecommendResponse, Step
+from service.settings import LimitSettings
+from service.store.base import Store
+from service.timings import StageTimings
+
+_LAST_SECOND = int(datetime.max.replace(tzinfo=UTC).timestamp())
+_RAREST = 1e-12  # stands for a popularity of zero, whose logarithm JSON cannot hold
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One request, ready for the engine."""
+
+    request: RecommendRequest
+    model: ModelEntry
+    k: int
+    profile: Profile
+    known: list[int]  # indices of the history's known items, oldest first
+    history: HistoryReport
+    blocked: list[int]  # indices that the request itself excludes
+    input: ModelInput
+
+
+class Recommender:
+    """Answers requests from one release."""
+
+    def __init__(self, release: Release, store: Store, engine: Engine, limits: LimitSettings, metrics: Metrics) -> None:
+        self.release = release
+        self._profiles = Profiles(store, release.id)
+        self._engine = engine
+        self._limits = limits
+        self._metrics = metrics
+
+    async def recommend(self, request: RecommendRequest, request_id: str, timings: StageTimings) -> RecommendResponse:
+        """Rank items for one user.
+
+        Raises RequestInvalid, UnknownModel or EngineOverloaded; any other failure yields a labelled, lesser answer.
+        """
+        prepared = await self.prepare(request, timings)
+        degraded: list[str] = [] if prepared.profile.store_failure is None else [prepared.profile.store_failure]
+        ranked: list[tuple[int, float]] | None = None
+        if prepared.known:
+            try:
+                with timings.stage("engine"):
+                    ranking = await self._engine.infer(prepared.model.name, prepared.input)
+                ranked = _ranked(ranking, prepared.k, len(self.release.catalogue))
+            except EngineOverloaded:
+                raise  # the caller may try another replica; popular items would hide the overload
+            except EngineError:
+                degraded.append("engine_unavailable")
+        else:
+            degraded.append("no_history")
+        return self._response(prepared, ranked, degraded, request_id, timings)
+
+    async def prepare(self, request: RecommendRequest, timings: StageTimings) -> Prepared:
+        """Check a request, fetch what is known about its user and build the model's input."""
+        model = self.release.model(request.model or self.release.manifest.default_model)
+        k = self._checked(request, model)
+        with timings.stage("store"):
+            profile = await self._profiles.fetch(
+                request.user_id,
+                model.reasoning,
+                history=request.history is None,
+                reasoning=request.reasoning,
+                steps=request.explain,
+            )
+        ids = request.history if request.history is not None else profile.history
+        source: Literal["request", "stored", "none"] = (
+            "request" if request.history is not None else "stored" if profile.history is not None else "none"
+        )
+        known = _indices(self.release.catalogue, ids or [])
+        # The most recent distinct items; the graph's work grows with what it has to exclude.
+        seen = list(islice(dict.fromkeys(reversed(known)), self._limits.seen))
+        blocked = _indices(self.release.catalogue, request.exclude)
+        recent = known[-model.history_length :]
+        history = np.zeros(model.history_length, np.int64)
+        history[model.history_length - len(recent) :] = recent
+        return Prepared(
+            request=request,
+            model=model,
+            k=k,
+            profile=profile,
+            known=known,
+            history=HistoryReport(
+                source=source, used=len(recent), unknown=len(ids or []) - len(known), excluded=len(seen)
+            ),
+            blocked=blocked,
+            input=ModelInput(
+                history=history,
+                reasoning=profile.reasoning.matrix if profile.reasoning else None,
+                exclude=np.array(seen + blocked, np.int64),
+            ),
+        )
+
+    def _checked(self, request: RecommendRequest, model: ModelEntry) -> int:
+        """The k of a request. Raises RequestInvalid with every bound that it breaks."""
+        wrong: list[FieldError] = []
+        if request.k is not None and request.k > model.beam:
+            wrong.append(FieldError("/k", f"must be between 1 and {model.beam}, the beam of model {model.name}"))
+        if request.history is not None and len(request.history) > self._limits.history:
+            wrong.append(FieldError("/history", f"must hold at most {self._limits.history} items"))
+        if len(request.exclude) > self._limits.exclude:
+            wrong.append(FieldError("/exclude", f"must hold at most {self._limits.exclude} items"))
+        if wrong:
+            raise RequestInvalid(wrong)
+        return request.k if request.k is not None else min(self._limits.k, model.beam)
+
+    def _response(
+        self,
+        prepared: Prepared,
+        ranked: list[tuple[int, float]] | None,
+        degraded: list[str],
+        request_id: str,
+        timings: StageTimings,
+    ) -> RecommendResponse:
+        catalogue = self.release.catalogue
+        chosen = ranked if ranked is not None else _popular(catalogue, prepared)
+        items = [
+            RankedItem(rank=rank, id=item.id, title=item.title, score=score)
+            for rank, (item, score) in enumerate(((catalogue.item(index), score) for index, score in chosen), start=1)
+        ]
+        response = RecommendResponse(
+            request_id=request_id,
+            release=self.release.id,
+            model=prepared.model.name,
+            source="popular" if ranked is None else "model",
+            items=items,
+            reasoning=self._reasoning(prepared, None if ranked is not None else degraded[-1]),
+            history=prepared.history,
+            complete=len(items) == prepared.k,
+            degraded=degraded,
+        )
+        self._observe(response, prepared, timings)
+        return response
+
+    def _reasoning(self, prepared: Prepared, unranked: str | None) -> ReasoningReport:
+        """Report on the reasoning; `unranked` says why no model ranked, if none did."""
+        profile, explain = prepared.profile, prepared.request.explain
+        if profile.reasoning is None or unranked is not None:
+            return ReasoningReport(
+                used=False,
+                reason=profile.miss or unranked,
+                written=None,
+                history_length=None,
+                steps=[] if explain else None,
+            )
+        # Texts without a step of the template, or steps without a text, are not shown: they explain nothing.
+        steps = [
+            Step(step=step, text=text)
+            for step, text in zip(self.release.manifest.template, profile.steps, strict=False)
+        ]
+        return ReasoningReport(
+            used=True,
+            reason=None,
+            written=datetime.fromtimestamp(min(profile.reasoning.written, _LAST_SECOND), UTC),
+            history_length=profile.reasoning.history_length,
+            steps=steps if explain else None,
+        )
+
+    def _observe(self, response: RecommendResponse, prepared: Prepared, timings: StageTimings) -> None:
+        state: ReasoningState = (
+            "none" if response.source == "popular" else "used" if response.reasoning.used else "masked"
+        )
+        self._metrics.recommended(prepared.model.name, state, timings)
+        if prepared.profile.miss is not None:
+            self._metrics.reasoning_missed(prepared.profile.miss)
+        if prepared.history.unknown:
+            self._metrics.unknown_items(prepared.history.unknown)
+        for reason in response.degraded:
+            self._metrics.degraded(reason)
+
+
+def _indices(catalogue: Catalogue, ids: Iterable[str]) -> list[int]:
+    """Model indices of the ids that the catalogue holds, in their order."""
+    return [index for index in map(catalogue.index_of, ids) if index is not None]
+
+
+def _ranked(ranking: Ranking, k: int, items: int) -> list[tuple[int, float]]:
+    """The best k valid items with their scores. Raises EngineUnavailable if the model returned what cannot be."""
+    best = [
+        (index, score)
+        for index, score, valid in zip(
+            ranking.items.tolist(), ranking.scores.tolist(), ranking.valid.tolist(), strict=True
+        )
+        if valid
+    ][:k]
+    if not all(1 <= index <= items and math.isfinite(score) for index, score in best):
+        raise EngineUnavailable("the model returned an item that is not in the catalogue, or a score that is no number")
+    return best
+
+
+def _popular(catalogue: Catalogue, prepared: Prepared) -> list[tuple[int, float]]:
+    """Popular items that the user has not seen, scored by the logarithm of their share of interactions."""
+    chosen = catalogue.popular(prepared.k, {*prepared.known, *prepared.blocked})
+    return [(index, math.log(max(float(catalogue.popularity[index - 1]), _RAREST))) for index in chosen]

@@ -1,0 +1,156 @@
+"""What callers send to and get from POST /recommend, and what they get when it fails."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.settings import EXCLUDE_CEILING, HISTORY_CEILING
+
+ItemId = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class RecommendRequest(BaseModel):
+    """Whom to recommend to, and how."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {"user_id": "A1YJEY40YUW4SE"},
+                {
+                    "user_id": "A1YJEY40YUW4SE",
+                    "history": ["B000052YAN", "B00021DJ32"],
+                    "exclude": ["B0002JHI1I"],
+                    "k": 5,
+                    "explain": True,
+                },
+            ]
+        },
+    )
+
+    user_id: str = Field(min_length=1, max_length=256)
+    history: list[ItemId] | None = Field(
+        default=None,
+        max_length=HISTORY_CEILING,
+        description="Item ids, oldest first, instead of the stored history; unknown ids are ignored and counted.",
+    )
+    exclude: list[ItemId] = Field(
+        default=[], max_length=EXCLUDE_CEILING, description="Item ids never to return, besides those already seen."
+    )
+    k: int | None = Field(
+        default=None, ge=1, description="Items to return, up to the model's beam. The service's default if left out."
+    )
+    reasoning: bool = Field(default=True, description="False ranks without the user's reasoning.")
+    explain: bool = Field(default=False, description="Also return the text of the reasoning steps that were used.")
+    model: str | None = Field(default=None, description="A model of the release; its default model if left out.")
+
+
+class RankedItem(BaseModel):
+    """One recommended item."""
+
+    rank: int = Field(description="1 is best.")
+    id: str
+    title: str
+    score: float = Field(description="Log-probability; comparable within one response only.")
+
+
+class Step(BaseModel):
+    """One step of the reasoning, in words."""
+
+    step: str = Field(description="The step of the template that this text fills.")
+    text: str
+
+
+class ReasoningReport(BaseModel):
+    """What became of the user's reasoning."""
+
+    used: bool
+    reason: str | None = Field(description="Why it was not used; null if it was.")
+    written: datetime | None = Field(description="When it was generated; null if it was not used.")
+    history_length: int | None = Field(description="Items of history that it was generated from; null if not used.")
+    steps: list[Step] | None = Field(description="Null unless the request asks to explain.")
+
+
+class HistoryReport(BaseModel):
+    """What became of the user's history."""
+
+    source: Literal["request", "stored", "none"]
+    used: int = Field(description="Items that the model saw: the most recent known ones.")
+    unknown: int = Field(description="Items that the catalogue does not hold, ignored.")
+    excluded: int = Field(description="Distinct seen items kept out of the answer: the latest ones, up to a limit.")
+
+
+class RecommendResponse(BaseModel):
+    """Ranked items, and how they came about."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "request_id": "0f8fad5bd9cb469fa165708b3a6c7c4e",
+                    "release": "5d41402abc4b2a76",
+                    "model": "scoter_h",
+                    "source": "model",
+                    "items": [{"rank": 1, "id": "B0002JHI1I", "title": "Night cream, 50 ml", "score": -2.31}],
+                    "reasoning": {
+                        "used": True,
+                        "reason": None,
+                        "written": "2025-06-01T03:12:45Z",
+                        "history_length": 9,
+                        "steps": [{"step": "Summarise the history", "text": "Gentle skin care, mid price."}],
+                    },
+                    "history": {"source": "stored", "used": 9, "unknown": 0, "excluded": 9},
+                    "complete": True,
+                    "degraded": [],
+                }
+            ]
+        }
+    )
+
+    request_id: str
+    release: str
+    model: str
+    source: Literal["model", "popular"] = Field(description="`popular` when no model could rank for this user.")
+    items: list[RankedItem] = Field(description="Best first, never more than k.")
+    reasoning: ReasoningReport
+    history: HistoryReport
+    complete: bool = Field(description="False if fewer than k items could be returned.")
+    degraded: list[str] = Field(description="Reasons why this answer is worse than it should be; empty if it is not.")
+
+
+class ProblemField(BaseModel):
+    """What is wrong with one field."""
+
+    pointer: str = Field(description="JSON pointer (RFC 6901) into the request's body.")
+    detail: str
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:scoter:problem:request-invalid",
+                    "title": "The request cannot be accepted",
+                    "status": 422,
+                    "detail": "/k: must be between 1 and 20, the beam of model scoter_h",
+                    "request_id": "0f8fad5bd9cb469fa165708b3a6c7c4e",
+                    "errors": [{"pointer": "/k", "detail": "must be between 1 and 20, the beam of model scoter_h"}],
+                }
+            ]
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[ProblemField] | None = None

@@ -1,0 +1,91 @@
+"""Settings, from the environment (`SCOTER_*`, nested with `__`) or from arguments. Built once and passed on.
+
+SCOTER_RELEASES=/releases
+SCOTER_STORE__KIND=redis  SCOTER_STORE__URL=redis://:password@redis:6379/0
+SCOTER_ENGINE__THREADS=4
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+HISTORY_CEILING = 10_000
+EXCLUDE_CEILING = 10_000
+
+Milliseconds = Annotated[float, Field(gt=0, description="milliseconds")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LmdbSettings(_Section):
+    """The embedded store: one folder on this machine."""
+
+    kind: Literal["lmdb"] = "lmdb"
+    path: Path = Path("store")
+
+
+class RedisSettings(_Section):
+    """The shared store. A late Redis costs the reasoning of a request, so reads give up after tens of ms."""
+
+    kind: Literal["redis"] = "redis"
+    url: SecretStr  # redis://[:password@]host:port/db, rediss:// for TLS, unix://path
+    connect_timeout_ms: Milliseconds = 50.0
+    read_timeout_ms: Milliseconds = 20.0
+    write_timeout_ms: Milliseconds = 5_000.0  # publishing moves megabytes at once
+    connections: int = Field(default=64, ge=1)
+
+
+def _default_kind(value: object) -> object:
+    # SCOTER_STORE__PATH alone is enough for the default kind.
+    return {"kind": "lmdb", **value} if isinstance(value, dict) else value
+
+
+StoreSettings = Annotated[LmdbSettings | RedisSettings, Field(discriminator="kind")]
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class EngineSettings(_Section):
+    """In-process inference."""
+
+    threads: int = Field(default_factory=_usable_cores, ge=1)  # batches that run at the same time, one core each
+    max_batch: int = Field(default=16, ge=1)  # requests taken together
+    queue_limit: int = Field(default=256, ge=1)  # requests that may wait; the next one is refused with 503
+
+
+class LimitSettings(_Section):
+    """What one request may ask for."""
+
+    body_bytes: int = Field(default=256 * 1024, ge=1024)
+    history: int = Field(default=HISTORY_CEILING, ge=1, le=HISTORY_CEILING)  # items in a request's own history
+    exclude: int = Field(default=1_000, ge=0, le=EXCLUDE_CEILING)  # items in a request's exclude list
+    seen: int = Field(default=1_024, ge=0)  # most recent distinct items of a history that are not recommended again
+    k: int = Field(default=10, ge=1)  # items returned when the request does not say
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Arguments win over the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SCOTER_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+    )
+
+    releases: Path = Path("releases")  # holds one folder per release, each named by its release id
+    release: str | None = Field(default=None, pattern=r"^[0-9a-f]{16}$")  # None: the one the store's pointer names
+    store: Annotated[StoreSettings, BeforeValidator(_default_kind)] = LmdbSettings()
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+    limits: LimitSettings = LimitSettings()
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)

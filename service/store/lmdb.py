@@ -1,0 +1,112 @@
+"""The embedded store: LMDB, one folder, many processes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import lmdb
+
+from service.errors import StoreUnavailable
+
+_T = TypeVar("_T")
+
+# The file is sparse and grows as it is written to; the map only reserves address space.
+MAP_BYTES = 1 << 34
+
+
+class LmdbStore:
+    """A user store in `path`. A publisher in another process may write while this one reads.
+
+    Raises StoreUnavailable if the folder cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, map_bytes: int = MAP_BYTES) -> None:
+        self._path = path
+        # LMDB forbids changing the map's size while this process has a transaction, so reads and growth take turns.
+        self._map = threading.Lock()
+        self._writer = threading.Lock()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._environment = lmdb.open(
+                str(path),
+                map_size=map_bytes,
+                max_readers=1024,
+                readahead=False,  # lookups are random; reading ahead would only evict other users' pages
+            )
+        except (lmdb.Error, OSError) as error:
+            raise StoreUnavailable(f"cannot open the LMDB store in {path}: {error}") from error
+
+    async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values of `keys`, in order, from one consistent read transaction."""
+        # Microseconds from the page cache: a hop to another thread would cost ten times the read itself.
+        return self._translated(lambda: self._read(keys))
+
+    async def put(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        """Write pairs in one transaction, synced to disk when this returns."""
+        batch = list(pairs)
+        await self._write(lambda transaction: _put(transaction, batch))
+
+    async def delete(self, keys: Iterable[bytes]) -> None:
+        """Remove keys in one transaction."""
+        batch = list(keys)
+        await self._write(lambda transaction: _delete(transaction, batch))
+
+    async def ping(self) -> None:
+        """Return if a read transaction can be opened."""
+        await self.get(())
+
+    async def close(self) -> None:
+        """Unmap the file; any later call raises StoreUnavailable."""
+        with self._writer, self._map:
+            self._environment.close()
+
+    def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        with self._map:
+            try:
+                transaction = self._environment.begin()
+            except lmdb.MapResizedError:
+                # Another process has grown the map. No writer of ours can be in a transaction: it would have kept
+                # the other one out.
+                self._environment.set_mapsize(0)
+                transaction = self._environment.begin()
+            with transaction:
+                return [transaction.get(key) for key in keys]
+
+    async def _write(self, change: Callable[[lmdb.Transaction], None]) -> None:
+        # A commit waits for the disk, and for other processes' writers. Shielded: a cancelled caller must not leave
+        # the lock to a thread that nobody waits for.
+        await asyncio.shield(asyncio.to_thread(self._translated, lambda: self._commit(change)))
+
+    def _commit(self, change: Callable[[lmdb.Transaction], None]) -> None:
+        with self._writer:
+            while True:
+                try:
+                    with self._environment.begin(write=True) as transaction:
+                        change(transaction)
+                    return
+                except lmdb.MapFullError:
+                    with self._map:
+                        self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+                except lmdb.MapResizedError:
+                    with self._map:
+                        self._environment.set_mapsize(0)
+
+    def _translated(self, call: Callable[[], _T]) -> _T:
+        try:
+            return call()
+        except (lmdb.Error, OSError) as error:
+            raise StoreUnavailable(f"the LMDB store in {self._path} failed: {error}") from error
+
+
+def _put(transaction: lmdb.Transaction, pairs: list[tuple[bytes, bytes]]) -> None:
+    for key, value in pairs:
+        transaction.put(key, value)
+
+
+def _delete(transaction: lmdb.Transaction, keys: list[bytes]) -> None:
+    for key in keys:
+        transaction.delete(key)
