@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -105,6 +106,7 @@ def main(
 ) -> None:
     """Show a published release at work."""
     console = Console(highlight=False, soft_wrap=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the service must not outlive us
     try:
         with running(releases, store) as (port, process, log):
             console.print("[bold]▶ demo[/] [dim]starting the service[/]")
