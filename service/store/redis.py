@@ -12,6 +12,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeout
+from redis.maint_notifications import MaintNotificationsConfig
 
 from service.errors import StoreTimeout, StoreUnavailable
 from service.settings import RedisSettings
@@ -81,6 +82,9 @@ def _client(settings: RedisSettings, read_timeout_ms: float) -> Redis:
         socket_connect_timeout=settings.connect_timeout_ms / 1000,
         socket_timeout=read_timeout_ms / 1000,
         protocol=3,
+        # While these are on, redis-py does not check that a connection taken from the pool is alive and has nothing
+        # left to read.
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
         # A retry would double the wait of a request that can do without; the pool already replaces dead connections.
         retry=Retry(NoBackoff(), 0),
     )

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.errors import StoreUnavailable
+from service.store.lmdb import LmdbStore
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[3]
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from service.store.lmdb import LmdbStore
+
+async def main():
+    store = LmdbStore(Path(sys.argv[1]), map_bytes=1 << 16)
+    for number in range(50):
+        await store.put((f"{number}-{i}".encode(), bytes([number]) * 1000) for i in range(20))
+    await store.close()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_full_map_grows(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, map_bytes=1 << 16)
+    await store.put((f"k{i}".encode(), bytes(1000)) for i in range(1000))
+    await store.put([(b"big", bytes(3_000_000))])
+    assert await store.get([b"k999", b"big"]) == [bytes(1000), bytes(3_000_000)]
+    await store.close()
+
+
+async def test_reads_go_on_while_this_process_grows_the_map(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, map_bytes=1 << 16)
+    await store.put([(b"fixed", b"value")])
+    writer = asyncio.create_task(store.put((f"k{i}".encode(), bytes(1000)) for i in range(5000)))
+    while not writer.done():
+        assert await store.get([b"fixed"]) == [b"value"]
+        await asyncio.sleep(0)
+    await writer
+    await store.close()
+
+
+async def test_another_process_writes_and_grows_the_map_while_this_one_reads(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, map_bytes=1 << 16)
+    await store.put([(b"fixed", b"value")])
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT) as writer:
+        while writer.poll() is None:
+            fixed, first, last = await store.get([b"fixed", b"7-0", b"7-19"])
+            assert fixed == b"value"
+            assert (first is None) == (last is None)  # a transaction is seen whole or not at all
+            await asyncio.sleep(0.001)
+    assert writer.returncode == 0
+    assert await store.get([b"49-19"]) == [bytes([49]) * 1000]
+    await store.put([(b"own", b"writes still work")])
+    assert await store.get([b"own"]) == [b"writes still work"]
+    await store.close()
+
+
+async def test_values_outlive_the_process(tmp_path: Path) -> None:
+    first = LmdbStore(tmp_path)
+    await first.put([(b"a", b"1")])
+    await first.close()
+    second = LmdbStore(tmp_path)
+    assert await second.get([b"a"]) == [b"1"]
+    await second.close()
+
+
+async def test_a_closed_store_is_unavailable(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    await store.close()
+    with pytest.raises(StoreUnavailable):
+        await store.get([b"a"])
+    with pytest.raises(StoreUnavailable):
+        await store.put([(b"a", b"1")])
+    with pytest.raises(StoreUnavailable):
+        await store.ping()
+
+
+async def test_a_key_that_lmdb_cannot_hold_is_translated(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    with pytest.raises(StoreUnavailable, match="LMDB"):
+        await store.put([(b"k" * 600, b"1")])
+    await store.close()
+
+
+def test_a_folder_that_cannot_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreUnavailable, match="file"):
+        LmdbStore(tmp_path / "file")
+
+
+def test_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "data.mdb").write_bytes(b"no database" * 1000)
+    with pytest.raises(StoreUnavailable, match="cannot open"):
+        LmdbStore(tmp_path)
