@@ -32,13 +32,13 @@ from offline.cooccurrence import Neighbours, Weights, flatten, table
 from offline.prepare import Dataset, ItemText
 
 BACKEND = "analyst (statistics, no language model)"
-SHOWN = 4  # latest items that the first step names
+SHOWN = 3  # latest items that the first step names
 NAMED = 3  # items that the last step names
-TITLE_WORDS = 7
+TITLE_WORDS = 6
 VALUE_WORDS = 4
 SUCCESSORS = 20  # best-scored items that the predicted features are taken from
 TELLING = 400  # features of more items than this are no help in looking items up
-CONTENT = 0.15  # weight of likeness in content against co-occurrence
+CONTENT = 0.25  # weight of likeness in content against co-occurrence
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _STOP = frozenset(
@@ -109,7 +109,7 @@ class Analyst:
                     self._interests(known),
                     self._trend(known, self._titles[items[-1]]),
                     _prediction(values[row], words[row], self._tier(named[0], own) if named else _TOP_TIER),
-                    "Recommend " + ", ".join(self._titles[item] for item in named) + ".",
+                    _recommendation([self._titles[item] for item in named], values[row]),
                 ]
             )
         return chains
@@ -140,7 +140,8 @@ class Analyst:
             best[row, : len(order)], scores[row, : len(order)] = items[order], value[order]
             if len(order) < NAMED:
                 known = np.concatenate([history, best[row, : len(order)]])
-                best[row, len(order) : NAMED] = self._popular(known, training[row])[: NAMED - len(order)]
+                popular = self._popular(known, training[row])[: NAMED - len(order)]
+                best[row, len(order) : len(order) + len(popular)] = popular
         return best, scores
 
     def _alike(self, histories: Sequence[NDArray[np.int32]]) -> sparse.csr_array:
@@ -272,6 +273,13 @@ def _prediction(values: list[str], words: list[str], tier: str) -> str:
     """Step 4: what the next item is like."""
     parts = [_listed(values), ", ".join(words[:4])]
     return "Next item: " + "; ".join(part for part in parts if part) + "." if any(parts) else f"Next: {tier}."
+
+
+def _recommendation(titles: list[str], values: list[str]) -> str:
+    """Step 5: the items themselves, and what they are: an item's own text ends in its attributes, too."""
+    if not titles:
+        return "Recommend nothing: every item was bought already."
+    return f"Recommend {', '.join(titles)}" + (f": {', '.join(values[:3])}." if values else ".")
 
 
 def _listed(names: Sequence[str]) -> str:

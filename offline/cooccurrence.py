@@ -62,9 +62,9 @@ class Neighbours:
         scored, in the pairs and in the frequencies.
         """
         size = len(self.frequency)
-        if not len(histories):
-            return table(np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64), (0, size))
         flat, row = flatten(histories)
+        if not len(flat):
+            return table(np.zeros(0, np.float32), flat, row, (len(histories), size))
         lengths = np.bincount(row, minlength=len(histories))
         age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(flat))  # 0 for the latest item
         own = own_frequency(leave_out, size) if leave_out is not None else None

@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offline.analyst import NAMED, Analyst, short_title
+from offline.prepare import SPLITS, Dataset, ItemText
+
+N = 12
+BACK = {"test": 1, "valid": 2, "train": 3}
+
+
+def _item(index: int, *, text: bool = True) -> ItemText:
+    if not text:
+        return ItemText(str(index), f"item {index}", "", {})
+    kind = ["polish", "cream", "brush"][index % 3]
+    title = f"{kind} shade number{index}"
+    return ItemText(str(index), title, title, {"brand": [f"Brand{index % 4}"], "categories": ["Beauty", kind.title()]})
+
+
+def _dataset(sequences: list[list[int]], *, text: bool = True) -> Dataset:
+    users = [f"u{row}" for row in range(len(sequences))]
+    items = [_item(index, text=text) for index in range(1, N + 1)]
+    return Dataset(users, items, [np.array(sequence, np.int32) for sequence in sequences])
+
+
+def _chains(dataset: Dataset, split: str) -> list[list[str]]:
+    return Analyst(dataset).chains(range(len(dataset.users)), split)
+
+
+sequences = st.lists(st.lists(st.integers(1, N), min_size=4, max_size=9), min_size=2, max_size=6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sequences, st.booleans(), st.data())
+def test_a_chain_does_not_see_its_users_later_items(data: list[list[int]], text: bool, draw: st.DataObject) -> None:
+    """Whatever a user buys at or after a split's target, his chain of that split stays the same."""
+    user = draw.draw(st.integers(0, len(data) - 1))
+    back = draw.draw(st.integers(1, 3))
+    changed = [list(sequence) for sequence in data]
+    changed[user][-back] = draw.draw(st.integers(1, N))
+    before, after = _dataset(data, text=text), _dataset(changed, text=text)
+    for split in SPLITS:
+        if back <= BACK[split]:
+            assert Analyst(before).chains([user], split) == Analyst(after).chains([user], split)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sequences, st.data())
+def test_no_chain_and_no_statistic_sees_validation_or_test_items_of_other_users(
+    data: list[list[int]], draw: st.DataObject
+) -> None:
+    user = draw.draw(st.integers(0, len(data) - 1))
+    changed = [list(sequence) for sequence in data]
+    changed[user][-2:] = draw.draw(st.lists(st.integers(1, N), min_size=2, max_size=2))
+    before, after = Analyst(_dataset(data)), Analyst(_dataset(changed))
+    np.testing.assert_array_equal(before._neighbours.counts.toarray(), after._neighbours.counts.toarray())
+    np.testing.assert_array_equal(before._neighbours.frequency, after._neighbours.frequency)
+    others = [row for row in range(len(data)) if row != user]
+    for split in SPLITS:
+        assert before.chains(others, split) == after.chains(others, split)
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_validation_and_test_items_reach_no_chain_before_them(text: bool) -> None:
+    data = [[1, 2, 3, 4, 5], [2, 3, 4, 6], [1, 3, 7, 8], [9, 10, 11, 12]]
+    before = {split: _chains(_dataset(data, text=text), split) for split in SPLITS}
+    for user in range(len(data)):
+        for back in (1, 2, 3):
+            for item in range(1, N + 1):
+                changed = [list(sequence) for sequence in data]
+                changed[user][-back] = item
+                after = _dataset(changed, text=text)
+                for split in SPLITS:
+                    if back <= BACK[split]:
+                        assert Analyst(after).chains([user], split)[0] == before[split][user]
+
+
+def test_the_history_does_reach_the_chain() -> None:
+    data = [[1, 2, 3, 4, 5], [2, 3, 4, 6]]
+    changed = [[1, 9, 3, 4, 5], [2, 3, 4, 6]]
+    for split in SPLITS:
+        before, after = _chains(_dataset(data), split)[0], _chains(_dataset(changed), split)[0]
+        assert before != after
+
+
+def test_chains_do_not_depend_on_who_is_in_the_batch() -> None:
+    dataset = _dataset([[1, 2, 3, 4, 5], [2, 3, 4, 6], [5, 4, 3, 2, 1, 7]])
+    analyst = Analyst(dataset)
+    for split in SPLITS:
+        together = analyst.chains(range(3), split)
+        assert [analyst.chains([user], split)[0] for user in range(3)] == together
+        assert analyst.chains(range(3), split) == together == _chains(dataset, split)
+
+
+def test_steps_name_what_they_are_about() -> None:
+    others = [[3, 6, 9, 12, 1, 2] for _ in range(5)]
+    analyst = Analyst(_dataset([[3, 6, 9, 1, 2, 5], *others]))
+    behaviour, interests, trend, prediction, recommendation = analyst.chains([0], "valid")[0]
+    assert behaviour == "Bought polish shade number6, then polish shade number9, most recently cream shade number1."
+    assert "Polish (3 of 4)" in interests
+    assert "shifts to" in trend or "adds" in trend
+    assert "Cream" in trend
+    assert prediction.startswith("Next item: ")
+    assert "polish shade number12" in recommendation
+    assert "number9" not in recommendation
+
+
+def test_items_of_the_history_are_not_recommended_and_others_are_named() -> None:
+    dataset = _dataset([[1, 2, 3, 4, 5], [4, 3, 2, 1, 6], [7, 8, 9, 10]])
+    for split in SPLITS:
+        for user in range(3):
+            history = dataset.history(user, split)
+            best = Analyst(dataset).candidates([history], [dataset.training(user)])[0]
+            named = best[:NAMED]
+            assert (named > 0).all()
+            assert not set(best.tolist()) & set(history.tolist())
+            assert len(set(named.tolist())) == NAMED
+
+
+def test_a_catalogue_that_is_bought_empty_still_gets_five_steps() -> None:
+    dataset = Dataset(["u"], [_item(i) for i in range(1, 5)], [np.array([1, 2, 3, 4, 1, 2], np.int32)])
+    assert all(step.strip() for step in Analyst(dataset).chains([0], "test")[0])
+
+
+def test_items_without_text_are_described_by_how_they_sell() -> None:
+    dataset = _dataset([[1, 2, 3, 4], *[[1, 5, 6, 7] for _ in range(9)]], text=False)
+    chains = Analyst(dataset).chains([0], "test")[0]
+    assert chains[0] == "Bought item 1, then item 2, most recently item 3."
+    assert "bestselling items" in chains[1]
+    assert "rarely bought items" in chains[2]
+    assert "item 5" in chains[4]
+
+
+@pytest.mark.parametrize(
+    "title, short",
+    [
+        ("nail lacquer simmer and shimmer", "nail lacquer simmer and shimmer"),
+        ("Stanley TRA708T Sharpshooter Staples, Steel (1000 Count)", "Stanley TRA708T Sharpshooter Staples"),
+        ("one two three four five six seven eight", "one two three four five six"),
+        ("Tab\there\x00and\x1b[31m \ud800 there", "Tab here and"),
+        ("Crème brûlée – édition 東京 🌸", "Crème brûlée – édition 東京 🌸"),
+        ("A, B and C", "A, B and C"),
+        (" \u200b ", "item 7"),
+        ("((((", "(((("),
+        (",,,", "item 7"),
+    ],
+)
+def test_short_titles(title: str, short: str) -> None:
+    assert short_title(ItemText("7", title, "", {})) == short
