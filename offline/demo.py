@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -69,6 +69,10 @@ class Client:
     def __init__(self, port: int) -> None:
         self._connection = HTTPConnection(HOST, port, timeout=10)
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
     def ready(self) -> str | None:
         """Id of the release being served, or None while the service is not ready."""
         try:
@@ -106,13 +110,12 @@ def main(
 ) -> None:
     """Show a published release at work."""
     console = Console(highlight=False, soft_wrap=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the service must not outlive us
     try:
         with running(releases, store) as (port, process, log):
             console.print("[bold]▶ demo[/] [dim]starting the service[/]")
-            client = Client(port)
-            release = wait_until_ready(client, process, log)
-            show(console, client, releases / release, store, users, requests)
+            with closing(Client(port)) as client:
+                release = wait_until_ready(client, process, log)
+                show(console, client, releases / release, store, users, requests)
             if keep:
                 console.print(f"The service is at http://{HOST}:{port}, described at /docs. Ctrl-C stops it.")
                 process.wait()
@@ -131,9 +134,11 @@ def running(releases: Path, store: str) -> Iterator[tuple[int, subprocess.Popen[
     command += ["--releases", str(releases), "--store", store]
     with tempfile.TemporaryFile("a+b") as log:  # the child appends, wherever we read
         process = subprocess.Popen(command, stdout=log, stderr=log)
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the service must not outlive us
         try:
             yield port, process, log
         finally:
+            signal.signal(signal.SIGTERM, before)
             process.terminate()
             try:
                 process.wait(STOP_SECONDS)
