@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 WORK ?= .demo
 DATA ?=
 RECIPE ?= $(if $(DATA),beauty,sample)
-STORE ?= lmdb:$(WORK)/store
+STORE ?= $(WORK)/store
 PORT ?= 8080
 
 # A package index that has CPU builds of torch, asked beside the default one; the default's wheel for Linux brings CUDA.
