@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 from pathlib import Path
 
@@ -50,13 +49,14 @@ async def test_reads_go_on_while_this_process_grows_the_map(tmp_path: Path) -> N
 async def test_another_process_writes_and_grows_the_map_while_this_one_reads(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path, map_bytes=1 << 16)
     await store.put([(b"fixed", b"value")])
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], cwd=ROOT) as writer:
-        while writer.poll() is None:
-            fixed, first, last = await store.get([b"fixed", b"7-0", b"7-19"])
-            assert fixed == b"value"
-            assert (first is None) == (last is None)  # a transaction is seen whole or not at all
-            await asyncio.sleep(0.001)
-    assert writer.returncode == 0
+    writer = await asyncio.create_subprocess_exec(sys.executable, "-c", WRITER, str(tmp_path), cwd=ROOT)
+    ended = asyncio.create_task(writer.wait())
+    while not ended.done():
+        fixed, first, last = await store.get([b"fixed", b"7-0", b"7-19"])
+        assert fixed == b"value"
+        assert (first is None) == (last is None)  # a transaction is seen whole or not at all
+        await asyncio.sleep(0.001)
+    assert await ended == 0
     assert await store.get([b"49-19"]) == [bytes([49]) * 1000]
     await store.put([(b"own", b"writes still work")])
     assert await store.get([b"own"]) == [b"writes still work"]

@@ -111,7 +111,7 @@ async def test_it_recovers_when_its_connections_are_killed(redis_port: int, admi
     store = RedisStore(redis_settings(redis_port))
     await store.put([(b"a", b"1")])
     assert await store.get([b"a"]) == [b"1"]
-    admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    admin.client_kill_filter(_type="normal", skipme=True)
     await asyncio.sleep(0.05)
     assert await store.get([b"a"]) == [b"1"]
     await store.close()

@@ -1,0 +1,126 @@
+"""What every engine must do; the `engine` fixture runs each test on all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from service.engine.base import Engine, ModelInput, Ranking
+from service.engine.onnx import OnnxEngine
+from service.errors import EngineUnavailable
+from service.release.release import Release
+from service.settings import EngineSettings
+from tests.service.tiny_release import BEAM, D, K, T, TinyRelease
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["onnx"])
+async def engine(tiny: TinyRelease) -> AsyncIterator[Engine]:
+    running = OnnxEngine(Release.open(tiny.path), EngineSettings(threads=2, max_batch=8, queue_limit=1000))
+    yield running
+    await running.close()
+
+
+def asked(
+    history: list[int], matrix: NDArray[np.float32] | None = None, exclude: list[int] | None = None
+) -> ModelInput:
+    padded = np.zeros(T, np.int64)
+    padded[T - len(history[-T:]) :] = history[-T:]
+    return ModelInput(padded, matrix, np.array(exclude or [], np.int64))
+
+
+def check(ranking: Ranking, expected: list[tuple[int, float]]) -> None:
+    assert ranking.items.dtype == np.int64
+    assert ranking.scores.dtype == np.float32
+    assert ranking.valid.dtype == np.bool_
+    assert ranking.items[ranking.valid].tolist() == [index for index, _ in expected]
+    np.testing.assert_allclose(ranking.scores[ranking.valid], [score for _, score in expected], rtol=1e-3, atol=1e-4)
+
+
+async def test_the_ranking_is_the_models(engine: Engine, tiny: TinyRelease) -> None:
+    check(await engine.infer("hstu", asked([3, 1, 4])), tiny.expected([3, 1, 4], None, set(), BEAM))
+
+
+async def test_reasoning_changes_the_ranking_and_no_reasoning_masks_it(engine: Engine, tiny: TinyRelease) -> None:
+    matrix = tiny.users[0].matrix
+    fused = await engine.infer("scoter_h", asked([3, 1, 4], matrix))
+    masked = await engine.infer("scoter_h", asked([3, 1, 4]))
+    zero = await engine.infer("scoter_h", asked([3, 1, 4], np.zeros((K, D), np.float32)))
+    check(fused, tiny.expected([3, 1, 4], matrix, set(), BEAM))
+    check(masked, tiny.expected([3, 1, 4], None, set(), BEAM))
+    assert fused.items.tolist() != masked.items.tolist()
+    assert zero.items.tolist() == masked.items.tolist()
+
+
+async def test_excluded_items_never_come_back(engine: Engine, tiny: TinyRelease) -> None:
+    first = await engine.infer("hstu", asked([3]))
+    exclude = first.items[:5].tolist()
+    second = await engine.infer("hstu", asked([3], exclude=exclude))
+    check(second, tiny.expected([3], None, set(exclude), BEAM))
+    assert second.items[:5].tolist() == first.items[5:].tolist()
+
+
+async def test_too_few_items_are_marked_invalid(engine: Engine, tiny: TinyRelease) -> None:
+    exclude = list(range(1, 58))
+    ranking = await engine.infer("hstu", asked([3], exclude=exclude))
+    assert ranking.valid.tolist() == [True] * 3 + [False] * (BEAM - 3)
+    check(ranking, tiny.expected([3], None, set(exclude), BEAM))
+
+
+async def test_concurrent_requests_each_get_their_own_answer(engine: Engine, tiny: TinyRelease) -> None:
+    rng = np.random.default_rng(0)
+    cases = []
+    for number in range(200):
+        history = rng.integers(1, 61, size=rng.integers(1, T + 1)).tolist()
+        matrix = tiny.users[number % 6].matrix if number % 3 else None
+        exclude = rng.integers(1, 61, size=rng.integers(0, 20)).tolist()
+        model = "hstu" if number % 5 == 0 else "scoter_h"
+        cases.append((model, history, None if model == "hstu" else matrix, exclude))
+    rankings = await asyncio.gather(
+        *(engine.infer(model, asked(history, matrix, exclude)) for model, history, matrix, exclude in cases)
+    )
+    for ranking, (_, history, matrix, exclude) in zip(rankings, cases, strict=True):
+        check(ranking, tiny.expected(history, matrix, set(exclude), BEAM))
+
+
+async def test_a_cancelled_request_takes_nobody_with_it(engine: Engine, tiny: TinyRelease) -> None:
+    expected = tiny.expected([5], None, set(), BEAM)
+    for delay in (0.0, 0.0001, 0.001):
+        tasks = [asyncio.create_task(engine.infer("hstu", asked([5]))) for _ in range(20)]
+        await asyncio.sleep(delay)
+        for task in tasks[::2]:
+            task.cancel()
+        for ranking in await asyncio.gather(*tasks[1::2]):
+            check(ranking, expected)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_an_unknown_model_is_unavailable(engine: Engine) -> None:
+    assert not await engine.ready("tiger")
+    with pytest.raises(EngineUnavailable, match="tiger"):
+        await engine.infer("tiger", asked([1]))
+
+
+async def test_ready_until_closed(engine: Engine) -> None:
+    assert await engine.ready("hstu")
+    assert await engine.ready("scoter_h")
+    waiting = asyncio.create_task(engine.infer("hstu", asked([1])))
+    await asyncio.sleep(0)
+    await engine.close()
+    assert (await waiting).valid.all()
+    assert not await engine.ready("hstu")
+    with pytest.raises(EngineUnavailable):
+        await engine.infer("hstu", asked([1]))
+
+
+async def test_input_that_the_graph_refuses_fails_that_request_alone(engine: Engine, tiny: TinyRelease) -> None:
+    wrong = ModelInput(np.array([10**6] * T, np.int64), None, np.array([], np.int64))  # beyond the embeddings
+    with pytest.raises(EngineUnavailable, match="inference"):
+        await engine.infer("hstu", wrong)
+    assert await engine.ready("hstu")
+    check(await engine.infer("hstu", asked([5])), tiny.expected([5], None, set(), BEAM))

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import LmdbSettings, RedisSettings, Settings
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("SCOTER_"):
+            monkeypatch.delenv(name)
+
+
+def test_defaults() -> None:
+    settings = Settings()
+    assert settings.store == LmdbSettings(path=Path("store"))
+    assert settings.release is None
+    assert settings.limits.body_bytes == 256 * 1024
+    assert settings.limits.k == 10
+    assert settings.engine.threads >= 1
+
+
+def test_nested_values_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCOTER_STORE__KIND", "redis")
+    monkeypatch.setenv("SCOTER_STORE__URL", "redis://:hunter2@redis:6379/0")
+    monkeypatch.setenv("SCOTER_STORE__READ_TIMEOUT_MS", "15")
+    monkeypatch.setenv("SCOTER_ENGINE__THREADS", "3")
+    monkeypatch.setenv("SCOTER_PORT", "9000")
+    settings = Settings()
+    assert isinstance(settings.store, RedisSettings)
+    assert settings.store.read_timeout_ms == 15
+    assert settings.store.url.get_secret_value().endswith("redis:6379/0")
+    assert (settings.engine.threads, settings.port) == (3, 9000)
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in settings.model_dump_json()
+
+
+def test_a_path_alone_is_an_lmdb_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCOTER_STORE__PATH", "/data/store")
+    assert Settings().store == LmdbSettings(path=Path("/data/store"))
+
+
+def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCOTER_STORE__KIND", "redis")
+    monkeypatch.setenv("SCOTER_STORE__URL", "redis://redis")
+    monkeypatch.setenv("SCOTER_PORT", "9000")
+    settings = Settings(store=LmdbSettings(path=Path("here")), port=1234)
+    assert settings.store == LmdbSettings(path=Path("here"))
+    assert settings.port == 1234
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("SCOTER_RELEASE", "../../etc"),
+        ("SCOTER_STORE__KIND", "mongo"),
+        ("SCOTER_ENGINE__THREADS", "0"),
+        ("SCOTER_ENGINE__THREDS", "1"),
+        ("SCOTER_PORT", "70000"),
+        ("SCOTER_LIMITS__HISTORY", "10001"),
+    ],
+)
+def test_mistakes_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError):
+        Settings()

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from service.timings import StageTimings
+
+
+def test_stages_add_up_even_when_they_fail() -> None:
+    timings = StageTimings()
+    for _ in range(2):
+        with timings.stage("store"):
+            time.sleep(0.01)
+    with pytest.raises(KeyError), timings.stage("engine"):
+        raise KeyError
+    assert timings.stages["store"] >= 0.02
+    assert list(timings.stages) == ["store", "engine"]
+    assert timings.total() >= timings.stages["store"]
+
+
+def test_the_header_is_in_milliseconds() -> None:
+    timings = StageTimings()
+    timings.stages["store"] = 0.00125
+    store, total = timings.server_timing().split(", ")
+    assert store == "store;dur=1.250"
+    assert total.startswith("total;dur=")
+    assert 0 <= float(total.removeprefix("total;dur=")) < 1000
