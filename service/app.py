@@ -99,7 +99,7 @@ def _parsed(content_type: str, body: bytes) -> RecommendRequest:
     """The request in a body. Raises BodyUnsupported, BodyMalformed or RequestInvalid."""
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise BodyUnsupported(f"send Content-Type: application/json, not {media_type or 'nothing'!r}")
+        raise BodyUnsupported(f"send the body as application/json, not as {media_type or 'an undeclared type'}")
     try:
         return RecommendRequest.model_validate_json(body)
     except ValidationError as error:

@@ -192,7 +192,8 @@ def graph(
         best = "delayed"
     nodes += [
         helper.make_node("Identity", [best], ["score"]),
-        helper.make_node("Greater", [best, "threshold"], ["valid"]),
+        helper.make_node("GatherElements", ["allowed", "item"], ["chosen"], axis=1),
+        helper.make_node("Greater", ["chosen", "threshold"], ["valid"]),
     ]
     proto = helper.make_model(
         helper.make_graph(

@@ -1,0 +1,148 @@
+"""The command, as a process of its own with a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+from typer.testing import CliRunner
+
+from service.cli import app, store_settings
+from service.settings import LmdbSettings, RedisSettings
+from tests.service.conftest import published_settings
+from tests.service.tiny_release import TinyRelease
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def serve(releases: Path, store: Path | str, *options: str) -> list[str]:
+    return [sys.executable, "-m", "service", "--releases", str(releases), "--store", str(store), *options]
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("SCOTER_")}
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The service and its address, once it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with subprocess.Popen(
+        [*command, "--port", str(port)], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    ) as process:
+        address = f"http://127.0.0.1:{port}"
+        end = time.monotonic() + 60
+        while True:
+            try:
+                httpx2.get(f"{address}/livez")
+                break
+            except httpx2.ConnectError:
+                assert process.poll() is None, process.stderr.read() if process.stderr else ""
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        try:
+            yield process, address
+        finally:
+            process.kill()
+
+
+def test_a_real_server_answers_drains_and_leaves(tiny: TinyRelease, tmp_path: Path) -> None:
+    published_settings(tiny, tmp_path)
+    with running(serve(tiny.path.parent, tmp_path)) as (process, address), httpx2.Client(base_url=address) as client:
+        assert client.get("/readyz").status_code == 200
+
+        def ask(number: int) -> tuple[str, list[str]]:
+            user = tiny.users[number % len(tiny.users)]
+            body = client.post("/recommend", json={"user_id": user.id}).json()
+            return user.id, [item["id"] for item in body["items"]]
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, range(120)))
+        for user in tiny.users:
+            seen = [int(item.removeprefix("item-")) for item in user.history]
+            expected = [f"item-{index}" for index, _ in tiny.expected(seen, user.matrix, set(seen), 10)]
+            assert [items for asked, items in answers if asked == user.id] == [expected] * 20
+        chunked = client.post(
+            "/recommend", content=iter([b" " * 200_000] * 2), headers={"Content-Type": "application/json"}
+        )
+        assert chunked.status_code == 413
+
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        lines = [json.loads(line) for line in process.stderr.read().splitlines()]
+    events = [line["event"] for line in lines]
+    assert "release_opened" in events
+    assert "warmed_up" in events
+    assert not any("user-" in json.dumps(line) for line in lines)
+
+
+def test_a_real_server_on_redis(tiny: TinyRelease, redis_port: int) -> None:
+    import asyncio
+
+    from service.store.redis import RedisStore
+    from tests.service.conftest import redis_settings
+    from tests.service.tiny_release import publish
+
+    async def fill() -> None:
+        store = RedisStore(redis_settings(redis_port))
+        await publish(tiny, store)
+        await store.close()
+
+    asyncio.run(fill())
+    with running(serve(tiny.path.parent, f"redis://127.0.0.1:{redis_port}/0")) as (_, address):
+        body = httpx2.post(f"{address}/recommend", json={"user_id": tiny.users[0].id, "explain": True}).json()
+    assert body["source"] == "model"
+    assert body["history"]["source"] == "stored"
+    assert [step["text"] for step in body["reasoning"]["steps"]] == tiny.users[0].steps
+
+
+def test_a_damaged_release_is_one_line_and_status_1(own: Path, tiny: TinyRelease, tmp_path: Path) -> None:
+    published_settings(tiny, tmp_path / "store")
+    graph = own / "models/scoter_h/1/model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-10])
+    ended = subprocess.run(
+        serve(own.parent, tmp_path / "store"), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("scoter-serve: ")
+    assert "models/scoter_h/1/model.onnx" in line
+    assert ended.stdout == ""
+
+
+def test_a_setting_that_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCOTER_ENGINE__THREADS", "none")
+    result = CliRunner().invoke(app, ["--port", "99999"])
+    assert result.exit_code == 2
+    assert "SCOTER_ENGINE__THREADS" in result.output
+    assert "SCOTER_PORT" in result.output
+
+
+def test_help_teaches() -> None:
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    for word in ("--releases", "--release", "--store", "--host", "--port", "SCOTER_STORE__KIND", "curl"):
+        assert word in result.output
+
+
+def test_a_store_is_a_folder_or_a_url() -> None:
+    assert store_settings("out/store") == LmdbSettings(path=Path("out/store"))
+    for url in ("redis://h:1/0", "rediss://h", "unix:///run/redis.sock"):
+        chosen = store_settings(url)
+        assert isinstance(chosen, RedisSettings)
+        assert chosen.url.get_secret_value() == url
