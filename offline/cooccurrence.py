@@ -73,15 +73,17 @@ class Neighbours:
         if leave_out is not None and own is not None:
             pairs = pairs - self._own_pairs(leave_out, flat, row)
             pairs.eliminate_zeros()
-            source = source - _lookup(own, row, flat)
+            at, stored = _positions(own, row, flat)
+            source[stored] -= own.data[at]
         weight = self.weights.recency**age / np.maximum(source, 1) ** self.weights.source_power
         combine = sparse.csr_array((weight, (row, np.arange(len(flat)))), shape=(len(histories), len(flat)))
         scores = combine @ pairs
         scores.sort_indices()
-        owner = np.repeat(np.arange(len(histories)), np.diff(scores.indptr))
         target = self.frequency[scores.indices]
         if own is not None:
-            target = target - _lookup(own, owner, scores.indices)
+            entry = own.tocoo()
+            at, stored = _positions(scores, entry.row, entry.col)
+            target[at] -= entry.data[stored]
         scores.data /= UNIT * np.maximum(target, 1) ** self.weights.target_power
         return cast("sparse.csr_array", scores.astype(np.float32))
 
@@ -118,6 +120,7 @@ def table(
     values: NDArray[Any], rows: NDArray[np.integer], columns: NDArray[np.integer], shape: tuple[int, int]
 ) -> sparse.csr_array:
     """A sparse table of values at (row, column); values at the same place are summed."""
+    # Conversion from coordinates also sorts the columns of each row.
     summed: sparse.csr_array = sparse.coo_array((values, (rows, columns)), shape=shape).tocsr()
     return summed
 
@@ -144,17 +147,16 @@ def _pairs(
     return who, source, target, value
 
 
-def _lookup(
-    counts: sparse.csr_array, rows: NDArray[np.int64], columns: NDArray[np.int32] | NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """`counts[rows[i], columns[i]]` for all i, 0 where nothing is stored; int64 [len(rows)]."""
-    width = counts.shape[1]
-    stored = counts.tocoo()
-    keys = stored.row.astype(np.int64) * width + stored.col
-    order = np.argsort(keys)
-    keys, values = keys[order], stored.data[order]
+def _positions(
+    stored: sparse.csr_array, rows: NDArray[np.integer], columns: NDArray[np.integer]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Where in `stored.data` the values of (rows[i], columns[i]) are, for those i that have one: where, and which."""
+    width = stored.shape[1]
+    owner = np.repeat(np.arange(stored.shape[0]), np.diff(stored.indptr))
+    keys = owner * width + stored.indices  # ascending: indices are sorted within a row
     wanted = rows.astype(np.int64) * width + columns
     if not len(keys):
-        return np.zeros(len(wanted), np.int64)
+        return np.zeros(0, np.int64), np.zeros(len(wanted), np.bool_)
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[at] == wanted, values[at], 0)
+    found = keys[at] == wanted
+    return at[found], found
