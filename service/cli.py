@@ -18,6 +18,8 @@ from service.errors import ScoterError
 from service.logs import configure_logs
 from service.settings import LmdbSettings, RedisSettings, Settings
 
+DRAIN_SECONDS = 20  # less than the 30 s that Kubernetes waits between SIGTERM and SIGKILL
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -42,9 +44,10 @@ def serve(
     Every option can be set in the environment instead, and so can what has no option:
 
         SCOTER_RELEASES, SCOTER_RELEASE, SCOTER_HOST, SCOTER_PORT
-        SCOTER_STORE__KIND=redis SCOTER_STORE__URL=redis://redis:6379/0
-        SCOTER_ENGINE__THREADS, SCOTER_ENGINE__MAX_BATCH, SCOTER_ENGINE__QUEUE_LIMIT
-        SCOTER_LIMITS__BODY_BYTES, SCOTER_LIMITS__K
+        SCOTER_STORE__KIND=redis
+        SCOTER_STORE__URL=redis://redis:6379/0
+        SCOTER_ENGINE__THREADS, ..._MAX_BATCH, ..._QUEUE_LIMIT
+        SCOTER_LIMITS__BODY_BYTES, ..._HISTORY, ..._EXCLUDE, ..._SEEN, ..._K
 
     Keep a Redis password in the environment: arguments are visible to every user of the machine.
 
@@ -66,7 +69,8 @@ def serve(
     try:
         uvloop.run(run(create_app(settings), settings))
     except ScoterError as error:
-        typer.echo(f"scoter-serve: {error}", err=True)
+        # ONNX Runtime's and lmdb's own words may span lines; whoever reads logs wants one.
+        typer.echo(f"scoter-serve: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(1) from None
 
 
@@ -92,6 +96,7 @@ async def run(application: FastAPI, settings: Settings) -> None:
             access_log=False,
             log_config=None,
             server_header=False,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
         )
     )
     # Once it has drained, uvicorn raises the signal again for whoever handled it before: that is our way out.

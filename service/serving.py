@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -15,6 +16,7 @@ from service.engine.onnx import OnnxEngine
 from service.errors import EngineUnavailable, ReleaseCorrupt, ReleaseMissing, RequestInvalid, StoreError
 from service.metrics import Metrics
 from service.recommend import Recommender
+from service.release.manifest import listed
 from service.release.release import WARMUP, Release
 from service.schemas import RecommendRequest
 from service.settings import Settings
@@ -83,6 +85,10 @@ class Serving:
                 raise EngineUnavailable(
                     f"model {response.model} of release {self.release.id} fails on its own warm-up requests"
                 )
+        # What is loaded by now lives as long as the process: without this, every full garbage collection would walk
+        # the whole catalogue and stall the requests of that moment.
+        gc.collect()
+        gc.freeze()
         self.warm = True
         log.info("warmed_up", requests=len(requests), seconds=round(perf_counter() - started, 3))
 
@@ -127,7 +133,7 @@ def warmup_requests(release: Release) -> list[RecommendRequest]:
         try:
             request = RecommendRequest.model_validate(body)
         except ValidationError as error:
-            raise ReleaseCorrupt(f"{release.path / WARMUP}, line {number}: not a request: {error}") from error
+            raise ReleaseCorrupt(f"{release.path / WARMUP}, line {number}: not a request: {listed(error)}") from error
         for model in release.manifest.models if request.model is None else ():
             k = None if request.k is None else min(request.k, model.beam)
             requests.append(request.model_copy(update={"model": model.name, "k": k}))

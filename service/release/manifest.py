@@ -57,6 +57,7 @@ class ReasoningEntry(_Part):
     dtype: Literal["float16", "float32"]
     steps: int = Field(ge=1, le=255)  # K
     width: int = Field(ge=1, le=65535)  # D of a stored row
+    written: int = Field(ge=0)  # when the chains were written, seconds since the epoch
     file: str  # float16/float32 [users, K, D], rows in the order of reasoning/users.jsonl
 
     def blob_format(self, release_id: str) -> BlobFormat:
@@ -95,6 +96,13 @@ class Manifest(_Part):
     def model(self, name: str) -> ModelEntry | None:
         """The model of that name, or None."""
         return next((m for m in self.models if m.name == name), None)
+
+
+def listed(error: ValidationError) -> str:
+    """What is wrong, on one line: `models.0.beam: Field required; ...`."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors(include_url=False)
+    )
 
 
 def content_id(manifest: Manifest) -> str:
@@ -138,7 +146,7 @@ def read_manifest(release: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(body)
     except ValidationError as error:
-        raise ReleaseCorrupt(f"{path} does not describe a release: {error}") from error
+        raise ReleaseCorrupt(f"{path} does not describe a release: {listed(error)}") from error
     if content_id(manifest) != manifest.release_id:
         raise ReleaseCorrupt(
             f"{path} was altered after export (its content no longer yields {manifest.release_id}): "

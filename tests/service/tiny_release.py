@@ -83,7 +83,13 @@ def write_release(releases: Path, *, items: int = 60, users: int = 6, rounds: in
 
     people = [_user(rng, number, items) for number in range(users)]
     reasoning = ReasoningEntry(
-        name="scoter_h", layout="projected", dtype="float16", steps=K, width=D, file="reasoning/scoter_h.npy"
+        name="scoter_h",
+        layout="projected",
+        dtype="float16",
+        steps=K,
+        width=D,
+        written=WRITTEN,
+        file="reasoning/scoter_h.npy",
     )
     (folder / "reasoning").mkdir()
     np.save(folder / reasoning.file, np.stack([user.matrix for user in people]).astype(np.float16))
