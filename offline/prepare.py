@@ -56,11 +56,12 @@ class Dataset:
         return len(self.items)
 
     def history(self, user: int, split: str) -> NDArray[np.int32]:
-        """Everything before the split's target: `train` (target t-2), `valid` (t-1) or `test` (t)."""
-        return self.sequences[user][: -_BACK[split]]
+        """Everything before the split's target: `train` (target t-2), `valid` (t-1), `test` (t), or `serve`: all."""
+        sequence = self.sequences[user]
+        return sequence[: len(sequence) - _BACK[split]]
 
     def target(self, user: int, split: str) -> int:
-        """The split's target item."""
+        """The target item of `train`, `valid` or `test`."""
         return int(self.sequences[user][-_BACK[split]])
 
     def training(self, user: int) -> NDArray[np.int32]:
@@ -68,8 +69,8 @@ class Dataset:
         return self.sequences[user][:-2]
 
 
-_BACK = {"test": 1, "valid": 2, "train": 3}
-SPLITS = ("train", "valid", "test")
+_BACK = {"serve": 0, "test": 1, "valid": 2, "train": 3}
+SPLITS = ("train", "valid", "test", "serve")
 
 
 def prepare(work: Path, data: Path, recipe: PrepareRecipe) -> Stage:

@@ -83,6 +83,7 @@ class TrainRecipe(_Section):
     """Appendix A.2: optimisation."""
 
     batch: int = Field(512, ge=1)  # sequences
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the matrix products
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     warmup: float = Field(0.0, ge=0, lt=1)  # share of all steps
@@ -106,6 +107,7 @@ class EvaluateRecipe(_Section):
     users: int = Field(0, ge=0)  # 0: all
     exact_users: int = Field(0, ge=0)  # users whose beam is compared with exact top-k; 0: all
     batch: int = Field(256, ge=1)
+    refit: bool = False  # also train on the validation items, for results under "train+validation" labels
 
 
 class ExportRecipe(_Section):

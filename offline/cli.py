@@ -1,0 +1,162 @@
+"""`scoter`: from interactions and item texts to a published release."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from offline.errors import OfflineError
+from offline.publish import latest_release
+from offline.publish import publish as publish_release
+from offline.recipe import load_recipe, recipe_names
+from offline.stage import console
+from service.cli import store_settings
+from service.errors import ScoterError
+from service.store.open import open_store
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="""Build and publish what the service serves.
+
+    A run goes through six stages, each of which is skipped when nothing it reads has changed and goes on where it
+    was interrupted: [bold]prepare[/], [bold]tokenize[/], [bold]reason[/], [bold]train[/], [bold]evaluate[/],
+    [bold]export[/]; then [bold]publish[/] loads the release into a user store and makes it live.
+
+    First steps:
+
+        scoter sample data/sample
+        scoter run sample --data data/sample --work out
+        scoter publish --work out --store out/store
+        scoter-serve --releases out/releases --store out/store
+    """,
+)
+if TYPE_CHECKING:
+    from offline.run import Last
+
+_errors = Console(stderr=True)
+
+RecipeArgument = Annotated[str, typer.Argument(help=f"A .toml file, or one of: {', '.join(recipe_names())}.")]
+DataOption = Annotated[Path, typer.Option(help="Folder with NAME.inter and, if there are texts, NAME.item (RecBole).")]
+WorkOption = Annotated[Path, typer.Option(help="Folder for the stages' outputs and for releases/.")]
+StoreOption = Annotated[str, typer.Option(help="Folder of an LMDB store, or redis://, rediss:// or unix:// URL.")]
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Argument(help="Folder to write sample.inter and sample.item into.")],
+    users: Annotated[int, typer.Option(min=50, help="Simulated shoppers.")] = 1500,
+    items: Annotated[int, typer.Option(min=50, help="Items on the shelves.")] = 600,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 7,
+) -> None:
+    """Simulate shoppers: a made-up data set to try everything on."""
+    from offline.sample import write_sample  # noqa: PLC0415
+
+    found = write_sample(out, users=users, items=items, seed=seed)
+    console.print(f"[green]✓[/] {out}: {found}")
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    data: DataOption,
+    work: WorkOption = Path("out"),
+    store: Annotated[str | None, typer.Option(help="Publish there when done.", show_default="do not publish")] = None,
+) -> None:
+    """Run all stages, from interactions to a release."""
+    release = _run_to("export", recipe, data, work)
+    if store is not None:
+        _publish(release, store)
+
+
+@app.command()
+def prepare(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out")) -> None:
+    """Stage 1: read interactions, filter to the 5-core, order them into sequences."""
+    _run_to("prepare", recipe, data, work)
+
+
+@app.command()
+def tokenize(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out")) -> None:
+    """Stage 2: embed item texts and quantise them into unique semantic IDs."""
+    _run_to("tokenize", recipe, data, work)
+
+
+@app.command()
+def reason(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out")) -> None:
+    """Stage 3: write a reasoning chain per user and split, embed its steps into H."""
+    _run_to("reason", recipe, data, work)
+
+
+@app.command()
+def train(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out")) -> None:
+    """Stage 4: train the backbone alone, and with order-preserving fusion."""
+    _run_to("train", recipe, data, work)
+
+
+@app.command()
+def evaluate(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out")) -> None:
+    """Stage 5: Recall and NDCG on the test split, beside popularity and kNN; writes report.html."""
+    _run_to("evaluate", recipe, data, work)
+
+
+@app.command()
+def export(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out")) -> None:
+    """Stage 6: fuse each model into one ONNX graph and put the release together."""
+    _run_to("export", recipe, data, work)
+
+
+@app.command()
+def publish(
+    store: StoreOption,
+    work: WorkOption = Path("out"),
+    release: Annotated[
+        str | None, typer.Option(help="Release id.", show_default="the one exported last")
+    ] = None,
+) -> None:
+    """Load a release's H into a user store and make it the live one.
+
+    To go back to an earlier release, publish it again: its folder is still under WORK/releases.
+    """
+    _publish(work / "releases" / release if release else latest_release(work), store)
+
+
+def _run_to(last: Last, recipe: str, data: Path, work: Path) -> Path:
+    chosen = load_recipe(recipe)
+    from offline.run import run  # noqa: PLC0415 - torch takes seconds to import, and `--help` needs none
+
+    return run(work, data, chosen, last)
+
+
+def _publish(release: Path, store: str) -> None:
+    async def load() -> None:
+        opened = open_store(store_settings(store))
+        try:
+            done = await publish_release(release, opened)
+        finally:
+            await opened.close()
+        console.print(
+            f"[green]✓[/] published [bold]{done.release_id}[/]: {done.users} users, {done.blobs} records, "
+            f"{done.bytes / done.users:.0f} bytes a user, {done.blobs / done.seconds:,.0f} records/s"
+        )
+
+    asyncio.run(load())
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line, not a traceback."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        app()
+    except (OfflineError, ScoterError) as error:
+        _errors.print(f"[red]scoter:[/] {error}", soft_wrap=True, markup=True, highlight=False)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        _errors.print("scoter: interrupted; the same command goes on from here")
+        raise SystemExit(130) from None

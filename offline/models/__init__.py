@@ -1,0 +1,1 @@
+"""The models: backbones, order-preserving fusion, the semantic-ID decoder and its trie beam."""

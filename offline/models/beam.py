@@ -1,0 +1,152 @@
+"""Trie-constrained beam search, unrolled over the levels: no loop operator survives in the exported graph.
+
+Scores are log-probabilities normalised over a node's *valid* children, so p(item | sequence) sums to 1 over the
+catalogue and a level with one way to go costs nothing. Excluded items are masked at the leaf, and so is every prefix
+all of whose items are excluded, before the beam is cut: a beam of N therefore returns N items whenever N are left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from offline.models.decoder import Cache, Decoder, Memory
+from offline.trie import Trie
+
+MISSING = -torch.inf
+
+
+class TrieTables(nn.Module):
+    """The trie as constant tensors; see `offline.trie.Level` for their meaning."""
+
+    def __init__(self, trie: Trie) -> None:
+        super().__init__()
+        self.depth = len(trie.levels)
+        self.fanout = [level.fanout for level in trie.levels]
+        self.sizes = [len(level) for level in trie.levels]
+        for number, level in enumerate(trie.levels):
+            for name in ("code", "parent", "first", "leaves"):
+                self.register_buffer(f"{name}{number}", torch.from_numpy(getattr(level, name)), persistent=False)
+        self.register_buffer("item", torch.from_numpy(trie.item), persistent=False)
+        self.register_buffer("path", torch.from_numpy(trie.path), persistent=False)
+
+    def table(self, name: str, level: int) -> Tensor:
+        """One level's table by name."""
+        return getattr(self, f"{name}{level}")  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Beam:
+    """The best items found. `bound` is the highest score of anything that was pruned on the way: the result is
+    provably the exact top k as soon as the k-th score is not below it."""
+
+    items: Tensor  # int64 [B, N], 0 where not valid
+    scores: Tensor  # float32 [B, N], descending
+    valid: Tensor  # bool [B, N]
+    bound: Tensor  # float32 [B]
+
+
+def beam_search(
+    decoder: Decoder,
+    tables: TrieTables,
+    sequence: Tensor,
+    present: Tensor,
+    exclude: Tensor,
+    width: int,
+) -> Beam:
+    """The `width` best items after encoder outputs `sequence` [B, T, d].
+
+    present bool [B, T]; exclude int64 [B, E], item indices that must not be returned, 0 for none.
+    """
+    memory: Memory = decoder.memory(sequence)
+    visible = present[:, None, None, :] | (torch.arange(present.shape[1], device=present.device) == present.shape[1] - 1)
+    dead = _dead_nodes(tables, exclude)
+    node = torch.zeros_like(exclude[:, :0]).sum(1, keepdim=True)  # [B, 1], the root
+    score = torch.zeros_like(node, dtype=sequence.dtype)
+    token = decoder.start(sequence[:, -1:])  # [B, 1, dim]
+    cache: Cache | None = None
+    bound = torch.full_like(score[:, 0], MISSING)
+    for level in range(tables.depth):
+        logits, cache = decoder.step(token, level, memory, visible, cache)  # [B, W, codebook]
+        children, child_scores = _children(tables, level, node, logits)  # [B, W, F]
+        reached = (score[:, :, None] + child_scores).flatten(1)  # [B, W * F]
+        reached = _mask_dead(tables, level, node, reached, dead[level])
+        keep = min(width, tables.sizes[level], reached.shape[1])
+        best, place = torch.topk(reached, min(keep + 1, reached.shape[1]), dim=1)
+        if best.shape[1] > keep:
+            bound = torch.maximum(bound, best[:, keep])
+        score, place = best[:, :keep], place[:, :keep]
+        node = children.flatten(1).gather(1, place)  # [B, W']
+        if level + 1 < tables.depth:
+            parent = place // tables.fanout[level]  # [B, W']
+            cache = [(_follow(key, parent), _follow(value, parent)) for key, value in cache]
+            token = decoder.codes[level](tables.table("code", level)[node])
+    valid = score > MISSING
+    items = torch.where(valid, tables.item[node], 0)
+    return _pad(Beam(items, score, valid, bound), width)
+
+
+def _children(tables: TrieTables, level: int, node: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Children of each beam's node and their log-probabilities, [B, W, F] both; absent children score -inf."""
+    first = tables.table("first", level)
+    start = first[node]  # [B, W]
+    slots = torch.arange(tables.fanout[level], device=node.device)
+    child = start[:, :, None] + slots  # [B, W, F]
+    exists = child < first[node + 1][:, :, None]
+    child = child.clamp(max=tables.sizes[level] - 1)
+    scores = logits.gather(2, tables.table("code", level)[child]).masked_fill(~exists, MISSING)
+    return child, torch.log_softmax(scores, dim=2)
+
+
+def _dead_nodes(tables: TrieTables, exclude: Tensor) -> list[Tensor]:
+    """Per level, nodes whose items are all excluded, int64 [B, E]; -1 where an excluded item kills no node there."""
+    same_item = exclude[:, :, None] == exclude[:, None, :]  # [B, E, E]
+    earlier = torch.ones_like(same_item[0]).tril(-1)
+    counted = ~(same_item & earlier).any(2) & (exclude > 0)  # [B, E], an item named twice counts once
+    path = tables.path[exclude]  # [B, E, L]
+    dead: list[Tensor] = []
+    for level in range(tables.depth):
+        node = path[:, :, level]
+        if level == tables.depth - 1:
+            dead.append(node)
+            continue
+        beneath = ((node[:, :, None] == node[:, None, :]) & counted[:, None, :]).sum(2)  # [B, E]
+        full = beneath == tables.table("leaves", level)[node.clamp(min=0)]
+        dead.append(torch.where(full & (node >= 0), node, -1))
+    return dead
+
+
+def _mask_dead(tables: TrieTables, level: int, node: Tensor, reached: Tensor, dead: Tensor) -> Tensor:
+    """`reached` [B, W * F] with -inf where a candidate is a dead node."""
+    fanout = tables.fanout[level]
+    known = dead.clamp(min=0)
+    parent = tables.table("parent", level)[known]  # [B, E]
+    offset = known - tables.table("first", level)[parent]  # [B, E], the dead node's slot beneath its parent
+    beam = torch.arange(node.shape[1], device=node.device)[None, :, None] * fanout  # [1, W, 1]
+    hit = (node[:, :, None] == parent[:, None, :]) & (dead >= 0)[:, None, :]  # [B, W, E]
+    spare = reached.shape[1]  # one column more takes the writes that mask nothing
+    slot = torch.where(hit, beam + offset[:, None, :], spare).flatten(1)  # [B, W * E]
+    widened = torch.cat([reached, reached[:, :1]], dim=1)
+    return widened.scatter(1, slot, torch.full_like(slot, MISSING, dtype=reached.dtype))[:, :spare]
+
+
+def _follow(cached: Tensor, parent: Tensor) -> Tensor:
+    """Each surviving beam takes over its parent's tokens: [B, W, S, dim] by parent [B, W'] -> [B, W', S, dim]."""
+    index = parent[:, :, None, None].expand(-1, -1, cached.shape[2], cached.shape[3])
+    return cached.gather(1, index)
+
+
+def _pad(beam: Beam, width: int) -> Beam:
+    """A catalogue smaller than the beam still answers with `width` columns."""
+    short = width - beam.items.shape[1]
+    if short <= 0:
+        return beam
+    pad = nn.functional.pad
+    return Beam(
+        pad(beam.items, (0, short)),
+        pad(beam.scores, (0, short), value=MISSING),
+        pad(beam.valid, (0, short)),
+        beam.bound,
+    )

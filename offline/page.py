@@ -1,0 +1,103 @@
+"""The evaluation report as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402 - the backend comes first
+from matplotlib.figure import Figure  # noqa: E402
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0; width: 100% }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
+figure { margin: 1.5rem 0 } img { max-width: 100% } h1 { font-size: 1.5rem } h2 { font-size: 1.15rem }
+"""
+
+
+def write_page(path: Path, report: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> None:
+    """Write the page. `curves` holds each model's epochs as `offline.train` logged them."""
+    parts = [
+        f"<h1>{escape(report['dataset'])}, recipe {escape(report['recipe'])}</h1>",
+        f"<p>{report['users']:,} users of the {escape(report['split'])} split, {report['items']:,} items.</p>",
+        _figure(_bars(report["results"]), "Recall@10 by model, with the user's history masked"),
+        "<h2>Results, with the switches they were measured under</h2>",
+        _table(report["results"]),
+        "<h2>How often the beam is exact</h2>",
+        _table(report["beam"]),
+        _figure(_curves(curves), "Training loss, and NDCG@10 on validation users"),
+        "<h2>Seconds by stage</h2>",
+        _table([{"stage": name, "seconds": seconds} for name, seconds in report["seconds"].items()]),
+    ]
+    title = f"SCoTER report: {escape(report['dataset'])}"
+    path.write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        + "".join(parts)
+        + "</html>\n",
+        encoding="utf-8",
+    )
+
+
+def _bars(results: list[dict[str, Any]]) -> Figure:
+    rows = [r for r in results if r["history"] == "masked" and r["scoring"] != "exact"]
+    names = [
+        r["model"] + (" + H" if r["reasoning"] else "") + ("" if r["labels"] == "train" else " (train+valid.)")
+        for r in rows
+    ]
+    figure, axes = plt.subplots(figsize=(8, 0.45 * len(rows) + 1))
+    places = range(len(rows))
+    axes.barh(places, [r["recall@10"] for r in rows], color=["#4477aa" if r["labels"] == "train" else "#bbccee" for r in rows])
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.set_xlabel("Recall@10")
+    for place, row in zip(places, rows, strict=True):
+        axes.text(row["recall@10"], place, f" {row['recall@10']:.4f}", va="center", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.12)
+    return figure
+
+
+def _curves(curves: dict[str, list[dict[str, Any]]]) -> Figure:
+    figure, (loss, quality) = plt.subplots(1, 2, figsize=(9, 3.2))
+    for name, epochs in curves.items():
+        loss.plot([e["epoch"] for e in epochs], [e["loss"] for e in epochs], label=name)
+        validated = [e for e in epochs if "ndcg@10" in e]
+        quality.plot([e["epoch"] for e in validated], [e["ndcg@10"] for e in validated], marker=".", label=name)
+    for axes, label in ((loss, "loss"), (quality, "validation NDCG@10")):
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+    loss.legend(frameon=False)
+    return figure
+
+
+def _figure(figure: Figure, caption: str) -> str:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    data = base64.b64encode(stream.getvalue()).decode()
+    alt = escape(caption, quote=True)
+    return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"><figcaption>{alt}</figcaption></figure>'
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "<p>none</p>"
+
+    def cell(tag: str, value: Any) -> str:  # noqa: ANN401 - whatever the report holds
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        shown = f"{value:.4f}" if isinstance(value, float) else ("yes" if value is True else "no" if value is False else value)
+        return f'<{tag}{" class=number" if number else ""}>{escape(str(shown))}</{tag}>'
+
+    columns = list(rows[0])
+    head = "".join(f"<th>{escape(c)}</th>" for c in columns)
+    body = "".join("<tr>" + "".join(cell("td", row.get(c, "")) for c in columns) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,0 +1,137 @@
+"""Ranking many users with a trained model: by the beam that serves, and exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+
+from offline.batches import left_pad
+from offline.models.recommender import Recommender
+from offline.prepare import Dataset
+from offline.stage import console
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a split knows of each user before its target."""
+
+    items: NDArray[np.int64]  # [U, T], left-padded
+    seen: NDArray[np.int64]  # [U, S], every item of the history, padded with 0
+    targets: NDArray[np.int64]  # [U]
+    reasoning: NDArray[np.float16] | None  # [U, K, D]
+
+    @classmethod
+    def of(
+        cls,
+        dataset: Dataset,
+        split: str,
+        users: NDArray[np.int64],
+        length: int,
+        reasoning: NDArray[np.float16] | None,
+    ) -> Self:
+        """Histories of `users` (rows of the data set) at a split; `reasoning` is that split's H of all users."""
+        histories = [dataset.history(int(u), split) for u in users]
+        return cls(
+            left_pad(histories, length),
+            left_pad([np.unique(h) for h in histories], max(len(np.unique(h)) for h in histories)),
+            np.array([dataset.target(int(u), split) for u in users], np.int64),
+            reasoning[users] if reasoning is not None else None,
+        )
+
+    def take(self, rows: NDArray[np.int64]) -> History:
+        """The same for some of the users."""
+        return History(
+            self.items[rows],
+            self.seen[rows],
+            self.targets[rows],
+            self.reasoning[rows] if self.reasoning is not None else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Items best first and their log-probabilities; `exact` says where the first k are provably the best of all."""
+
+    items: NDArray[np.int64]  # [U, N]
+    scores: NDArray[np.float32]  # [U, N]
+    bound: NDArray[np.float32]  # [U]
+
+    def exact(self, k: int) -> NDArray[np.bool_]:
+        """Where nothing that was pruned can belong into the first k, bool [U]."""
+        return self.scores[:, k - 1] >= self.bound
+
+
+@torch.inference_mode()
+def score_beam(
+    model: Recommender,
+    history: History,
+    width: int,
+    *,
+    mask_history: bool,
+    use_reasoning: bool = True,
+    batch: int = 256,
+    device: torch.device | None = None,
+    progress: str | None = None,
+) -> Scored:
+    """Rank by the trie beam. With `mask_history` no item the user has already had is returned."""
+    device = device or torch.device("cpu")
+    model.eval()
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    starts = range(0, len(history.targets), batch)
+    for start in track(starts, progress, console=console, transient=True) if progress else starts:
+        rows = slice(start, start + batch)
+        items = torch.from_numpy(history.items[rows]).to(device)
+        seen = torch.from_numpy(history.seen[rows]).to(device)
+        seen = seen[:, (seen > 0).any(0)] if mask_history else seen[:, :0]
+        steps, has_reasoning = None, None
+        if model.adapter is not None:
+            assert history.reasoning is not None
+            matrix = torch.from_numpy(history.reasoning[rows].astype(np.float32)).to(device)
+            steps = model.adapter(matrix)
+            has_reasoning = torch.full((len(items),), use_reasoning, device=device)
+        beam = model.recommend(items, seen, width, steps, has_reasoning)
+        parts.append((beam.items.cpu(), beam.scores.cpu(), beam.bound.cpu()))
+    found = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
+    return Scored(found[0], found[1], found[2])
+
+
+def score_exact(
+    model: Recommender,
+    history: History,
+    k: int,
+    *,
+    mask_history: bool,
+    use_reasoning: bool = True,
+    batch: int = 64,
+    device: torch.device | None = None,
+    progress: str | None = None,
+) -> NDArray[np.int64]:
+    """The exact first k of the whole catalogue, int64 [U, k].
+
+    A prefix's log-probability is never below that of an item under it. So a beam whose k-th item is not below the
+    best prefix it pruned has found the true first k; where it has not, the beam is widened until it has.
+    """
+    best = np.zeros((len(history.targets), k), np.int64)
+    open_rows = np.arange(len(history.targets))
+    width = max(4 * k, 20)
+    while len(open_rows):
+        scored = score_beam(
+            model,
+            history.take(open_rows),
+            width,
+            mask_history=mask_history,
+            use_reasoning=use_reasoning,
+            batch=max(1, batch * 40 // width),
+            device=device,
+            progress=f"{progress}, beam {width}" if progress else None,
+        )
+        best[open_rows] = scored.items[:, :k]
+        open_rows = open_rows[~scored.exact(k)]
+        width *= 4
+    return best
