@@ -80,6 +80,7 @@ class Analyst:
         self._size = dataset.num_items + 1
         self._interactions = sum(map(len, training))
         self._neighbours = Neighbours.fit(training, dataset.num_items, weights)
+        self._sold: list[int] = self._neighbours.frequency.tolist()
         self._titles = ["", *map(short_title, dataset.items)]
         self._values, self._words = Features.of(values), Features.of(words)
         self._content = _content([self._values, self._words])
@@ -99,8 +100,8 @@ class Analyst:
         best, scores = self._best(histories, training)
         values, words = (_top_names(features, best, scores) for features in (self._values, self._words))
         chains: list[list[str]] = []
-        for row, (history, own) in enumerate(zip(histories, training, strict=True)):
-            items = history.tolist()
+        for row, history in enumerate(histories):
+            items, own = history.tolist(), training[row].tolist()
             known = [self._known[item] or [self._tier(item, own)] for item in items]
             named = [item for item in best[row, :NAMED].tolist() if item]
             chains.append(
@@ -161,10 +162,10 @@ class Analyst:
         left: NDArray[np.int32] = ranked[(ranked != 0) & ~np.isin(ranked, excluded)]
         return left
 
-    def _tier(self, item: int, own: NDArray[np.int32]) -> str:
+    def _tier(self, item: int, own: list[int]) -> str:
         """How an item sells among the other users, in words."""
         mean = (self._interactions - len(own)) / (self._size - 1)
-        count = int(self._neighbours.frequency[item]) - int(np.count_nonzero(own == item))
+        count = self._sold[item] - own.count(item)
         return next((name for bound, name in _TIERS if count <= bound * mean), _TOP_TIER)
 
     def _specific_first(self, names: list[str]) -> list[str]:
