@@ -8,10 +8,10 @@ Five steps, one for each entry of the template:
 4. what the next item is probably like, from what other users bought after these items;
 5. the items that fit best.
 
-What a chain knows: the history before its split's target; the catalogue; and co-occurrence and popularity counted
-over the *training part of the other users*. A user's own training items are taken out of every count that his chains
-use, for all splits alike. His training target therefore cannot reach his training chain, and chains of training,
-validation and test are made of the same stuff. No count holds a validation or test item.
+What a chain knows: the history before its split's target (`serve` has none and reads all of it); the catalogue; and
+co-occurrence and popularity counted over the *training part of the other users*. A user's own training items are taken
+out of every count that his chains use, for all splits alike. His training target therefore cannot reach his training
+chain, and the chains of all splits are made of the same stuff. No count holds a validation or test item.
 
 The same data set and seed give the same texts.
 """

@@ -1,18 +1,19 @@
 """Stage `reason` (section 3.3.1): a chain of K steps per user and split, and its step embeddings H.
 
-Output folder, for each split of `train`, `valid` and `test`:
+Output folder, for each split of `train`, `valid`, `test` and `serve`:
 
     {split}.npy     float16 [U, K, D]; row u is user u's H, unit vectors by step
     {split}.jsonl   {"user": id, "history_length": n, "steps": [K texts]}, in row order
     summary.json    backend, encoder, template, sizes and seconds
 
-A chain reads the history before its split's target and nothing after it; what else it may know is up to the
-backend (see `offline.analyst`). Texts are written first, then every different text is encoded, chunk by chunk, into
-the unfinished folder: a run that was cut off goes on with the chunk it was at.
+A chain reads the history before its split's target and nothing after it (`serve` has no target and reads all of it);
+what else it may know is up to the backend (see `offline.analyst`). Texts are written first, then every different text
+is encoded, chunk by chunk, into the unfinished folder: a run that was cut off goes on with the chunk it was at.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -122,9 +123,11 @@ def _write_texts(folder: Path, dataset: Dataset, recipe: ReasonRecipe, progress:
 def _encode(
     folder: Path, texts: list[str], recipe: ReasonRecipe, seconds: dict[str, float], progress: Progress
 ) -> NDArray[np.float16]:
-    """Embeddings of `texts`, float16 [len(texts), D], mapped from disk; what is there already is kept."""
+    """Embeddings of `texts`, float16 [len(texts), D], mapped from disk; what is there of the same texts is kept."""
     path = folder / "vectors.npy"
-    done: int = (_read_json(folder / "encoded.json") or {"texts": 0})["texts"]
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    saved = _read_json(folder / "encoded.json") or {}
+    done: int = saved["done"] if saved.get("texts") == digest else 0
     task = progress.add_task("encoding", total=len(texts), completed=done)
     vectors: NDArray[np.float16] | None = np.load(path, mmap_mode="r+") if done else None
     encoder = SentenceEncoder(recipe.encoder, recipe.precision) if done < len(texts) else None
@@ -139,7 +142,7 @@ def _encode(
             vectors.flush()  # on disk before it is said to be
         seconds["encode"] += time.monotonic() - start
         write_json(folder / "seconds.json", seconds)
-        write_json(folder / "encoded.json", {"texts": done})
+        write_json(folder / "encoded.json", {"texts": digest, "done": done})
         progress.update(task, completed=done)
     if vectors is None:
         raise AssertionError("there is always a text: prepare leaves no data set without users")

@@ -7,7 +7,7 @@ from offline.analyst import NAMED, Analyst, short_title
 from offline.prepare import SPLITS, Dataset, ItemText
 
 N = 12
-BACK = {"test": 1, "valid": 2, "train": 3}
+BACK = {"serve": 0, "test": 1, "valid": 2, "train": 3}
 
 
 def _item(index: int, *, text: bool = True) -> ItemText:
@@ -41,7 +41,7 @@ def test_a_chain_does_not_see_its_users_later_items(data: list[list[int]], text:
     changed[user][-back] = draw.draw(st.integers(1, N))
     before, after = _dataset(data, text=text), _dataset(changed, text=text)
     for split in SPLITS:
-        if back <= BACK[split]:
+        if back <= BACK[split]:  # the item is not in the split's history
             assert Analyst(before).chains([user], split) == Analyst(after).chains([user], split)
 
 
@@ -72,7 +72,7 @@ def test_validation_and_test_items_reach_no_chain_before_them(text: bool) -> Non
                 changed[user][-back] = item
                 after = _dataset(changed, text=text)
                 for split in SPLITS:
-                    if back <= BACK[split]:
+                    if back <= BACK[split]:  # the item is not in the split's history
                         assert Analyst(after).chains([user], split)[0] == before[split][user]
 
 

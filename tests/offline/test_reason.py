@@ -96,7 +96,7 @@ def test_the_summary_says_who_wrote_the_chains(prepared: Stage, tmp_path: Path) 
     summary = json.loads((stage.folder / "summary.json").read_text(encoding="utf-8"))
     assert summary["backend"] == "analyst (statistics, no language model)"
     assert summary["template"] == recipe.template
-    assert (summary["K"], summary["D"], summary["users"], summary["chains"]) == (5, D, USERS, 3 * USERS)
+    assert (summary["K"], summary["D"], summary["users"], summary["chains"]) == (5, D, USERS, 4 * USERS)
     texts = {step for split in SPLITS for chain in load_steps(stage.folder, split) for step in chain}
     assert summary["unique_texts"] == len(texts)
     assert set(summary["seconds"]) == {"write", "encode", "assemble"}
@@ -143,7 +143,7 @@ def test_a_run_cut_off_while_writing_texts_keeps_the_finished_splits(
     written.clear()
     interrupt = False
     cut = reason(tmp_path / "cut", prepared, ReasonRecipe())
-    assert set(written) == {"valid", "test"}
+    assert set(written) == set(SPLITS) - {"train"}
     assert _contents(cut.folder) == _contents(whole.folder)
 
 
@@ -165,6 +165,25 @@ def test_a_run_cut_off_while_assembling_encodes_nothing_again(
     encoder.seen.clear()
     cut = reason(tmp_path / "cut", prepared, ReasonRecipe())
     assert encoder.seen == []
+    assert _contents(cut.folder) == _contents(whole.folder)
+
+
+def test_vectors_of_other_texts_are_not_taken_over(
+    prepared: Stage, tmp_path: Path, encoder: type[FakeEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A partial folder may be left from before the program was changed."""
+    whole = reason(tmp_path / "whole", prepared, ReasonRecipe())
+    monkeypatch.setattr(Analyst, "chains", lambda self, users, split: [[f"{split} {u}"] * 5 for u in users])
+    encoder.seen.clear()
+    monkeypatch.setattr(encoder, "stop_after", 60)
+    with pytest.raises(KeyboardInterrupt):
+        reason(tmp_path / "cut", prepared, ReasonRecipe())
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "SentenceEncoder", encoder)
+    monkeypatch.setattr(encoder, "seen", [])
+    for left in (tmp_path / "cut").glob("*.partial/*.jsonl"):
+        left.unlink()
+    cut = reason(tmp_path / "cut", prepared, ReasonRecipe())
     assert _contents(cut.folder) == _contents(whole.folder)
 
 
