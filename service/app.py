@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -13,17 +12,18 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from service.errors import BodyMalformed, BodyUnsupported, FieldError, RequestInvalid, ScoterError
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext
-from service.problems import MEDIA_TYPE, RECOMMEND_STATUSES, problem_response
-from service.schemas import Problem, RecommendRequest, RecommendResponse
+from service.openapi import openapi
+from service.problems import problem_response
+from service.schemas import RecommendRequest
 from service.serving import Serving
 from service.settings import Settings
 
 ROUTES = frozenset({"/recommend", "/livez", "/readyz", "/metrics"})
-_PROBLEM: dict[str, Any] = {"model": Problem, "content": {MEDIA_TYPE: {}}}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -43,6 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Recommendations enriched by reasoning that a language model wrote beforehand.",
         version="0.1.0",
         lifespan=lifespan,
+        routes=[Route("/recommend", recommend, methods=["POST"])],
     )
     app.state.metrics = metrics
     app.add_middleware(BodyLimit, limit=settings.limits.body_bytes)
@@ -50,31 +51,23 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(ScoterError, _problem)
     app.add_exception_handler(HTTPException, _problem)
     _add_routes(app, metrics)
-    app.openapi = partial(_openapi, app)  # type: ignore[method-assign]
+    app.openapi = partial(openapi, app)  # type: ignore[method-assign]
     return app
 
 
-def _add_routes(app: FastAPI, metrics: Metrics) -> None:
-    @app.post(
-        "/recommend",
-        response_model=RecommendResponse,
-        responses=dict.fromkeys(RECOMMEND_STATUSES, _PROBLEM),
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": RecommendRequest.model_json_schema()}},
-            }
-        },
-    )
-    async def recommend(request: Request) -> Response:
-        """Rank items for one user."""
-        # Validated from and written to bytes by pydantic itself: FastAPI's own route reads, copies and checks the
-        # same values several times over, which costs more than the store and the fusion together.
-        asked = _parsed(request.headers.get("content-type", ""), await request.body())
-        serving: Serving = request.app.state.serving
-        answer = await serving.recommender.recommend(asked, request.state.request_id, request.state.timings)
-        return Response(answer.model_dump_json(), media_type="application/json")
+async def recommend(request: Request) -> Response:
+    """Rank items for one user.
 
+    A plain Starlette route that validates from bytes and writes to bytes: FastAPI's own route parses, copies and
+    checks the same values several times over, which costs more than the store and the response together.
+    """
+    asked = _parsed(request.headers.get("content-type", ""), await request.body())
+    serving: Serving = request.app.state.serving
+    answer = await serving.recommender.recommend(asked, request.state.request_id, request.state.timings)
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _add_routes(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/livez")
     async def livez() -> dict[str, str]:
         """Whether the process answers; depends on nothing else."""
@@ -112,18 +105,6 @@ def _parsed(content_type: str, body: bytes) -> RecommendRequest:
 def _pointer(location: tuple[int | str, ...]) -> str:
     """A JSON pointer (RFC 6901)."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with problems under their own media type: it files every model under application/json."""
-    document = FastAPI.openapi(app)
-    for path in document["paths"].values():
-        for operation in path.values():
-            for response in operation["responses"].values():
-                content = response.get("content", {})
-                if MEDIA_TYPE in content and "application/json" in content:
-                    content[MEDIA_TYPE] = content.pop("application/json")
-    return document
 
 
 async def _problem(request: Request, error: Exception) -> Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -29,8 +28,6 @@ LATENCY_BUCKETS = (
 )
 STAGE_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, *LATENCY_BUCKETS)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-
-ReasoningState = Literal["used", "masked", "none"]  # none: no model was asked
 
 
 class Metrics:
@@ -78,13 +75,12 @@ class Metrics:
             "scoter_release_info", "1 for the release that is served", ["release", "dataset"], registry=registry
         )
 
-    def responded(self, route: str, status: int) -> None:
-        """Count a response."""
+    def responded(self, route: str, status: int, timings: StageTimings) -> None:
+        """Count a response and, if it is a recommendation, observe how long it and its stages took."""
         self._responses.labels(route, str(status)).inc()
-
-    def recommended(self, model: str, reasoning: ReasoningState, timings: StageTimings) -> None:
-        """Observe an answered recommendation and its stages."""
-        self._latency.labels(model, reasoning).observe(timings.total())
+        if timings.answered is None:
+            return
+        self._latency.labels(*timings.answered).observe(timings.total())
         for stage, seconds in timings.stages.items():
             self._stages.labels(stage).observe(seconds)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from uuid import uuid4
+from secrets import token_hex
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge
@@ -37,29 +37,34 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         offered = Headers(scope=scope).get("x-request-id", "")
-        request_id = offered if _SANE_ID.fullmatch(offered) else uuid4().hex
+        request_id = offered if _SANE_ID.fullmatch(offered) else token_hex(16)
         timings = StageTimings()
         scope.setdefault("state", {}).update(request_id=request_id, timings=timings)
         route = scope["path"] if scope["path"] in self._routes else "other"
-        started = False
+        status: int | None = None
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                headers["Server-Timing"] = timings.server_timing()
-                self._metrics.responded(route, message["status"])
+                status = message["status"]
+                timings.stop()
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    (b"server-timing", timings.server_timing().encode()),
+                ]
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception as error:
             log.exception("request_failed", request_id=request_id, route=route)
-            if started:
+            if status is not None:
                 raise  # half an answer is out; the server can only drop the connection
             await problem_response(error, request_id)(scope, receive, send_with_headers)
+        finally:
+            if status is not None:  # counted once the answer is out, so that nobody waits for it
+                self._metrics.responded(route, status, timings)
 
 
 class BodyLimit:

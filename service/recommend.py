@@ -13,7 +13,7 @@ import numpy as np
 
 from service.engine.base import Engine, ModelInput, Ranking
 from service.errors import EngineError, EngineOverloaded, EngineUnavailable, FieldError, RequestInvalid
-from service.metrics import Metrics, ReasoningState
+from service.metrics import Metrics
 from service.profile import Profile, Profiles
 from service.release.catalogue import Catalogue
 from service.release.manifest import ModelEntry
@@ -150,7 +150,11 @@ class Recommender:
             complete=len(items) == prepared.k,
             degraded=degraded,
         )
-        self._observe(response, prepared, timings)
+        self._count(response, prepared)
+        timings.answered = (
+            prepared.model.name,
+            "none" if ranked is None else "used" if response.reasoning.used else "masked",
+        )
         return response
 
     def _reasoning(self, prepared: Prepared, unranked: str | None) -> ReasoningReport:
@@ -177,11 +181,7 @@ class Recommender:
             steps=steps if explain else None,
         )
 
-    def _observe(self, response: RecommendResponse, prepared: Prepared, timings: StageTimings) -> None:
-        state: ReasoningState = (
-            "none" if response.source == "popular" else "used" if response.reasoning.used else "masked"
-        )
-        self._metrics.recommended(prepared.model.name, state, timings)
+    def _count(self, response: RecommendResponse, prepared: Prepared) -> None:
         if prepared.profile.miss is not None:
             self._metrics.reasoning_missed(prepared.profile.miss)
         if prepared.history.unknown:

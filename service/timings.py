@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Literal
+
+ReasoningState = Literal["used", "masked", "none"]  # none: no model was asked
 
 
 class StageTimings:
@@ -12,7 +15,9 @@ class StageTimings:
 
     def __init__(self) -> None:
         self._started = perf_counter()
+        self._total: float | None = None
         self.stages: dict[str, float] = {}  # seconds, in the order of their ends
+        self.answered: tuple[str, ReasoningState] | None = None  # the model of a recommendation and its reasoning
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -23,9 +28,13 @@ class StageTimings:
         finally:
             self.stages[name] = self.stages.get(name, 0.0) + perf_counter() - started
 
+    def stop(self) -> None:
+        """Stop the clock of `total`: the response is on its way."""
+        self._total = self.total()
+
     def total(self) -> float:
-        """Seconds since the request arrived."""
-        return perf_counter() - self._started
+        """Seconds from the request's arrival until now, or until the clock was stopped."""
+        return perf_counter() - self._started if self._total is None else self._total
 
     def server_timing(self) -> str:
         """The value of the Server-Timing header, in milliseconds: `store;dur=0.05, engine;dur=4.31, total;dur=4.9`."""

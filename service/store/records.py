@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from pydantic_core import from_json
+
 
 @dataclass(frozen=True, slots=True)
 class History:
@@ -24,9 +26,9 @@ def decode_history(record: bytes | None) -> History | None:
     if record is None:
         return None
     try:
-        row = json.loads(record)
+        row = from_json(record)
         items, updated = row["items"], row["updated"]
-        if not isinstance(items, list) or not all(isinstance(i, str) for i in items):
+        if not isinstance(items, list) or not {*map(type, items)} <= {str}:
             return None
         return History(items, int(updated))
     except (ValueError, KeyError, TypeError):
@@ -43,7 +45,7 @@ def decode_steps(record: bytes | None) -> list[str] | None:
     if record is None:
         return None
     try:
-        steps = json.loads(record)
+        steps = from_json(record)
     except ValueError:
         return None
     if not isinstance(steps, list) or not all(isinstance(s, str) for s in steps):

@@ -347,7 +347,8 @@ def test_unusable_blobs_are_answered_without_reasoning_and_counted(tiny: TinyRel
 def test_openapi_declares_examples_and_problems(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     operation = document["paths"]["/recommend"]["post"]
-    request = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/RecommendRequest")
+    request = document["components"]["schemas"]["RecommendRequest"]
     assert request["additionalProperties"] is False
     assert request["examples"][0]["user_id"]
     assert set(operation["responses"]) == {"200", "400", "405", "413", "415", "422", "500", "503"}
@@ -361,8 +362,7 @@ def test_openapi_declares_examples_and_problems(client: TestClient) -> None:
 
 def test_the_examples_of_the_documentation_are_accepted(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    schema = document["paths"]["/recommend"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    for example in schema["examples"]:
+    for example in document["components"]["schemas"]["RecommendRequest"]["examples"]:
         assert client.post("/recommend", json=example).status_code == 200
 
 

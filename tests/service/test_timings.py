@@ -19,6 +19,14 @@ def test_stages_add_up_even_when_they_fail() -> None:
     assert timings.total() >= timings.stages["store"]
 
 
+def test_a_stopped_clock_stands_still() -> None:
+    timings = StageTimings()
+    timings.stop()
+    total = timings.total()
+    time.sleep(0.002)
+    assert timings.total() == total
+
+
 def test_the_header_is_in_milliseconds() -> None:
     timings = StageTimings()
     timings.stages["store"] = 0.00125

@@ -277,7 +277,7 @@ def _model(name: str, reasoning: ReasoningEntry | None) -> ModelEntry:
 
 
 def _user(rng: np.random.Generator, number: int, items: int) -> User:
-    history = [f"item-{index}" for index in rng.choice(np.arange(1, items + 1), size=3 + number, replace=False)]
+    history = [f"item-{index}" for index in rng.choice(np.arange(1, items + 1), size=3 + number % 12, replace=False)]
     matrix = rng.normal(size=(K, D)).astype(np.float16).astype(np.float32)
     return User(f"user-{number}", history, matrix, [f"{step}: user {number}" for step in TEMPLATE])
 
