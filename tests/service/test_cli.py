@@ -95,7 +95,7 @@ def test_a_real_server_on_redis(tiny: TinyRelease, redis_port: int) -> None:
     import asyncio
 
     from service.store.redis import RedisStore
-    from tests.service.conftest import redis_settings
+    from tests.conftest import redis_settings
     from tests.service.tiny_release import publish
 
     async def fill() -> None:

@@ -93,7 +93,10 @@ def write_release(releases: Path, *, items: int = 60, users: int = 6, rounds: in
     )
     (folder / "reasoning").mkdir()
     np.save(folder / reasoning.file, np.stack([user.matrix for user in people]).astype(np.float16))
-    _write_lines(folder / "reasoning" / "users.jsonl", [{"user_id": user.id} for user in people])
+    _write_lines(
+        folder / "reasoning" / "users.jsonl",
+        [{"user": user.id, "history": user.history, "steps": user.steps} for user in people],
+    )
     (folder / "warmup").mkdir()
     _write_lines(folder / "warmup" / "requests.jsonl", [{"user_id": u.id, "history": u.history} for u in people])
 

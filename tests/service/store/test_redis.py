@@ -10,7 +10,7 @@ from redis import Redis
 
 from service.errors import StoreTimeout, StoreUnavailable
 from service.store.redis import RedisStore
-from tests.service.conftest import redis_settings
+from tests.conftest import redis_settings
 
 pytestmark = pytest.mark.anyio
 
