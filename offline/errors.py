@@ -5,6 +5,8 @@
     ├── DataError     an input file is malformed; the message has file, line and reason
     ├── StageError    a stage cannot run: an earlier one has not, or its output does not fit
     └── TrainingError the loss is not finite, or nothing was learnt
+
+Their messages say what is wrong, where, and what to do: the command line prints nothing else.
 """
 
 from __future__ import annotations

@@ -14,18 +14,20 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
+from rich.markup import escape
 
 from offline.errors import StageError
 
-console = Console()
+console = Console(emoji=False)  # a colon in a path is a colon
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +50,33 @@ def run_stage(
     """Run `build(folder)` unless its output is there already; return where the output is.
 
     `settings` is JSON-serialisable and holds everything but `upstream` that decides the output. `build` may
-    find its own earlier, unfinished work in the folder it is given.
+    find its own earlier, unfinished work in the folder it is given. Raises StageError if another process is at
+    it, or if files cannot be written; what `build` raises passes through.
     """
     fingerprint = _fingerprint(name, version, settings, upstream)
     stage = Stage(name, fingerprint, work / f"{name}-{fingerprint}")
     if stage.folder.is_dir():
-        console.print(f"[green]✓[/] {name}: up to date [dim]({stage.folder})[/]")
+        console.print(f"[green]✓[/] {name}: up to date [dim]({escape(str(stage.folder))})[/]", soft_wrap=True)
         return stage
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StageError(f"cannot make the work folder {work}: {error.strerror}") from error
     with _only_one(work / f".{stage.folder.name}.lock", stage):
-        if stage.folder.is_dir():  # finished by another process while we waited
+        if stage.folder.is_dir():  # finished by another process since we looked
             return stage
         partial = work / f"{stage.folder.name}.partial"
         console.print(f"[bold]▶ {name}[/]" + (" [dim](resuming)[/]" if partial.is_dir() else ""))
         partial.mkdir(exist_ok=True)
         start = time.monotonic()
-        build(partial)
+        try:
+            build(partial)
+        except BaseException as error:
+            with suppress(OSError):
+                partial.rmdir()  # succeeds only when there is nothing in it to go on from
+            if isinstance(error, OSError):
+                raise StageError(f"{name} cannot read or write: {error}") from error
+            raise
         seconds = time.monotonic() - start
         record = {
             "stage": name,
@@ -74,7 +87,7 @@ def run_stage(
         }
         (partial / "stage.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         partial.rename(stage.folder)
-        console.print(f"[green]✓[/] {name}: {seconds:.1f} s [dim]({stage.folder})[/]")
+        console.print(f"[green]✓[/] {name}: {seconds:.1f} s [dim]({escape(str(stage.folder))})[/]", soft_wrap=True)
     return stage
 
 
@@ -98,10 +111,27 @@ def _fingerprint(name: str, version: int, settings: dict[str, Any], upstream: Se
 
 @contextmanager
 def _only_one(path: Path, stage: Stage) -> Iterator[None]:
-    with path.open("w") as lock:
+    with _locked(path, stage):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked(path: Path, stage: Stage) -> TextIO:
+    while True:
+        try:
+            lock = path.open("w")
+        except OSError as error:
+            raise StageError(f"cannot write into the work folder {path.parent}: {error.strerror}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it may have removed the file since we opened it: then the lock keeps nobody out.
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
         except BlockingIOError:
+            lock.close()
             raise StageError(f"another process is running {stage.name} in {stage.folder.parent}: wait for it") from None
-        yield
-    path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass
+        lock.close()
