@@ -9,15 +9,16 @@ from __future__ import annotations
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from offline.errors import RecipeError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: TOML has types of its own, and `epochs = "3"` or `refit = 1` is a slip.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class PrepareRecipe(_Section):
@@ -77,6 +78,12 @@ class ModelRecipe(_Section):
     fusion_dropout: float = Field(0.1, ge=0, lt=1)
     gate_bias: float = 0.0  # b_g of eq. 4 at the start; above 0 favours the sequence over the reasoning
     beam: int = Field(20, ge=1)
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.decoder_dim % self.decoder_heads:
+            raise ValueError(f"decoder_dim = {self.decoder_dim} is no multiple of decoder_heads = {self.decoder_heads}")
+        return self
 
 
 class TrainRecipe(_Section):
@@ -141,7 +148,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     path = Path(name_or_path)
     if path.suffix == ".toml":
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"cannot read recipe {path}: {error}") from error
     elif name_or_path in recipe_names():
@@ -153,5 +160,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {name_or_path} is not TOML: {error}") from error
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        faults = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        )
         raise RecipeError(f"recipe {name_or_path}: {faults}") from error

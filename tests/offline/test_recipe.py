@@ -1,0 +1,141 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offline.errors import RecipeError
+from offline.recipe import Recipe, load_recipe, recipe_names
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "own.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_the_shipped_recipes_load() -> None:
+    assert recipe_names() == ["beauty", "paper", "sample"]
+    for name in recipe_names():
+        assert load_recipe(name).name == name
+
+
+PAPER: dict[str, dict[str, Any]] = {
+    "prepare": {"min_interactions": 5},
+    "tokenize": {"levels": 4, "codebook": 256, "quantizer": "rqkmeans"},
+    "model": {
+        "length": 20,
+        "dim": 50,
+        "blocks": 2,
+        "heads": 1,
+        "qk_dim": 50,
+        "v_dim": 50,
+        "dropout": 0.2,
+        "decoder_layers": 3,
+        "decoder_heads": 4,
+        "decoder_dim": 256,
+        "fusion_dropout": 0.1,
+        "beam": 20,
+    },
+    "train": {
+        "batch": 512,
+        "learning_rate": 1e-4,
+        "epochs": 300,
+        "patience": 20,
+        "contrastive_weight": 0.1,
+        # What the paper does not mention is off.
+        "weight_decay": 0.0,
+        "warmup": 0.0,
+        "schedule": "constant",
+        "label_smoothing": 0.0,
+        "catalogue_weight": 0.0,
+        "reasoning_dropout": 0.0,
+        "precision": "float32",
+    },
+}
+
+
+@pytest.mark.parametrize("section", PAPER)
+def test_the_paper_s_tables_7_and_8(section: str) -> None:
+    found = load_recipe("paper").model_dump()[section]
+    assert {key: found[key] for key in PAPER[section]} == PAPER[section]
+
+
+def test_a_chain_has_five_steps() -> None:
+    assert all(len(load_recipe(name).reason.template) == 5 for name in recipe_names())
+
+
+def test_what_a_recipe_leaves_out_has_its_default(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, 'name = "own"\n[train]\nepochs = 2\nlearning_rate = 1\n'))
+    assert recipe.train.epochs == 2
+    assert recipe.train.learning_rate == 1.0
+    assert recipe.model_dump(exclude={"train"}) == Recipe(name="own").model_dump(exclude={"train"})
+
+
+def test_an_editor_s_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    assert load_recipe(written(tmp_path, '\ufeffname = "own"\r\n')).name == "own"
+
+
+@pytest.mark.parametrize(
+    "text, fault",
+    [
+        ("[train]\nlr = 0.1", "train.lr: Extra inputs are not permitted"),
+        ("[training]\nepochs = 1", "training: Extra inputs are not permitted"),
+        ("epochs = 1", "epochs: Extra inputs are not permitted"),
+        ("[train]\nepochs = 0", "train.epochs: Input should be greater than or equal to 1"),
+        ("[tokenize]\nlevels = 9", "tokenize.levels: Input should be less than or equal to 8"),
+        ("[tokenize]\ncodebook = 70000", "tokenize.codebook: Input should be less than or equal to 65536"),
+        ("[model]\ndropout = 1", "model.dropout: Input should be less than 1"),
+        ("[train]\nlearning_rate = 0", "train.learning_rate: Input should be greater than 0"),
+        ("[train]\nlearning_rate = inf", "train.learning_rate: Input should be a finite number"),
+        ("[model]\ngate_bias = nan", "model.gate_bias: Input should be a finite number"),
+        ('[train]\nepochs = "3"', "train.epochs: Input should be a valid integer"),
+        ("[train]\nepochs = 3.0", "train.epochs: Input should be a valid integer"),
+        ("[train]\nepochs = true", "train.epochs: Input should be a valid integer"),
+        ("[train]\ntemperature = false", "train.temperature: Input should be a valid number"),
+        ("[evaluate]\nrefit = 1", "evaluate.refit: Input should be a valid boolean"),
+        ("[train]\nschedule = 'linear'", "train.schedule: Input should be 'constant' or 'cosine'"),
+        ("[prepare]\ntext = 'title'", "prepare.text: Input should be a valid list"),
+        ("[prepare]\ntext = ['title', 1]", "prepare.text.1: Input should be a valid string"),
+        ("[reason]\ntemplate = ['one']", "reason.template: List should have at least 5 items"),
+        ("[model]\ndecoder_heads = 3", "model: decoder_dim = 256 is no multiple of decoder_heads = 3"),
+        ("train = 3", "train: Input should be a valid dictionary"),
+    ],
+)
+def test_a_fault_is_named_by_its_key(tmp_path: Path, text: str, fault: str) -> None:
+    own = written(tmp_path, f'name = "own"\n{text}\n')
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(own)
+    assert str(caught.value).startswith(f"recipe {own}: {fault}")
+
+
+def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
+    own = written(tmp_path, "[train]\nepochs = 0\nbatch = 0\n")
+    with pytest.raises(RecipeError, match=r"name: Field required; train\.batch: .*; train\.epochs: "):
+        load_recipe(own)
+
+
+@pytest.mark.parametrize(
+    "text, reason", [("name = ", "is not TOML: Invalid value"), ("[a]\n[a]\n", "is not TOML: Cannot declare")]
+)
+def test_what_is_not_toml_is_said_to_be(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(RecipeError, match=rf"recipe .*own\.toml {reason}.* \(at "):
+        load_recipe(written(tmp_path, text))
+
+
+def test_an_unknown_name_lists_those_there_are() -> None:
+    with pytest.raises(RecipeError, match=r"no recipe 'movies': give a \.toml file or one of beauty, paper, sample"):
+        load_recipe("movies")
+
+
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"cannot read recipe .*absent\.toml: .*No such file"):
+        load_recipe(str(tmp_path / "absent.toml"))
+    (tmp_path / "own.toml").write_bytes(b'name = "\xff"')
+    with pytest.raises(RecipeError, match=r"cannot read recipe .*own\.toml: .*can't decode"):
+        load_recipe(str(tmp_path / "own.toml"))
+
+
+def test_a_recipe_does_not_change() -> None:
+    recipe = load_recipe("sample")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.train.epochs = 1  # type: ignore[misc]
