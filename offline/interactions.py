@@ -1,15 +1,17 @@
 """Reading RecBole atomic files.
 
 `NAME.inter` has at least `user_id`, `item_id` and `timestamp`; `NAME.item` (optional) has `item_id` and any
-text columns. Both are tab-separated UTF-8 with a header of `column:type` fields.
+text columns. Both are tab-separated UTF-8 (a byte order mark is passed over) with a header of `column:type` fields.
 """
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from offline.errors import DataError
 
@@ -31,9 +33,15 @@ def data_files(folder: Path) -> tuple[Path, Path | None]:
         raise DataError(f"{folder} is not a folder: give the folder that holds NAME.inter and NAME.item")
     inter = sorted(folder.glob("*.inter"))
     if len(inter) != 1:
-        raise DataError(f"{folder} holds {len(inter)} .inter files, expected one")
+        names = f" ({', '.join(path.name for path in inter)})" if inter else ""
+        raise DataError(f"{folder} holds {len(inter)} .inter files{names}, expected one")
     item = inter[0].with_suffix(".item")
-    return inter[0], item if item.is_file() else None
+    if item.is_file():
+        return inter[0], item
+    others = sorted(path.name for path in folder.glob("*.item"))
+    if others:  # better than going on without any text
+        raise DataError(f"{folder} holds {', '.join(others)} beside {inter[0].name}: rename it to {item.name}")
+    return inter[0], None
 
 
 def read_interactions(path: Path) -> list[Interaction]:
@@ -41,6 +49,8 @@ def read_interactions(path: Path) -> list[Interaction]:
     rows: list[Interaction] = []
     for line, row in _rows(path, ["user_id", "item_id", "timestamp"]):
         try:
+            if "_" in row["timestamp"]:  # Python's own way to group digits
+                raise ValueError
             timestamp = float(row["timestamp"])
         except ValueError:
             raise DataError(f"{path}, line {line}: timestamp {row['timestamp']!r} is not a number") from None
@@ -69,11 +79,11 @@ def read_items(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _rows(path: Path, required: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    with path.open("rb") as stream:
+    with _opened(path) as stream:
         columns: list[str] = []
         for line, raw in enumerate(stream, start=1):
             try:
-                text = raw.decode("utf-8").rstrip("\r\n")
+                text = raw.removeprefix(codecs.BOM_UTF8 if line == 1 else b"").decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise DataError(f"{path}, line {line}: not UTF-8 ({error.reason} at byte {error.start})") from None
             fields = text.split("\t")
@@ -89,16 +99,24 @@ def _rows(path: Path, required: list[str]) -> Iterator[tuple[int, dict[str, str]
         raise DataError(f"{path} is empty: expected a header such as user_id:token, item_id:token, timestamp:float")
 
 
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
 def _header(path: Path, fields: list[str], required: list[str]) -> list[str]:
     columns: list[str] = []
     for field in fields:
         name, _, kind = field.partition(":")
-        if kind not in _TYPES:
+        if not name or kind not in _TYPES:
             raise DataError(f"{path}, line 1: {field!r} is not column:type with a type of {', '.join(sorted(_TYPES))}")
         columns.append(name)
     missing = [name for name in required if name not in columns]
     if missing:
         raise DataError(f"{path}, line 1: no column {', '.join(missing)}; the header has {', '.join(columns)}")
-    if len(set(columns)) != len(columns):
-        raise DataError(f"{path}, line 1: a column stands there twice")
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}, line 1: column {', '.join(twice)} stands there twice")
     return columns

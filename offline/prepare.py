@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,10 @@ def load_dataset(folder: Path) -> Dataset:
     with np.load(folder / "sequences.npz") as arrays:
         flat, offsets = arrays["items"], arrays["offsets"]
     users = json.loads((folder / "users.json").read_text(encoding="utf-8"))
-    items = [
-        ItemText(row["id"], row["title"], row["text"], row["attributes"])
-        for row in map(json.loads, (folder / "items.jsonl").read_text(encoding="utf-8").splitlines())
-    ]
-    return Dataset(users, items, [flat[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)])
+    # Not splitlines(): a title may hold U+2028 and others that it takes for the end of a line.
+    with (folder / "items.jsonl").open(encoding="utf-8") as lines:
+        items = [ItemText(row["id"], row["title"], row["text"], row["attributes"]) for row in map(json.loads, lines)]
+    return Dataset(users, items, [flat[a:b] for a, b in pairwise(offsets)])
 
 
 def dataset_name(folder: Path) -> str:
@@ -169,4 +169,8 @@ def _values(field: str) -> list[str]:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
