@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
 from offline.errors import StageError
 
@@ -49,7 +51,11 @@ class ResidualKMeans:
                 n_init=1,
                 max_iter=self.iterations,
                 random_state=self.seed + level,
-            ).fit(residual)
+            )
+            with warnings.catch_warnings():
+                # Residuals that differ by less than float32 tells apart share a code; make_unique sees to that.
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                means.fit(residual)
             assigned = means.labels_.astype(np.int64)
             centres = means.cluster_centers_.astype(np.float32)
             residual = residual - centres[assigned]
@@ -64,17 +70,17 @@ def collisions(codes: NDArray[np.int64]) -> int:
 
 
 def make_unique(vectors: NDArray[np.float32], found: Quantization, codebook: int) -> NDArray[np.int64]:
-    """Codes [N, L] with no two items alike: where several items collide, the nearest keeps its code and the others
-    move to the nearest free last code, or, once a prefix is full, to the next nearest code one level up.
+    """Codes [N, L] with no two items alike.
+
+    Where several items collide, the nearest keeps its code and the others move to the nearest free last code, or,
+    once a prefix is full, to the next nearest code one level up.
 
     Raises StageError if the codebooks cannot tell that many items apart.
     """
     codes = found.codes.copy()
     books = [_filled(book, codebook) for book in found.codebooks]
     before = vectors - sum(book[codes[:, level]] for level, book in enumerate(found.codebooks[:-2]))
-    error = np.linalg.norm(
-        before - found.codebooks[-2][codes[:, -2]] - found.codebooks[-1][codes[:, -1]], axis=1
-    )
+    error = np.linalg.norm(before - found.codebooks[-2][codes[:, -2]] - found.codebooks[-1][codes[:, -1]], axis=1)
     taken: set[tuple[int, ...]] = set()
     for item in np.lexsort((np.arange(len(codes)), error)):
         code = tuple(map(int, codes[item]))
@@ -97,8 +103,9 @@ def _free_code(
             code = (*prefix, int(upper), int(last))
             if code not in taken:
                 return code
+    share = f" share the codes {list(prefix)}" if prefix else ""
     raise StageError(
-        f"more than {len(books[-2]) * len(books[-1])} items share the codes {prefix}: raise tokenize.codebook or levels"
+        f"more than {len(books[-2]) * len(books[-1])} items{share}: raise tokenize.codebook or tokenize.levels"
     )
 
 

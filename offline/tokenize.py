@@ -39,8 +39,8 @@ def load_codes(folder: Path) -> NDArray[np.int64]:
 def _build(folder: Path, prepared: Stage, recipe: TokenizeRecipe) -> None:
     items = load_dataset(prepared.folder).items
     path = folder / "embeddings.npy"
-    if path.is_file():
-        vectors = np.load(path)
+    if path.is_file():  # of a run that was cut off while quantising
+        vectors: NDArray[np.float32] = np.load(path)
     else:
         # An item with no text still needs a place of its own: its id is all there is to tell it by.
         texts = [item.text or item.title for item in items]
