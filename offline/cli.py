@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
 
-from offline.errors import OfflineError
+from offline.errors import OfflineError, StageError
 from offline.publish import latest_release
 from offline.publish import publish as publish_release
 from offline.recipe import load_recipe, recipe_names
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from offline.run import Last
 
 _errors = Console(stderr=True)
+INTERRUPTED = 130
 
 RecipeArgument = Annotated[str, typer.Argument(help=f"A .toml file, or one of: {', '.join(recipe_names())}.")]
 DataOption = Annotated[Path, typer.Option(help="Folder with NAME.inter and, if there are texts, NAME.item (RecBole).")]
@@ -57,10 +60,10 @@ def sample(
     seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 7,
 ) -> None:
     """Simulate shoppers: a made-up data set to try everything on."""
-    from offline.sample import write_sample  # noqa: PLC0415
+    from offline.sample import write_sample
 
     found = write_sample(out, users=users, items=items, seed=seed)
-    console.print(f"[green]✓[/] {out}: {found}")
+    console.print(f"[green]✓[/] {escape(str(out))}: {found}")
 
 
 @app.command()
@@ -116,9 +119,7 @@ def export(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("ou
 def publish(
     store: StoreOption,
     work: WorkOption = Path("out"),
-    release: Annotated[
-        str | None, typer.Option(help="Release id.", show_default="the one exported last")
-    ] = None,
+    release: Annotated[str | None, typer.Option(help="Release id.", show_default="the one exported last")] = None,
 ) -> None:
     """Load a release's H into a user store and make it the live one.
 
@@ -129,21 +130,24 @@ def publish(
 
 def _run_to(last: Last, recipe: str, data: Path, work: Path) -> Path:
     chosen = load_recipe(recipe)
-    from offline.run import run  # noqa: PLC0415 - torch takes seconds to import, and `--help` needs none
+    from offline.run import run
 
     return run(work, data, chosen, last)
 
 
 def _publish(release: Path, store: str) -> None:
     async def load() -> None:
-        opened = open_store(store_settings(store))
+        try:
+            opened = open_store(store_settings(store))
+        except ValueError as error:  # not the URL itself, which may hold a password
+            raise StageError(f"the URL of the store cannot be read: {error}") from error
         try:
             done = await publish_release(release, opened)
         finally:
             await opened.close()
         console.print(
             f"[green]✓[/] published [bold]{done.release_id}[/]: {done.users} users, {done.blobs} records, "
-            f"{done.bytes / done.users:.0f} bytes a user, {done.blobs / done.seconds:,.0f} records/s"
+            f"{done.bytes / max(done.users, 1):.0f} bytes a user, {done.blobs / done.seconds:,.0f} records/s"
         )
 
     asyncio.run(load())
@@ -155,8 +159,15 @@ def main() -> None:
     try:
         app()
     except (OfflineError, ScoterError) as error:
-        _errors.print(f"[red]scoter:[/] {error}", soft_wrap=True, markup=True, highlight=False)
+        _complain(str(error))
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        _errors.print("scoter: interrupted; the same command goes on from here")
-        raise SystemExit(130) from None
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:  # typer's answer to Ctrl-C, which says nothing
+            _complain("interrupted; the same command goes on from here")
+        raise
+
+
+def _complain(message: str) -> None:
+    # A Text, as a message may quote "[dim]" from somebody's data; on one line, as libraries' own words may not be.
+    line = " ".join(part.strip() for part in message.splitlines())
+    _errors.print(Text.assemble(("scoter:", "red"), " ", line), soft_wrap=True)
