@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
+from itertools import islice
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -27,6 +28,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from offline.errors import OfflineError
 from service.cli import store_settings
@@ -197,16 +199,14 @@ def _print_user(
             f"  · {escape(catalogue.item(index).title if index else item)}", no_wrap=True, overflow="ellipsis"
         )
 
-    table = Table("", "with reasoning", "without", box=None, padding=(0, 1))
-    for rank, (ours, theirs) in enumerate(zip(reasoned.body["items"], plain.body["items"], strict=False), start=1):
-        if rank > SHOWN:
-            break
-        new = "bold" if ours["id"] not in plain.ids[:SHOWN] else ""
-        table.add_row(
-            str(rank), f"[{new}]{escape(ours['title'])}[/]" if new else escape(ours["title"]), theirs["title"]
-        )
-    for column in table.columns:
-        column.no_wrap, column.overflow = True, "ellipsis"
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("", min_width=1, no_wrap=True)
+    table.add_column("with reasoning", no_wrap=True)
+    table.add_column("without", no_wrap=True)
+    pairs = zip(reasoned.body["items"], plain.body["items"], strict=False)
+    for rank, (ours, theirs) in enumerate(islice(pairs, SHOWN), start=1):
+        style = "bold" if ours["id"] not in plain.ids[:SHOWN] else ""
+        table.add_row(str(rank), Text(ours["title"], style), Text(theirs["title"]))
     console.print(table)
 
     console.print("Reasoning, written beforehand:")
