@@ -200,9 +200,10 @@ def _print_user(
         )
 
     table = Table(box=None, padding=(0, 1))
-    table.add_column("", min_width=1, no_wrap=True)
-    table.add_column("with reasoning", no_wrap=True)
-    table.add_column("without", no_wrap=True)
+    half = (console.width - 8) // 2
+    table.add_column("")
+    table.add_column("with reasoning", no_wrap=True, max_width=half)
+    table.add_column("without", no_wrap=True, max_width=half)
     pairs = zip(reasoned.body["items"], plain.body["items"], strict=False)
     for rank, (ours, theirs) in enumerate(islice(pairs, SHOWN), start=1):
         style = "bold" if ours["id"] not in plain.ids[:SHOWN] else ""
