@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -155,7 +154,6 @@ def _publish(release: Path, store: str) -> None:
 
 def main() -> None:
     """Entry point: errors that a user can mend are one line, not a traceback."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         app()
     except (OfflineError, ScoterError) as error:

@@ -192,7 +192,18 @@ def _show(results: list[dict[str, Any]], exactness: list[dict[str, Any]]) -> Non
     from rich.table import Table  # noqa: PLC0415 - only when there is something to show
 
     table = Table(title="Test split")
-    columns = ["model", "labels", "history", "reasoning", "scoring", "users", "recall@5", "recall@10", "ndcg@5", "ndcg@10"]
+    columns = [
+        "model",
+        "labels",
+        "history",
+        "reasoning",
+        "scoring",
+        "users",
+        "recall@5",
+        "recall@10",
+        "ndcg@5",
+        "ndcg@10",
+    ]
     for column in columns:
         table.add_column(column, justify="left" if column in columns[:5] else "right")
     for row in results:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from offline.reason import load_reasoning, load_steps
 from offline.recipe import Recipe
 from offline.stage import Stage, console, run_stage
 from offline.tokenize import load_codes
-from offline.train import load_model
+from offline.train import Variant, load_model
 from offline.triton import write_config
 from service.release.catalogue import Catalogue, Item
 from service.release.manifest import (
@@ -56,7 +57,7 @@ class Parts:
     prepared: Stage
     tokens: Stage
     reasoned: Stage
-    trained: dict[str, Stage]  # by model name
+    trained: Mapping[Variant, Stage]  # by model name
     evaluated: Stage
 
 
@@ -163,7 +164,7 @@ def _write_model(
     inputs = [
         TensorEntry(
             name=key,
-            dtype=_DTYPES[str(value.dtype)],  # type: ignore[arg-type]
+            dtype=_DTYPES[str(value.dtype)],
             shape=[None, None if key == "exclude" else int(value.shape[1]), *map(int, value.shape[2:])][: value.dim()],
         )
         for key, value in example.items()
@@ -219,9 +220,7 @@ def _write_reasoning(path: Path, model: Recommender, raw: NDArray[np.float16], e
     out.flush()
 
 
-def _check_parity(
-    path: Path, name: str, graph: FusedGraph, example: dict[str, torch.Tensor], dataset: Dataset
-) -> None:
+def _check_parity(path: Path, name: str, graph: FusedGraph, example: dict[str, torch.Tensor], dataset: Dataset) -> None:
     """The same items and scores from ONNX Runtime and PyTorch, on real histories of every length."""
     random = np.random.default_rng(3)
     users = random.choice(len(dataset.users), min(PARITY_ROWS, len(dataset.users)), replace=False)

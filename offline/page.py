@@ -11,8 +11,8 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 - the backend comes first
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -54,7 +54,9 @@ def _bars(results: list[dict[str, Any]]) -> Figure:
     ]
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(rows) + 1))
     places = range(len(rows))
-    axes.barh(places, [r["recall@10"] for r in rows], color=["#4477aa" if r["labels"] == "train" else "#bbccee" for r in rows])
+    axes.barh(
+        places, [r["recall@10"] for r in rows], color=["#4477aa" if r["labels"] == "train" else "#bbccee" for r in rows]
+    )
     axes.set_yticks(places, names)
     axes.invert_yaxis()
     axes.set_xlabel("Recall@10")
@@ -94,8 +96,12 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
     def cell(tag: str, value: Any) -> str:  # noqa: ANN401 - whatever the report holds
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        shown = f"{value:.4f}" if isinstance(value, float) else ("yes" if value is True else "no" if value is False else value)
-        return f'<{tag}{" class=number" if number else ""}>{escape(str(shown))}</{tag}>'
+        shown = (
+            f"{value:.4f}"
+            if isinstance(value, float)
+            else ("yes" if value is True else "no" if value is False else value)
+        )
+        return f"<{tag}{' class=number' if number else ''}>{escape(str(shown))}</{tag}>"
 
     columns = list(rows[0])
     head = "".join(f"<th>{escape(c)}</th>" for c in columns)

@@ -19,7 +19,8 @@ class Level:
     code: NDArray[np.int64]  # [n] last code of the node's prefix
     parent: NDArray[np.int64]  # [n] node at the level above
     first: NDArray[np.int64]  # [m + 1] node p's children are first[p]:first[p + 1]
-    leaves: NDArray[np.int64]  # [n] items beneath
+    start: NDArray[np.int64]  # [n] first leaf beneath, a node of the last level
+    leaves: NDArray[np.int64]  # [n] items beneath: the leaves start:start + leaves
     fanout: int  # most children of any node above
 
     def __len__(self) -> int:
@@ -64,6 +65,7 @@ def build_trie(codes: NDArray[np.integer], codebook: int) -> Trie:
                 code=ranked[heads, level],
                 parent=parent,
                 first=np.concatenate([[0], np.cumsum(counts)]),
+                start=heads,
                 leaves=np.diff(np.append(heads, num_items)),
                 fanout=int(counts.max()),
             )

@@ -9,6 +9,18 @@ from service.release.manifest import ModelEntry, TensorEntry
 _TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32", "bool": "TYPE_BOOL"}
 MAX_BATCH = 64
 QUEUE_TIMEOUT_MICROSECONDS = 20_000
+MAX_QUEUE = 256
+
+# Batches form while another one runs; what waits longer than its caller would is refused.
+_BATCHING = f"""\
+dynamic_batching {{
+  default_queue_policy {{
+    timeout_action: REJECT
+    default_timeout_microseconds: {QUEUE_TIMEOUT_MICROSECONDS}
+    allow_timeout_override: true
+    max_queue_size: {MAX_QUEUE}
+  }}
+}}"""
 
 
 def write_config(path: Path, model: ModelEntry) -> None:
@@ -20,14 +32,7 @@ def write_config(path: Path, model: ModelEntry) -> None:
         *(_tensor("input", t) for t in model.inputs),
         *(_tensor("output", t) for t in model.outputs),
         "version_policy: { specific: { versions: [1] } }",
-        "dynamic_batching {\n"
-        "  default_queue_policy {\n"
-        "    timeout_action: REJECT\n"
-        f"    default_timeout_microseconds: {QUEUE_TIMEOUT_MICROSECONDS}\n"
-        "    allow_timeout_override: true\n"
-        "    max_queue_size: 256\n"
-        "  }\n"
-        "}",
+        _BATCHING,
     ]
     path.write_text("\n".join(parts) + "\n", encoding="ascii")
 

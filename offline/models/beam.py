@@ -27,20 +27,25 @@ class TrieTables(nn.Module):
         self.fanout = [level.fanout for level in trie.levels]
         self.sizes = [len(level) for level in trie.levels]
         for number, level in enumerate(trie.levels):
-            for name in ("code", "parent", "first", "leaves"):
+            for name in ("code", "parent", "first", "start", "leaves"):
                 self.register_buffer(f"{name}{number}", torch.from_numpy(getattr(level, name)), persistent=False)
+        self.item: Tensor
+        self.path: Tensor
         self.register_buffer("item", torch.from_numpy(trie.item), persistent=False)
         self.register_buffer("path", torch.from_numpy(trie.path), persistent=False)
 
     def table(self, name: str, level: int) -> Tensor:
         """One level's table by name."""
-        return getattr(self, f"{name}{level}")  # type: ignore[no-any-return]
+        return getattr(self, f"{name}{level}")
 
 
 @dataclass(frozen=True, slots=True)
 class Beam:
-    """The best items found. `bound` is the highest score of anything that was pruned on the way: the result is
-    provably the exact top k as soon as the k-th score is not below it."""
+    """The best items found.
+
+    `bound` is the highest score of anything that was pruned on the way: the first k are provably the exact top k as
+    soon as the k-th score is not below it.
+    """
 
     items: Tensor  # int64 [B, N], 0 where not valid
     scores: Tensor  # float32 [B, N], descending
@@ -61,7 +66,9 @@ def beam_search(
     present bool [B, T]; exclude int64 [B, E], item indices that must not be returned, 0 for none.
     """
     memory: Memory = decoder.memory(sequence)
-    visible = present[:, None, None, :] | (torch.arange(present.shape[1], device=present.device) == present.shape[1] - 1)
+    visible = present[:, None, None, :] | (
+        torch.arange(present.shape[1], device=present.device) == present.shape[1] - 1
+    )
     dead = _dead_nodes(tables, exclude)
     node = torch.zeros_like(exclude[:, :0]).sum(1, keepdim=True)  # [B, 1], the root
     score = torch.zeros_like(node, dtype=sequence.dtype)
@@ -101,20 +108,27 @@ def _children(tables: TrieTables, level: int, node: Tensor, logits: Tensor) -> t
 
 
 def _dead_nodes(tables: TrieTables, exclude: Tensor) -> list[Tensor]:
-    """Per level, nodes whose items are all excluded, int64 [B, E]; -1 where an excluded item kills no node there."""
-    same_item = exclude[:, :, None] == exclude[:, None, :]  # [B, E, E]
-    earlier = torch.ones_like(same_item[0]).tril(-1)
-    counted = ~(same_item & earlier).any(2) & (exclude > 0)  # [B, E], an item named twice counts once
-    path = tables.path[exclude]  # [B, E, L]
+    """Per level, nodes whose items are all excluded, int64 [B, E + 1]; -1 where an excluded item begins none.
+
+    The leaves beneath a node are consecutive. So, in the sorted list of excluded leaves without repetition, a node is
+    dead where its first leaf stands and its last leaf stands just as many places further on: E log E, however many
+    items are excluded.
+    """
+    end = tables.sizes[-1]  # beyond all leaves: stands for "nothing" and for repetitions
+    leaf = torch.where(exclude > 0, tables.path[exclude, -1], end)
+    leaf = torch.cat([leaf, torch.full_like(exclude.sum(1, keepdim=True), end)], dim=1).sort(dim=1).values
+    repeated = torch.cat([torch.zeros_like(leaf[:, :1]), (leaf[:, 1:] == leaf[:, :-1]).long()], dim=1) > 0
+    leaf = torch.where(repeated, end, leaf).sort(dim=1).values  # [B, E + 1]
+    place = torch.arange(leaf.shape[1], device=leaf.device)
+    path = tables.path[tables.item[leaf.clamp(max=end - 1)]]  # [B, E + 1, L]
     dead: list[Tensor] = []
     for level in range(tables.depth):
         node = path[:, :, level]
-        if level == tables.depth - 1:
-            dead.append(node)
-            continue
-        beneath = ((node[:, :, None] == node[:, None, :]) & counted[:, None, :]).sum(2)  # [B, E]
-        full = beneath == tables.table("leaves", level)[node.clamp(min=0)]
-        dead.append(torch.where(full & (node >= 0), node, -1))
+        leaves = tables.table("leaves", level)[node]
+        last = place + leaves - 1
+        begins = (leaf < end) & (leaf == tables.table("start", level)[node]) & (last < leaf.shape[1])
+        full = leaf.gather(1, last.clamp(max=leaf.shape[1] - 1)) == leaf + leaves - 1
+        dead.append(torch.where(begins & full, node, -1))
     return dead
 
 

@@ -96,19 +96,23 @@ class Decoder(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.levels, self.dim = levels, dim
+        self.levels = levels
         self.start = nn.Linear(memory_dim, dim)
         self.codes = nn.ModuleList(nn.Embedding(codebook, dim) for _ in range(levels - 1))
         self.position = nn.Parameter(torch.randn(levels, dim) * 0.02)
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, ff, memory_dim, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         self.heads = nn.ModuleList(nn.Linear(dim, codebook) for _ in range(levels))
-        for table in self.codes:
-            nn.init.normal_(table.weight, std=0.02)
+        for table in self.codes.parameters():
+            nn.init.normal_(table, std=0.02)
 
     def memory(self, sequence: Tensor) -> Memory:
         """What all groups attend to, from encoder outputs [B, T, d]."""
-        return [layer.memory(sequence) for layer in self.layers]
+        memory: Memory = []
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            memory.append(layer.memory(sequence))
+        return memory
 
     def train_logits(self, sequence: Tensor, present: Tensor, at: Tensor, codes: Tensor) -> list[Tensor]:
         """Logits of every level under teacher forcing.
@@ -118,7 +122,7 @@ class Decoder(nn.Module):
         """
         batch, groups, _ = codes.shape
         tokens = [self.start(sequence[:, at])]  # [B, G, dim]
-        tokens += [embed(codes[:, :, level]) for level, embed in enumerate(self.codes)]
+        tokens += [self.codes[level](codes[:, :, level]) for level in range(self.levels - 1)]
         x = torch.stack(tokens, dim=2) + self.position  # [B, G, L, dim]
         place = torch.arange(sequence.shape[1], device=sequence.device)
         visible = present[:, None, :] & (place[None, None, :] <= at[None, :, None])  # [B, G, T]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +15,7 @@ from torch import Tensor, nn
 from offline.models.beam import beam_search
 from offline.models.recommender import Recommender
 
+OPSET = 20
 Outputs = tuple[Tensor, Tensor, Tensor]
 
 
@@ -19,20 +24,19 @@ class FusedGraph(nn.Module):
 
     def __init__(self, model: Recommender) -> None:
         super().__init__()
-        self.model = model.eval()
+        self.model = model
         with torch.no_grad():
             table = model.embed(torch.arange(model.items.num_embeddings))
         self.register_buffer("table", table)  # [N + 1, d]
         self.table: Tensor
+        self.eval()
 
     def rank(self, history: Tensor, exclude: Tensor, steps: Tensor | None, has_reasoning: Tensor | None) -> Outputs:
         """Item index int64, score float32 and valid bool, [B, N] each."""
         present = history > 0
         sequence = self.model.backbone(self.table[history], present)
         context = self.model.fuse(sequence, steps, has_reasoning)
-        beam = beam_search(
-            self.model.decoder, self.model.tables, context, present, exclude, self.model.recipe.beam
-        )
+        beam = beam_search(self.model.decoder, self.model.tables, context, present, exclude, self.model.recipe.beam)
         return beam.items, beam.scores, beam.valid
 
 
@@ -91,22 +95,36 @@ def example_inputs(graph: FusedGraph, layout: Literal["projected", "raw"], batch
     }
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter speaks of its own deprecations, of packages we do not use, and of two names for the batch."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        registration.setLevel(level)
+
+
 def write_onnx(graph: FusedGraph, layout: Literal["projected", "raw"], path: Path) -> None:
     """Export to `path`, free in the batch and in the number of excluded items."""
     inputs = example_inputs(graph, layout)
     batch, excluded = torch.export.Dim("batch"), torch.export.Dim("excluded")
     shapes = {name: {0: batch} for name in inputs} | {"exclude": {0: batch, 1: excluded}}
-    program = torch.onnx.export(
-        graph,
-        kwargs=inputs,
-        input_names=list(inputs),
-        output_names=["item", "score", "valid"],
-        dynamic_shapes=shapes,
-        opset_version=20,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    with _quiet():
+        program = torch.onnx.export(
+            graph,
+            kwargs=inputs,
+            input_names=list(inputs),
+            output_names=["item", "score", "valid"],
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
     assert program is not None
-    program.optimize()
     program.save(str(path), external_data=False)

@@ -1,8 +1,8 @@
 """HSTU (Zhai et al., 2024), the encoder of A.1: pointwise-aggregated attention, no softmax.
 
-    U, V, Q, K = split(SiLU(f1(norm(X))))
-    A V        = SiLU(Q K^T / sqrt(d_qk) + rab) V / T
-    Y          = X + f2(norm(A V) * U)
+U, V, Q, K = split(SiLU(f1(norm(X))))
+A V        = SiLU(Q K^T / sqrt(d_qk) + rab) V / T
+Y          = X + f2(norm(A V) * U)
 """
 
 from __future__ import annotations

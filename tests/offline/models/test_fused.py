@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from offline.models.fused import FusedGraph, fused_graph, write_onnx
+from offline.models.recommender import Recommender
+from tests.offline.models import tiny
+
+Layout = Literal["projected", "raw"]
+
+
+@pytest.fixture(scope="module", params=["plain", "projected", "raw"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[FusedGraph, Path]:
+    plain = request.param == "plain"
+    layout: Layout = "raw" if request.param == "raw" else "projected"
+    graph = fused_graph(tiny.model(80, 4, 6, reasoning=not plain, blocks=1, decoder_layers=1), layout)
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    write_onnx(graph, layout, path)
+    return graph, path
+
+
+def feeds(graph: FusedGraph, rows: int, excluded: int, seed: int) -> dict[str, Any]:
+    made = graph.model
+    random = np.random.default_rng(seed)
+    found: dict[str, Any] = {
+        "history": tiny.histories(made, rows, seed).numpy(),
+        "exclude": random.integers(0, made.items.num_embeddings, (rows, excluded)),
+    }
+    if made.adapter is not None:
+        width = tiny.WIDTH if type(graph).__name__ == "RawGraph" else made.recipe.dim
+        found["reasoning"] = random.normal(size=(rows, tiny.STEPS, width)).astype(np.float32)
+        found["has_reasoning"] = random.random(rows) < 0.5
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("excluded", [0, 1, 30, 90])
+def test_graph_agrees_with_the_model(exported: tuple[FusedGraph, Path], rows: int, excluded: int) -> None:
+    graph, path = exported
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    given = feeds(graph, rows, excluded, seed=rows * 100 + excluded)
+    item, score, valid = session.run(None, given)
+    with torch.inference_mode():
+        expected = [t.numpy() for t in graph(**{k: torch.from_numpy(v) for k, v in given.items()})]
+    assert (item == expected[0]).all()
+    assert (valid == expected[2]).all()
+    np.testing.assert_allclose(score[valid], expected[1][valid], atol=1e-4)
+    for row in range(rows):
+        assert not set(item[row][valid[row]]) & set(given["exclude"][row])
+
+
+@pytest.mark.slow
+def test_no_loop_survives_in_the_graph(exported: tuple[FusedGraph, Path]) -> None:
+    import onnx
+
+    kinds = {node.op_type for node in onnx.load(str(exported[1])).graph.node}
+    assert not kinds & {"Loop", "If", "Scan", "SequenceConstruct"}
+
+
+@pytest.mark.slow
+def test_free_dimensions_are_named(exported: tuple[FusedGraph, Path]) -> None:
+    graph, path = exported
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    shapes = {i.name: i.shape for i in session.get_inputs()}
+    assert shapes["history"] == ["batch", graph.model.recipe.length]
+    assert shapes["exclude"] == ["batch", "excluded"]
+    assert [o.name for o in session.get_outputs()] == ["item", "score", "valid"]
+
+
+def projected(made: Recommender, raw: torch.Tensor) -> torch.Tensor:
+    assert made.adapter is not None
+    found: torch.Tensor = made.adapter(raw)
+    return found
+
+
+def test_both_layouts_rank_alike() -> None:
+    made = tiny.model(80, 4, 6)
+    history, raw = tiny.histories(made, 7), tiny.reasoning(7)
+    has, exclude = torch.ones(7, dtype=torch.bool), torch.zeros(7, 1, dtype=torch.int64)
+    with torch.inference_mode():
+        one = fused_graph(made, "raw")(history, raw, has, exclude)
+        other = fused_graph(made, "projected")(history, projected(made, raw), has, exclude)
+    assert torch.equal(one[0], other[0])
+    torch.testing.assert_close(one[1], other[1])
+
+
+def test_reasoning_changes_the_ranking_only_where_there_is_any() -> None:
+    made = tiny.model(80, 4, 6)
+    history = tiny.histories(made, 7)
+    has = torch.tensor([True, False] * 3 + [True])
+    exclude = torch.zeros(7, 1, dtype=torch.int64)
+    graph = fused_graph(made, "raw")
+    with torch.inference_mode():
+        one = graph(history, tiny.reasoning(7, seed=1), has, exclude)[1]
+        other = graph(history, tiny.reasoning(7, seed=2), has, exclude)[1]
+    changed = (one - other).abs().amax(1) > 1e-6
+    assert torch.equal(changed, has)

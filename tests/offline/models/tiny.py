@@ -1,0 +1,85 @@
+"""Small models with random weights, and an exhaustive reference for the beam."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offline.models.recommender import Recommender
+from offline.recipe import ModelRecipe
+
+STEPS, WIDTH = 5, 12
+
+
+def recipe(**changes: object) -> ModelRecipe:
+    values: dict[str, object] = {
+        "length": 6,
+        "dim": 10,
+        "heads": 2,
+        "qk_dim": 4,
+        "v_dim": 6,
+        "decoder_layers": 2,
+        "decoder_heads": 2,
+        "decoder_dim": 16,
+        "decoder_ff": 24,
+        "fusion_heads": 3,
+        "beam": 5,
+    }
+    return ModelRecipe.model_validate(values | changes)
+
+
+def random_codes(items: int, levels: int, codebook: int, seed: int) -> NDArray[np.int64]:
+    """Distinct semantic IDs, crowded under few first codes so that branches differ in size."""
+    random = np.random.default_rng(seed)
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < items:
+        code = (random.random(levels) ** 1.7 * codebook).astype(int)
+        found[tuple(map(int, code))] = None
+    return np.array(list(found), np.int64)
+
+
+def model(
+    items: int = 60, levels: int = 4, codebook: int = 6, *, seed: int = 0, reasoning: bool = True, **changes: object
+) -> Recommender:
+    """A model in evaluation mode whose weights are large enough to have opinions."""
+    torch.manual_seed(seed)
+    codes = random_codes(items, levels, codebook, seed)
+    made = Recommender(recipe(**changes), codes, codebook, (STEPS, WIDTH) if reasoning else None)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.5)
+    return made.eval()
+
+
+def histories(made: Recommender, rows: int, seed: int = 0) -> Tensor:
+    """Left-padded histories int64 [rows, T] of every length from 0 up."""
+    random = np.random.default_rng(seed)
+    length, items = made.recipe.length, made.items.num_embeddings - 1
+    out = np.zeros((rows, length), np.int64)
+    for row in range(rows):
+        size = row % (length + 1)
+        out[row, length - size :] = random.integers(1, items + 1, size)
+    return torch.from_numpy(out)
+
+
+def reasoning(rows: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, STEPS, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def all_scores(made: Recommender, context: Tensor, present: Tensor) -> Tensor:
+    """log p of every item [B, N] by teacher forcing, one item at a time: no trie table, no cache, no beam."""
+    codes = made.item_codes[1:]
+    last = torch.tensor([context.shape[1] - 1])
+    columns: list[Tensor] = []
+    for code in codes:
+        logits = made.decoder.train_logits(context, present, last, code.expand(len(context), 1, -1))
+        total = torch.zeros(len(context))
+        for level, scores in enumerate(logits):
+            siblings = codes[(codes[:, :level] == code[:level]).all(1)][:, level].unique()
+            total = total + torch.log_softmax(scores[:, 0, siblings], dim=1)[:, siblings == code[level]].squeeze(1)
+        columns.append(total)
+    return torch.stack(columns, dim=1)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from offline.models.recommender import Recommender
+from offline.objective import Objective
+from offline.recipe import TrainRecipe
+from tests.offline.models import tiny
+
+CPU = torch.device("cpu")
+
+
+def plain_recipe(**changes: float) -> TrainRecipe:
+    return TrainRecipe.model_validate({"contrastive_weight": 0.0} | changes)
+
+
+def rows(made: Recommender) -> tuple[torch.Tensor, torch.Tensor]:
+    """Four rows of 1, 3, 5 and 6 positions."""
+    random = torch.Generator().manual_seed(1)
+    inputs = torch.randint(1, 61, (4, 6), generator=random)
+    targets = torch.randint(1, 61, (4, 6), generator=random)
+    for row, size in enumerate((1, 3, 5, 6)):
+        inputs[row, : 6 - size] = 0
+        targets[row, : 6 - size] = 0
+    return inputs, targets
+
+
+def reference(made: Recommender, context: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor, at: int) -> float:
+    """-log p summed over the rows that have position `at`, from exhaustive scoring of the sequence up to there."""
+    present = inputs > 0
+    scores = tiny.all_scores(made, context[:, : at + 1], present[:, : at + 1])
+    here = present[:, at]
+    return float(-scores[here, targets[here, at] - 1].sum())
+
+
+def test_loss_is_the_mean_likelihood_of_the_next_item() -> None:
+    made = tiny.model(reasoning=False)
+    inputs, targets = rows(made)
+    with torch.no_grad():
+        loss = float(Objective(made, plain_recipe(), CPU)(inputs, targets, None, None))
+        sequence, _ = made.encode(inputs)
+        context = made.fuse(sequence, None, None)
+        expected = sum(reference(made, context, inputs, targets, at) for at in range(6)) / 15
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_only_the_last_position_sees_the_reasoning() -> None:
+    """Its likelihood is that of the fused sequence; every earlier one that of the sequence without H."""
+    made = tiny.model()
+    assert made.adapter is not None
+    inputs, targets = rows(made)
+    reasoning, keep = tiny.reasoning(4), torch.tensor([True, False, True, True])
+    with torch.no_grad():
+        loss = float(Objective(made, plain_recipe(), CPU)(inputs, targets, reasoning, keep))
+        sequence, _ = made.encode(inputs)
+        steps = made.adapter(reasoning)
+        without = made.fuse(sequence, steps, torch.zeros_like(keep))
+        fused = made.fuse(sequence, steps, keep)
+        expected = sum(reference(made, without, inputs, targets, at) for at in range(5))
+        expected += reference(made, fused, inputs, targets, 5)
+    assert loss == pytest.approx(expected / 15, rel=1e-4)
+
+
+def test_rows_whose_reasoning_is_dropped_do_not_depend_on_it() -> None:
+    made = tiny.model()
+    inputs, targets = rows(made)
+    objective, nobody = Objective(made, plain_recipe(), CPU), torch.zeros(4, dtype=torch.bool)
+    with torch.no_grad():
+        one = objective(inputs, targets, tiny.reasoning(4, seed=1), nobody)
+        other = objective(inputs, targets, tiny.reasoning(4, seed=2), nobody)
+    torch.testing.assert_close(one, other)
+    assert torch.isfinite(one)
+
+
+def test_contrastive_term_is_weighted_by_lambda() -> None:
+    made = tiny.model()
+    inputs, targets = rows(made)
+    everyone = torch.ones(4, dtype=torch.bool)
+    with torch.no_grad():
+        losses = [
+            float(
+                Objective(made, plain_recipe(contrastive_weight=weight), CPU)(
+                    inputs, targets, tiny.reasoning(4), everyone
+                )
+            )
+            for weight in (0.0, 0.1, 0.3)
+        ]
+    assert losses[0] < losses[1]
+    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-3)
+
+
+def test_catalogue_term_scores_items_by_their_input_vectors() -> None:
+    made = tiny.model(reasoning=False)
+    inputs, targets = rows(made)
+    with torch.no_grad():
+        without = Objective(made, plain_recipe(), CPU)(inputs, targets, None, None)
+        with_it = Objective(made, plain_recipe(catalogue_weight=0.5), CPU)(inputs, targets, None, None)
+        sequence, present = made.encode(inputs)
+        logits = made.fuse(sequence, None, None)[present] @ made.embed(torch.arange(1, 61)).T
+        expected = torch.nn.functional.cross_entropy(logits, targets[present] - 1)
+    torch.testing.assert_close(with_it - without, 0.5 * expected, rtol=1e-4, atol=1e-4)

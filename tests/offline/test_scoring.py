@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from offline.scoring import History, score_beam, score_exact
+from tests.offline.models import tiny
+
+USERS, ITEMS = 23, 60
+
+
+def history(*, with_reasoning: bool) -> History:
+    made = tiny.model(ITEMS)
+    items = tiny.histories(made, USERS).numpy()
+    seen = np.concatenate([items, np.tile([[7, 0]], (USERS, 1))], axis=1)
+    reasoning = tiny.reasoning(USERS).numpy().astype(np.float16) if with_reasoning else None
+    return History(items, seen, np.arange(1, USERS + 1), reasoning)
+
+
+@pytest.mark.parametrize("mask_history", [True, False])
+@pytest.mark.parametrize("use_reasoning", [True, False])
+def test_exact_scoring_is_exhaustive_scoring(mask_history: bool, use_reasoning: bool) -> None:
+    made, known = tiny.model(ITEMS), history(with_reasoning=True)
+    assert known.reasoning is not None
+    assert made.adapter is not None
+    found = score_exact(made, known, 5, mask_history=mask_history, use_reasoning=use_reasoning, batch=7)
+    with torch.inference_mode():
+        sequence, present = made.encode(torch.from_numpy(known.items))
+        steps = made.adapter(torch.from_numpy(known.reasoning.astype(np.float32)))
+        context = made.fuse(sequence, steps, torch.full((USERS,), use_reasoning))
+        scores = tiny.all_scores(made, context, present).numpy()
+    if mask_history:
+        for user in range(USERS):
+            scores[user, [i - 1 for i in known.seen[user] if i]] = -np.inf
+    best = np.sort(scores, axis=1)[:, ::-1][:, :5]
+    np.testing.assert_allclose(np.take_along_axis(scores, found - 1, 1), best, atol=1e-4)
+
+
+def test_beam_scoring_does_not_depend_on_the_batch() -> None:
+    made, known = tiny.model(ITEMS, reasoning=False), history(with_reasoning=False)
+    one = score_beam(made, known, 5, mask_history=True, batch=1)
+    many = score_beam(made, known, 5, mask_history=True, batch=100)
+    assert (one.items == many.items).all()
+    np.testing.assert_allclose(one.scores, many.scores, atol=1e-5)
+    assert not any(set(row) & set(seen) - {0} for row, seen in zip(one.items, known.seen, strict=True))
+
+
+def test_taking_users_takes_all_that_is_known_of_them() -> None:
+    known = history(with_reasoning=True)
+    rows = np.array([4, 1])
+    part = known.take(rows)
+    assert known.reasoning is not None
+    assert part.reasoning is not None
+    assert (part.items == known.items[rows]).all()
+    assert (part.seen == known.seen[rows]).all()
+    assert part.targets.tolist() == [5, 2]
+    assert (part.reasoning == known.reasoning[rows]).all()
