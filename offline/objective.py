@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from offline.models.beam import MISSING, child_log_probabilities
 from offline.models.fusion import info_nce
 from offline.models.recommender import Recommender
 from offline.recipe import TrainRecipe
-from offline.trie import Trie
-
-
-def child_masks(trie: Trie) -> list[Tensor]:
-    """Per level, bool [parents, codebook]: which codes lead to an item."""
-    masks: list[Tensor] = []
-    above = 1
-    for level in trie.levels:
-        mask = np.zeros((above, trie.codebook), np.bool_)
-        mask[level.parent, level.code] = True
-        masks.append(torch.from_numpy(mask))
-        above = len(level)
-    return masks
 
 
 class Objective:
     """Loss of one batch. Position `-1` predicts the row's last training item and alone may see H."""
 
-    def __init__(self, model: Recommender, recipe: TrainRecipe, device: torch.device) -> None:
+    def __init__(self, model: Recommender, recipe: TrainRecipe) -> None:
         self._model, self._recipe = model, recipe
-        self._masks = [mask.to(device) for mask in child_masks(model.trie)]
-        self._path = torch.from_numpy(model.trie.path).to(device)
 
     def __call__(self, inputs: Tensor, targets: Tensor, reasoning: Tensor | None, keep: Tensor | None) -> Tensor:
         """inputs, targets int64 [B, T]; reasoning float32 [B, K, D] and keep bool [B] (rows that see H), or None."""
@@ -67,19 +52,27 @@ class Objective:
     ) -> Tensor:
         """Sum over the predicted positions divided by *all* present positions of the batch, so that parts add up."""
         model, recipe = self._model, self._recipe
+        vectors = model.node_vectors()
         here = present[:, at]  # [B, G]
         following = targets[:, at]  # [B, G]
         logits = model.decoder.train_logits(context, present, at, model.item_codes[following])
         total = present.sum()
         loss = context.new_zeros(())
+        chosen = following[here]  # [M]
+        state = context[:, at][here]  # [M, d]
+        tables = model.tables
         for level, scores in enumerate(logits):
-            chosen = following[here]  # [M]
-            parent = self._path[chosen, level - 1] if level else torch.zeros_like(chosen)
-            allowed = self._masks[level][parent]  # [M, codebook]
-            likelihood = torch.log_softmax(scores[here].masked_fill(~allowed, -torch.inf), dim=1)
-            picked = likelihood.gather(1, model.item_codes[chosen, level][:, None]).sum()
+            node = tables.path[chosen, level]
+            parent = tables.path[chosen, level - 1] if level else torch.zeros_like(chosen)
+            _, likelihood = child_log_probabilities(
+                tables, level, parent[:, None], scores[here][:, None], vectors[level], state
+            )
+            likelihood = likelihood[:, 0]  # [M, F]
+            slot = node - tables.table("first", level)[parent]
+            picked = likelihood.gather(1, slot[:, None]).sum()
             if recipe.label_smoothing:
-                even = (likelihood.masked_fill(~allowed, 0).sum(1) / allowed.sum(1)).sum()
+                exists = likelihood > MISSING
+                even = (likelihood.masked_fill(~exists, 0).sum(1) / exists.sum(1)).sum()
                 picked = (1 - recipe.label_smoothing) * picked + recipe.label_smoothing * even
             loss = loss - picked / total
         if catalogue and recipe.catalogue_weight:

@@ -35,7 +35,7 @@ from offline.scoring import History, score_beam
 from offline.stage import Stage, console, run_stage, write_json
 from offline.tokenize import load_codes
 
-VERSION = 1
+VERSION = 2
 Variant = Literal["hstu", "scoter_h"]
 VARIANTS: tuple[Variant, ...] = ("hstu", "scoter_h")
 
@@ -118,7 +118,7 @@ class _Run:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = Recommender(recipe.model, load_codes(tokens.folder), recipe.tokenize.codebook, shape)
         self.model.to(self.device)
-        self.objective = Objective(self.model, recipe.train, self.device)
+        self.objective = Objective(self.model, recipe.train)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=recipe.train.learning_rate, weight_decay=recipe.train.weight_decay
         )

@@ -7,6 +7,7 @@ all of whose items are excluded, before the beam is cut: a beam of N therefore r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,12 @@ class TrieTables(nn.Module):
         self.register_buffer("item", torch.from_numpy(trie.item), persistent=False)
         self.register_buffer("path", torch.from_numpy(trie.path), persistent=False)
 
+    def children_of(self, level: int, node: Tensor) -> tuple[Tensor, Tensor]:
+        """Children at `level` of nodes [...] of the level above: int64 and bool [..., F], False where there is none."""
+        first = self.table("first", level)
+        child = first[node][..., None] + torch.arange(self.fanout[level], device=node.device)
+        return child.clamp(max=self.sizes[level] - 1), child < first[node + 1][..., None]
+
     def table(self, name: str, level: int) -> Tensor:
         """One level's table by name."""
         return getattr(self, f"{name}{level}")
@@ -59,11 +66,13 @@ def beam_search(
     sequence: Tensor,
     present: Tensor,
     exclude: Tensor,
+    vectors: Sequence[Tensor],
     width: int,
 ) -> Beam:
     """The `width` best items after encoder outputs `sequence` [B, T, d].
 
-    present bool [B, T]; exclude int64 [B, E], item indices that must not be returned, 0 for none.
+    present bool [B, T]; exclude int64 [B, E], item indices that must not be returned, 0 for none; vectors of the
+    trie's nodes by level, [n, d] each.
     """
     memory: Memory = decoder.memory(sequence)
     visible = present[:, None, None, :] | (
@@ -77,7 +86,9 @@ def beam_search(
     bound = torch.full_like(score[:, 0], MISSING)
     for level in range(tables.depth):
         logits, cache = decoder.step(token, level, memory, visible, cache)  # [B, W, codebook]
-        children, child_scores = _children(tables, level, node, logits)  # [B, W, F]
+        children, child_scores = child_log_probabilities(
+            tables, level, node, logits, vectors[level], sequence[:, -1]
+        )  # [B, W, F]
         reached = (score[:, :, None] + child_scores).flatten(1)  # [B, W * F]
         reached = _mask_dead(tables, level, node, reached, dead[level])
         keep = min(width, tables.sizes[level], reached.shape[1])
@@ -95,16 +106,19 @@ def beam_search(
     return _pad(Beam(items, score, valid, bound), width)
 
 
-def _children(tables: TrieTables, level: int, node: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Children of each beam's node and their log-probabilities, [B, W, F] both; absent children score -inf."""
-    first = tables.table("first", level)
-    start = first[node]  # [B, W]
-    slots = torch.arange(tables.fanout[level], device=node.device)
-    child = start[:, :, None] + slots  # [B, W, F]
-    exists = child < first[node + 1][:, :, None]
-    child = child.clamp(max=tables.sizes[level] - 1)
-    scores = logits.gather(2, tables.table("code", level)[child]).masked_fill(~exists, MISSING)
-    return child, torch.log_softmax(scores, dim=2)
+def child_log_probabilities(
+    tables: TrieTables, level: int, node: Tensor, logits: Tensor, vectors: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Children of `node` [..., W] and their log-probabilities, both [..., W, F]; absent children score -inf.
+
+    A child's logit is the decoder's for its code (logits [..., W, codebook]) plus the product of the encoder's state
+    [..., d] with the child's vector (vectors [n, d]). The first term generalises over items that share codes, the
+    second tells the very items apart.
+    """
+    child, exists = tables.children_of(level, node)
+    scores = logits.gather(-1, tables.table("code", level)[child])
+    scores = scores + (vectors[child] @ state[..., None, :, None]).squeeze(-1)
+    return child, torch.log_softmax(scores.masked_fill(~exists, MISSING), dim=-1)
 
 
 def _dead_nodes(tables: TrieTables, exclude: Tensor) -> list[Tensor]:

@@ -27,8 +27,10 @@ class FusedGraph(nn.Module):
         self.model = model
         with torch.no_grad():
             table = model.embed(torch.arange(model.items.num_embeddings))
-        self.register_buffer("table", table)  # [N + 1, d]
+            vectors = model.node_vectors()
         self.table: Tensor
+        self.register_buffer("table", table)  # [N + 1, d]
+        self.vectors = nn.ParameterList(nn.Parameter(v, requires_grad=False) for v in vectors)
         self.eval()
 
     def rank(self, history: Tensor, exclude: Tensor, steps: Tensor | None, has_reasoning: Tensor | None) -> Outputs:
@@ -36,7 +38,15 @@ class FusedGraph(nn.Module):
         present = history > 0
         sequence = self.model.backbone(self.table[history], present)
         context = self.model.fuse(sequence, steps, has_reasoning)
-        beam = beam_search(self.model.decoder, self.model.tables, context, present, exclude, self.model.recipe.beam)
+        beam = beam_search(
+            self.model.decoder,
+            self.model.tables,
+            context,
+            present,
+            exclude,
+            list(self.vectors),
+            self.model.recipe.beam,
+        )
         return beam.items, beam.scores, beam.valid
 
 

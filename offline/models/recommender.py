@@ -73,6 +73,15 @@ class Recommender(nn.Module):
         codes = self.item_codes[1:]
         return self.items.weight[1:] + sum(table(codes[:, level]) for level, table in enumerate(self.codes))
 
+    def node_vectors(self) -> list[Tensor]:
+        """Per level of the trie, the mean input vector of the items beneath each node, [n, d_item]."""
+        items = self.catalogue()
+        vectors: list[Tensor] = []
+        for level, size in enumerate(self.tables.sizes):
+            total = items.new_zeros(size, items.shape[1]).index_add(0, self.tables.path[1:, level], items)
+            vectors.append(total / self.tables.table("leaves", level)[:, None])
+        return vectors
+
     def encode(self, history: Tensor) -> tuple[Tensor, Tensor]:
         """History int64 [B, T], left-padded with 0 -> h_seq [B, T, d], present bool [B, T]."""
         present = history > 0
@@ -99,6 +108,5 @@ class Recommender(nn.Module):
     ) -> Beam:
         """The best `width` items: history int64 [B, T], exclude int64 [B, E], z_pos [B, K, d], bool [B]."""
         sequence, present = self.encode(history)
-        return beam_search(
-            self.decoder, self.tables, self.fuse(sequence, steps, has_reasoning), present, exclude, width
-        )
+        context = self.fuse(sequence, steps, has_reasoning)
+        return beam_search(self.decoder, self.tables, context, present, exclude, self.node_vectors(), width)

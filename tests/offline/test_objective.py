@@ -8,8 +8,6 @@ from offline.objective import Objective
 from offline.recipe import TrainRecipe
 from tests.offline.models import tiny
 
-CPU = torch.device("cpu")
-
 
 def plain_recipe(**changes: float) -> TrainRecipe:
     return TrainRecipe.model_validate({"contrastive_weight": 0.0} | changes)
@@ -38,7 +36,7 @@ def test_loss_is_the_mean_likelihood_of_the_next_item() -> None:
     made = tiny.model(reasoning=False)
     inputs, targets = rows(made)
     with torch.no_grad():
-        loss = float(Objective(made, plain_recipe(), CPU)(inputs, targets, None, None))
+        loss = float(Objective(made, plain_recipe())(inputs, targets, None, None))
         sequence, _ = made.encode(inputs)
         context = made.fuse(sequence, None, None)
         expected = sum(reference(made, context, inputs, targets, at) for at in range(6)) / 15
@@ -52,7 +50,7 @@ def test_only_the_last_position_sees_the_reasoning() -> None:
     inputs, targets = rows(made)
     reasoning, keep = tiny.reasoning(4), torch.tensor([True, False, True, True])
     with torch.no_grad():
-        loss = float(Objective(made, plain_recipe(), CPU)(inputs, targets, reasoning, keep))
+        loss = float(Objective(made, plain_recipe())(inputs, targets, reasoning, keep))
         sequence, _ = made.encode(inputs)
         steps = made.adapter(reasoning)
         without = made.fuse(sequence, steps, torch.zeros_like(keep))
@@ -65,7 +63,7 @@ def test_only_the_last_position_sees_the_reasoning() -> None:
 def test_rows_whose_reasoning_is_dropped_do_not_depend_on_it() -> None:
     made = tiny.model()
     inputs, targets = rows(made)
-    objective, nobody = Objective(made, plain_recipe(), CPU), torch.zeros(4, dtype=torch.bool)
+    objective, nobody = Objective(made, plain_recipe()), torch.zeros(4, dtype=torch.bool)
     with torch.no_grad():
         one = objective(inputs, targets, tiny.reasoning(4, seed=1), nobody)
         other = objective(inputs, targets, tiny.reasoning(4, seed=2), nobody)
@@ -80,9 +78,7 @@ def test_contrastive_term_is_weighted_by_lambda() -> None:
     with torch.no_grad():
         losses = [
             float(
-                Objective(made, plain_recipe(contrastive_weight=weight), CPU)(
-                    inputs, targets, tiny.reasoning(4), everyone
-                )
+                Objective(made, plain_recipe(contrastive_weight=weight))(inputs, targets, tiny.reasoning(4), everyone)
             )
             for weight in (0.0, 0.1, 0.3)
         ]
@@ -94,8 +90,8 @@ def test_catalogue_term_scores_items_by_their_input_vectors() -> None:
     made = tiny.model(reasoning=False)
     inputs, targets = rows(made)
     with torch.no_grad():
-        without = Objective(made, plain_recipe(), CPU)(inputs, targets, None, None)
-        with_it = Objective(made, plain_recipe(catalogue_weight=0.5), CPU)(inputs, targets, None, None)
+        without = Objective(made, plain_recipe())(inputs, targets, None, None)
+        with_it = Objective(made, plain_recipe(catalogue_weight=0.5))(inputs, targets, None, None)
         sequence, present = made.encode(inputs)
         logits = made.fuse(sequence, None, None)[present] @ made.embed(torch.arange(1, 61)).T
         expected = torch.nn.functional.cross_entropy(logits, targets[present] - 1)

@@ -73,13 +73,17 @@ def reasoning(rows: int, seed: int = 0) -> Tensor:
 def all_scores(made: Recommender, context: Tensor, present: Tensor) -> Tensor:
     """log p of every item [B, N] by teacher forcing, one item at a time: no trie table, no cache, no beam."""
     codes = made.item_codes[1:]
+    items = made.embed(torch.arange(1, len(codes) + 1))  # [N, d]
     last = torch.tensor([context.shape[1] - 1])
     columns: list[Tensor] = []
     for code in codes:
         logits = made.decoder.train_logits(context, present, last, code.expand(len(context), 1, -1))
         total = torch.zeros(len(context))
         for level, scores in enumerate(logits):
-            siblings = codes[(codes[:, :level] == code[:level]).all(1)][:, level].unique()
-            total = total + torch.log_softmax(scores[:, 0, siblings], dim=1)[:, siblings == code[level]].squeeze(1)
+            beneath = (codes[:, :level] == code[:level]).all(1)
+            siblings = codes[beneath][:, level].unique()
+            means = [items[beneath & (codes[:, level] == sibling)].mean(0) for sibling in siblings]
+            known = scores[:, 0, siblings] + context[:, -1] @ torch.stack(means, dim=1)
+            total = total + torch.log_softmax(known, dim=1)[:, siblings == code[level]].squeeze(1)
         columns.append(total)
     return torch.stack(columns, dim=1)
