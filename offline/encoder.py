@@ -40,18 +40,20 @@ class SentenceEncoder:
 
     def __init__(self, name: str, precision: Literal["float32", "bfloat16"] = "float32") -> None:
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - seconds to import
+        from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 
+        disable_progress_bar()  # of loading, which takes a second
         self.name = name
         self.precision = precision
         self._model: SentenceTransformer = SentenceTransformer(model_path(name))
         if precision == "bfloat16":
             self._model = self._model.bfloat16()
 
-    def encode(self, texts: list[str], *, batch: int = 128, progress: bool = True) -> NDArray[np.float32]:
+    def encode(self, texts: list[str], *, batch: int = 128) -> NDArray[np.float32]:
         """Embeddings float32 [len(texts), D], each of length 1; the model pads little, as it sorts by length."""
         unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         encoded = self._model.encode(
-            list(unique), batch_size=batch, show_progress_bar=progress, convert_to_numpy=False, convert_to_tensor=True
+            list(unique), batch_size=batch, show_progress_bar=False, convert_to_numpy=False, convert_to_tensor=True
         )
         vectors: NDArray[np.float32] = encoded.float().cpu().numpy()
         # Normalised here: in bfloat16 a unit vector is one to within 0.4% only.

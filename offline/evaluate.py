@@ -189,26 +189,22 @@ def _row(
 
 
 def _show(results: list[dict[str, Any]], exactness: list[dict[str, Any]]) -> None:
+    """The lines one looks for first; all of them are in the report."""
     from rich.table import Table  # noqa: PLC0415 - only when there is something to show
 
-    table = Table(title="Test split")
-    columns = [
-        "model",
-        "labels",
-        "history",
-        "reasoning",
-        "scoring",
-        "users",
-        "recall@5",
-        "recall@10",
-        "ndcg@5",
-        "ndcg@10",
-    ]
-    for column in columns:
-        table.add_column(column, justify="left" if column in columns[:5] else "right")
+    table = Table(title="Test split: Recall@10 / NDCG@10, history masked")
+    for column in ("model", "labels", "scoring", "users", "recall@10", "ndcg@10"):
+        table.add_column(column, justify="right" if column in {"users", "recall@10", "ndcg@10"} else "left")
     for row in results:
-        values = [row[c] for c in columns]
-        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in values))
+        if row["history"] == "masked":
+            table.add_row(
+                row["model"] + (" + H" if row["reasoning"] else ""),
+                row["labels"],
+                row["scoring"],
+                f"{row['users']:,}",
+                f"{row['recall@10']:.4f}",
+                f"{row['ndcg@10']:.4f}",
+            )
     console.print(table)
     for row in exactness:
         console.print(

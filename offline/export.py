@@ -26,7 +26,7 @@ from offline.models.recommender import Recommender
 from offline.prepare import Dataset, dataset_name, load_dataset
 from offline.reason import load_reasoning, load_steps
 from offline.recipe import Recipe
-from offline.stage import Stage, console, run_stage
+from offline.stage import Stage, console, finished, run_stage
 from offline.tokenize import load_codes
 from offline.train import Variant, load_model
 from offline.triton import write_config
@@ -97,7 +97,7 @@ def _write_release(release: Path, parts: Parts, recipe: Recipe) -> Manifest:
         load_codes(parts.tokens.folder).astype(np.uint16),
         (popularity / popularity.sum()).astype(np.float32),
     ).write(release / "catalogue")
-    written = int((parts.reasoned.folder / "stage.json").stat().st_mtime)
+    written = finished(parts.reasoned)
     models = [
         _write_model(release, name, load_model(stage.folder, parts.tokens), dataset, parts, recipe, report, written)
         for name, stage in parts.trained.items()
@@ -165,7 +165,7 @@ def _write_model(
         TensorEntry(
             name=key,
             dtype=_DTYPES[str(value.dtype)],
-            shape=[None, None if key == "exclude" else int(value.shape[1]), *map(int, value.shape[2:])][: value.dim()],
+            shape=[None, None] if key == "exclude" else [None, *map(int, value.shape[1:])],
         )
         for key, value in example.items()
     ]
@@ -251,6 +251,7 @@ def _check_parity(path: Path, name: str, graph: FusedGraph, example: dict[str, t
 def _write_users(release: Path, dataset: Dataset, parts: Parts) -> None:
     """What publishing puts beside H: everything each user has had, and the steps as text."""
     steps = load_steps(parts.reasoned.folder, "serve")
+    (release / "reasoning").mkdir(exist_ok=True)
     with (release / "reasoning" / "users.jsonl").open("w", encoding="utf-8") as out:
         for user, sequence, texts in zip(dataset.users, dataset.sequences, steps, strict=True):
             row = {"user": user, "history": [dataset.items[i - 1].id for i in sequence], "steps": texts}

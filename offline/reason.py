@@ -133,7 +133,7 @@ def _encode(
     encoder = SentenceEncoder(recipe.encoder, recipe.precision) if done < len(texts) else None
     while encoder is not None and done < len(texts):
         start = time.monotonic()
-        chunk = encoder.encode(texts[done : done + CHUNK], progress=False)
+        chunk = encoder.encode(texts[done : done + CHUNK])
         if vectors is None:
             vectors = open_memmap(path, mode="w+", dtype=np.float16, shape=(len(texts), chunk.shape[1]))
         vectors[done : done + len(chunk)] = chunk

@@ -97,6 +97,11 @@ def stage_seconds(stage: Stage) -> float:
     return float(record["seconds"])
 
 
+def finished(stage: Stage) -> int:
+    """When the stage was finished, in seconds since the epoch."""
+    return int((stage.folder / "stage.json").stat().st_mtime)
+
+
 def write_json(path: Path, body: Any) -> None:  # noqa: ANN401 - anything JSON takes
     """Write JSON so that a reader sees the old file or the new one."""
     temporary = path.with_suffix(path.suffix + ".tmp")

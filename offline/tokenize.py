@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.progress import track
 
 from offline.encoder import SentenceEncoder
 from offline.prepare import load_dataset
@@ -21,6 +22,7 @@ from offline.recipe import TokenizeRecipe
 from offline.stage import Stage, console, run_stage, write_json
 
 VERSION = 1
+CHUNK = 1024  # texts between two moves of the progress bar
 
 
 def tokenize(work: Path, prepared: Stage, recipe: TokenizeRecipe) -> Stage:
@@ -44,7 +46,14 @@ def _build(folder: Path, prepared: Stage, recipe: TokenizeRecipe) -> None:
     else:
         # An item with no text still needs a place of its own: its id is all there is to tell it by.
         texts = [item.text or item.title for item in items]
-        vectors = SentenceEncoder(recipe.encoder, recipe.precision).encode(texts)
+        encoder = SentenceEncoder(recipe.encoder, recipe.precision)
+        chunks = range(0, len(texts), CHUNK)
+        vectors = np.concatenate(
+            [
+                encoder.encode(texts[start : start + CHUNK])
+                for start in track(chunks, "  encoding", console=console, transient=True)
+            ]
+        )
         temporary = folder / "embeddings.partial.npy"
         np.save(temporary, vectors)
         temporary.replace(path)

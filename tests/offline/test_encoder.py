@@ -31,7 +31,7 @@ def test_similar_texts_lie_near_each_other_and_repeated_ones_are_encoded_once(
         return real(texts, **settings)
 
     monkeypatch.setattr(minilm._model, "encode", counted)
-    vectors = minilm.encode(TEXTS, progress=False)
+    vectors = minilm.encode(TEXTS)
     assert vectors.shape == (4, 384)
     assert vectors.dtype == np.float32
     assert sizes == [3]
@@ -45,10 +45,10 @@ def test_bfloat16_stays_close_to_float32(minilm: SentenceEncoder) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fast = SentenceEncoder("minilm", "bfloat16")
-    vectors = fast.encode(TEXTS, progress=False)
+    vectors = fast.encode(TEXTS)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-    assert (np.sum(vectors * minilm.encode(TEXTS, progress=False), axis=1) > 0.995).all()
+    assert (np.sum(vectors * minilm.encode(TEXTS), axis=1) > 0.995).all()
 
 
 def test_a_name_that_is_not_bundled_is_left_to_sentence_transformers() -> None:

@@ -26,7 +26,7 @@ class FakeEncoder:
     def __init__(self, name: str, precision: str) -> None:
         assert (name, precision) == ("minilm", "float32")
 
-    def encode(self, texts: list[str], *, progress: bool) -> NDArray[np.float32]:
+    def encode(self, texts: list[str]) -> NDArray[np.float32]:
         if self.stop_after is not None and len(self.seen) + len(texts) > self.stop_after:
             raise KeyboardInterrupt
         self.seen.extend(texts)
