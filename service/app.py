@@ -81,12 +81,17 @@ def _add_routes(app: FastAPI, metrics: Metrics) -> None:
 
     @app.get("/readyz", responses={503: {"description": "A part is not ready."}})
     async def readyz(request: Request) -> JSONResponse:
-        """Whether every part that a request needs is ready, and which is not."""
+        """Whether every part that a request needs is ready, and which is not.
+
+        A store that is down costs answers their reasoning, not the caller his answer: `degraded`, and still 200, or a
+        Redis outage would take every replica out of rotation at once.
+        """
         serving: Serving = request.app.state.serving
         parts = await serving.readiness()
-        ready = all(state == "ok" for state in parts.values())
-        body = {"status": "ok" if ready else "not ready", "release": serving.release.id, "parts": parts}
-        return JSONResponse(body, 200 if ready else 503)
+        failing = {name for name, state in parts.items() if state != "ok"}
+        status = "ok" if not failing else "degraded" if failing == {"store"} else "not ready"
+        body = {"status": status, "release": serving.release.id, "parts": parts}
+        return JSONResponse(body, 503 if status == "not ready" else 200)
 
     @app.get("/metrics", response_class=Response)
     async def scrape() -> Response:

@@ -291,6 +291,16 @@ def test_readyz_names_what_is_not_ready(app: FastAPI, client: TestClient, monkey
     assert client.get("/readyz").status_code == 200
 
 
+def test_a_store_that_is_down_takes_no_replica_out_of_rotation(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app.state.serving, "store", Down())
+    response = client.get("/readyz")
+    assert response.status_code == 200
+    assert response.json()["status"] == "degraded"
+    assert response.json()["parts"]["store"] == "Redis failed: refused"
+
+
 def test_metrics(client: TestClient, tiny: TinyRelease) -> None:
     used = 'scoter_request_seconds_count{model="scoter_h",reasoning="used"}'
     before = sample(client, used)
