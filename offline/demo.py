@@ -242,7 +242,8 @@ def _users(release: Path, number: int) -> list[str]:
     """Users with reasoning, spread over the release. Raises DemoFailed if there are none."""
     path = release / "reasoning" / "users.jsonl"
     try:
-        known = [str(json.loads(line)["user"]) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as lines:
+            known = [str(json.loads(line)["user"]) for line in lines]
     except (OSError, ValueError, KeyError) as error:
         raise DemoFailed(f"cannot read the users of the release from {path}: {error!r}") from error
     if not known:

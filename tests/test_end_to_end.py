@@ -30,7 +30,7 @@ from service.settings import LmdbSettings, Settings
 from service.store.open import open_store
 from tests.offline.models import tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first test runs all stages
 
 RECIPE = {
     "name": "end-to-end",
@@ -88,7 +88,6 @@ def ask(client: TestClient, **request: Any) -> dict[str, Any]:
     return body
 
 
-@pytest.mark.timeout(300)
 def test_every_stage_leaves_its_output_and_a_second_run_does_nothing(work: Path) -> None:
     folder = work / "work"
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
