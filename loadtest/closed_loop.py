@@ -96,13 +96,15 @@ def main(
     bare_rates: list[float] = []
     http_rates: list[float] = []
     with running_service(releases, store, threads) as port:
-        connection = Connection(port)
-        measure_latency(workload, connection, 0.5, Samples(), Samples(), Samples())  # warms both sides
+        warm_up = Connection(port)
+        measure_latency(workload, warm_up, 0.5, Samples(), Samples(), Samples())
+        warm_up.close()
         for _ in range(rounds):
+            connection = Connection(port)  # the server closes one that idles through the other parts
             measure_latency(workload, connection, seconds, bare, http, server)
+            connection.close()
             bare_rates.append(bare_rate(workload, threads, seconds))
             http_rates.append(uvloop.run(http_rate(workload, port, clients, seconds)))
-        connection.close()
     report = {
         "requests": len(http),
         "engine_threads": threads,
