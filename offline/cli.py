@@ -62,7 +62,11 @@ def sample(
     from offline.sample import write_sample
 
     found = write_sample(out, users=users, items=items, seed=seed)
-    console.print(f"[green]✓[/] {escape(str(out))}: {found}")
+    console.print(
+        f"[green]✓[/] {escape(str(out))}: {found.users:,} simulated shoppers, {found.items:,} items, "
+        f"{found.interactions:,} purchases",
+        soft_wrap=True,
+    )
 
 
 @app.command()
