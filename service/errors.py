@@ -16,6 +16,7 @@
     │   └── StoreTimeout
     └── EngineError             the inference engine did not answer
         ├── EngineUnavailable
+        ├── EngineTimeout
         └── EngineOverloaded
 
 Third-party exceptions (redis, lmdb, onnxruntime) are translated into this tree where the library is
@@ -104,6 +105,10 @@ class EngineError(ScoterError):
 
 class EngineUnavailable(EngineError):
     """The engine is not running, or holds no such model."""
+
+
+class EngineTimeout(EngineError):
+    """The engine did not answer in the time that was left."""
 
 
 class EngineOverloaded(EngineError):

@@ -62,7 +62,9 @@ class Recommender:
         if prepared.known:
             try:
                 with timings.stage("engine"):
-                    ranking = await self._engine.infer(prepared.model.name, prepared.input)
+                    ranking = await self._engine.infer(
+                        prepared.model.name, prepared.input, self._limits.deadline_ms / 1000
+                    )
                 ranked = _ranked(ranking, prepared.k, len(self.release.catalogue))
             except EngineOverloaded:
                 raise  # the caller may try another replica; popular items would hide the overload

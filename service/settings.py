@@ -54,9 +54,10 @@ def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class EngineSettings(_Section):
+class OnnxSettings(_Section):
     """In-process inference."""
 
+    kind: Literal["onnx"] = "onnx"
     threads: int = Field(default_factory=_usable_cores, ge=1)  # batches that run at the same time, one core each
     max_batch: int = Field(default=16, ge=1)  # requests taken together
     queue_limit: int = Field(default=256, ge=1)  # requests that may wait; the next one is refused with 503
@@ -69,6 +70,7 @@ class LimitSettings(_Section):
     history: int = Field(default=HISTORY_CEILING, ge=1, le=HISTORY_CEILING)  # items in a request's own history
     exclude: int = Field(default=1_000, ge=0, le=EXCLUDE_CEILING)  # items in a request's exclude list
     seen: int = Field(default=1_024, ge=0)  # most recent distinct items of a history that are not recommended again
+    deadline_ms: Milliseconds = 250.0  # time to answer when the caller does not say
     k: int = Field(default=10, ge=1)  # items returned when the request does not say
 
 
@@ -85,7 +87,7 @@ class Settings(BaseSettings):
     releases: Path = Path("releases")  # holds one folder per release, each named by its release id
     release: str | None = Field(default=None, pattern=r"^[0-9a-f]{16}$")  # None: the one the store's pointer names
     store: Annotated[StoreSettings, BeforeValidator(_default_kind)] = LmdbSettings()
-    engine: EngineSettings = Field(default_factory=EngineSettings)
+    engine: OnnxSettings = Field(default_factory=OnnxSettings)
     limits: LimitSettings = LimitSettings()
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.release.release import Release
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInput:
@@ -30,10 +32,11 @@ class Ranking:
 class Engine(Protocol):
     """Runs the models of one release."""
 
-    async def infer(self, model: str, request: ModelInput) -> Ranking:
-        """Rank items for one request; concurrent calls may share a batch.
+    async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
+        """Rank items for one request within so many seconds; concurrent calls may share a batch.
 
-        Raises EngineUnavailable or EngineOverloaded.
+        A caller that is cancelled, or whose time is up, costs no inference that has not begun.
+        Raises EngineUnavailable, EngineTimeout or EngineOverloaded.
         """
         ...
 
@@ -43,4 +46,23 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Finish what is running and give threads and connections back."""
+        ...
+
+
+class Engines(Protocol):
+    """Makes the engine of each release that this process serves; holds what outlives a release, such as a client."""
+
+    async def open(self, release: Release) -> Engine:
+        """An engine with the release's models, checked against its manifest.
+
+        Raises ReleaseCorrupt if a model is not what the manifest says, EngineUnavailable if it cannot be reached.
+        """
+        ...
+
+    def waiting(self) -> int:
+        """Requests that wait for inference in this process."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what outlived the releases; their engines are closed by now."""
         ...

@@ -18,16 +18,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from service.engine.base import ModelInput, Ranking
-from service.errors import EngineOverloaded, EngineUnavailable, ReleaseCorrupt
+from service.errors import EngineOverloaded, EngineTimeout, EngineUnavailable, ReleaseCorrupt
 from service.release.manifest import ModelEntry, TensorEntry
 from service.release.release import Release
-from service.settings import EngineSettings
+from service.settings import OnnxSettings
 
 _OUTPUTS = ["item", "score", "valid"]
 _DTYPES = {"tensor(int64)": "int64", "tensor(float)": "float32", "tensor(bool)": "bool"}
@@ -55,7 +56,7 @@ class OnnxEngine:
     """
 
     def __init__(
-        self, release: Release, settings: EngineSettings, observe: BatchObserver = lambda _model, _size: None
+        self, release: Release, settings: OnnxSettings, observe: BatchObserver = lambda _model, _size: None
     ) -> None:
         self._settings = settings
         self._observe = observe
@@ -72,8 +73,8 @@ class OnnxEngine:
         for worker in self._workers:
             worker.start()
 
-    async def infer(self, model: str, request: ModelInput) -> Ranking:
-        """Rank items for one request. Raises EngineUnavailable or EngineOverloaded."""
+    async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
+        """Rank items for one request. Raises EngineUnavailable, EngineTimeout or EngineOverloaded."""
         target = self._models.get(model)
         if target is None or self._closed:
             raise EngineUnavailable(f"the engine is closed or holds no model {model!r}")
@@ -82,7 +83,11 @@ class OnnxEngine:
         future: asyncio.Future[Ranking] = asyncio.get_running_loop().create_future()
         target.queue.append(_Waiting(request, future))
         self._tokens.put(target)
-        return await future
+        try:
+            async with asyncio.timeout(seconds):
+                return await future  # cancelled when the time is up, and dropped by the worker that meets it
+        except TimeoutError as error:
+            raise EngineTimeout(f"model {model!r} did not answer within {seconds * 1000:.0f} ms") from error
 
     async def ready(self, model: str) -> bool:
         """Whether `model` is loaded and every worker is alive."""
@@ -135,6 +140,28 @@ class OnnxEngine:
             batch[0].future.get_loop().call_soon_threadsafe(_resolve, batch, answer)
         except RuntimeError:
             return  # the event loop has ended, and every caller with it
+
+
+class OnnxEngines:
+    """Opens releases in this process."""
+
+    def __init__(self, settings: OnnxSettings, observe: BatchObserver = lambda _model, _size: None) -> None:
+        self._settings = settings
+        self._observe = observe
+        self._open: WeakSet[OnnxEngine] = WeakSet()
+
+    async def open(self, release: Release) -> OnnxEngine:
+        """Load every model of a release. Raises ReleaseCorrupt."""
+        engine = await asyncio.to_thread(OnnxEngine, release, self._settings, self._observe)
+        self._open.add(engine)
+        return engine
+
+    def waiting(self) -> int:
+        """Requests that no worker has taken yet."""
+        return sum(engine.waiting() for engine in self._open)
+
+    async def close(self) -> None:
+        """Nothing outlives the engines."""
 
 
 def load(release: Release, entry: ModelEntry) -> onnxruntime.InferenceSession:

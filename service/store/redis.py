@@ -31,8 +31,8 @@ class RedisStore:
 
     def __init__(self, settings: RedisSettings) -> None:
         self._patience = (settings.connect_timeout_ms + settings.read_timeout_ms) / 1000
-        self._reads = _client(settings, settings.read_timeout_ms)
-        self._writes = _client(settings, settings.write_timeout_ms)  # connects on the first write, if ever
+        self._reads = connect(settings, settings.read_timeout_ms)
+        self._writes = connect(settings, settings.write_timeout_ms)  # connects on the first write, if ever
         self._running: set[asyncio.Task[Any]] = set()  # the loop itself holds tasks only weakly
 
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -74,7 +74,8 @@ class RedisStore:
                 await _translated(pipeline.execute())
 
 
-def _client(settings: RedisSettings, read_timeout_ms: float) -> Redis:
+def connect(settings: RedisSettings, read_timeout_ms: float) -> Redis:
+    """A client with its own pool of connections, made as they are needed; reads give up after `read_timeout_ms`."""
     pool = BlockingConnectionPool.from_url(
         settings.url.get_secret_value(),
         max_connections=settings.connections,

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from service.app import create_app
-from service.settings import EngineSettings, LmdbSettings, Settings
+from service.settings import LmdbSettings, OnnxSettings, Settings
 from service.store.lmdb import LmdbStore
 from tests.service.tiny_release import TinyRelease, publish
 
@@ -24,7 +24,7 @@ def published_settings(tiny: TinyRelease, folder: Path, releases: Path | None = 
 
     asyncio.run(fill())
     return Settings(
-        releases=releases or tiny.path.parent, store=LmdbSettings(path=folder), engine=EngineSettings(threads=2)
+        releases=releases or tiny.path.parent, store=LmdbSettings(path=folder), engine=OnnxSettings(threads=2)
     )
 
 

@@ -36,7 +36,7 @@ class Scripted:
         self.answer = answer if answer is not None else ranking(range(1, BEAM + 1))
         self.asked: list[tuple[str, ModelInput]] = []
 
-    async def infer(self, model: str, request: ModelInput) -> Ranking:
+    async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
         self.asked.append((model, request))
         if isinstance(self.answer, EngineError):
             raise self.answer

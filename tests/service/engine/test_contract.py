@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 
 from service.engine.base import Engine, ModelInput, Ranking
 from service.engine.onnx import OnnxEngine
-from service.errors import EngineUnavailable
+from service.errors import EngineTimeout, EngineUnavailable
 from service.release.release import Release
-from service.settings import EngineSettings
+from service.settings import OnnxSettings
 from tests.service.tiny_release import BEAM, D, K, T, TinyRelease
 
 pytestmark = pytest.mark.anyio
 
+PATIENT = 30.0  # seconds
+
 
 @pytest.fixture(params=["onnx"])
 async def engine(tiny: TinyRelease) -> AsyncIterator[Engine]:
-    running = OnnxEngine(Release.open(tiny.path), EngineSettings(threads=2, max_batch=8, queue_limit=1000))
+    running = OnnxEngine(Release.open(tiny.path), OnnxSettings(threads=2, max_batch=8, queue_limit=1000))
     yield running
     await running.close()
 
@@ -43,14 +45,14 @@ def check(ranking: Ranking, expected: list[tuple[int, float]]) -> None:
 
 
 async def test_the_ranking_is_the_models(engine: Engine, tiny: TinyRelease) -> None:
-    check(await engine.infer("hstu", asked([3, 1, 4])), tiny.expected([3, 1, 4], None, set(), BEAM))
+    check(await engine.infer("hstu", asked([3, 1, 4]), PATIENT), tiny.expected([3, 1, 4], None, set(), BEAM))
 
 
 async def test_reasoning_changes_the_ranking_and_no_reasoning_masks_it(engine: Engine, tiny: TinyRelease) -> None:
     matrix = tiny.users[0].matrix
-    fused = await engine.infer("scoter_h", asked([3, 1, 4], matrix))
-    masked = await engine.infer("scoter_h", asked([3, 1, 4]))
-    zero = await engine.infer("scoter_h", asked([3, 1, 4], np.zeros((K, D), np.float32)))
+    fused = await engine.infer("scoter_h", asked([3, 1, 4], matrix), PATIENT)
+    masked = await engine.infer("scoter_h", asked([3, 1, 4]), PATIENT)
+    zero = await engine.infer("scoter_h", asked([3, 1, 4], np.zeros((K, D), np.float32)), PATIENT)
     check(fused, tiny.expected([3, 1, 4], matrix, set(), BEAM))
     check(masked, tiny.expected([3, 1, 4], None, set(), BEAM))
     assert fused.items.tolist() != masked.items.tolist()
@@ -58,16 +60,16 @@ async def test_reasoning_changes_the_ranking_and_no_reasoning_masks_it(engine: E
 
 
 async def test_excluded_items_never_come_back(engine: Engine, tiny: TinyRelease) -> None:
-    first = await engine.infer("hstu", asked([3]))
+    first = await engine.infer("hstu", asked([3]), PATIENT)
     exclude = first.items[:5].tolist()
-    second = await engine.infer("hstu", asked([3], exclude=exclude))
+    second = await engine.infer("hstu", asked([3], exclude=exclude), PATIENT)
     check(second, tiny.expected([3], None, set(exclude), BEAM))
     assert second.items[:5].tolist() == first.items[5:].tolist()
 
 
 async def test_too_few_items_are_marked_invalid(engine: Engine, tiny: TinyRelease) -> None:
     exclude = list(range(1, 58))
-    ranking = await engine.infer("hstu", asked([3], exclude=exclude))
+    ranking = await engine.infer("hstu", asked([3], exclude=exclude), PATIENT)
     assert ranking.valid.tolist() == [True] * 3 + [False] * (BEAM - 3)
     check(ranking, tiny.expected([3], None, set(exclude), BEAM))
 
@@ -82,7 +84,7 @@ async def test_concurrent_requests_each_get_their_own_answer(engine: Engine, tin
         model = "hstu" if number % 5 == 0 else "scoter_h"
         cases.append((model, history, None if model == "hstu" else matrix, exclude))
     rankings = await asyncio.gather(
-        *(engine.infer(model, asked(history, matrix, exclude)) for model, history, matrix, exclude in cases)
+        *(engine.infer(model, asked(history, matrix, exclude), PATIENT) for model, history, matrix, exclude in cases)
     )
     for ranking, (_, history, matrix, exclude) in zip(rankings, cases, strict=True):
         check(ranking, tiny.expected(history, matrix, set(exclude), BEAM))
@@ -91,7 +93,7 @@ async def test_concurrent_requests_each_get_their_own_answer(engine: Engine, tin
 async def test_a_cancelled_request_takes_nobody_with_it(engine: Engine, tiny: TinyRelease) -> None:
     expected = tiny.expected([5], None, set(), BEAM)
     for delay in (0.0, 0.0001, 0.001):
-        tasks = [asyncio.create_task(engine.infer("hstu", asked([5]))) for _ in range(20)]
+        tasks = [asyncio.create_task(engine.infer("hstu", asked([5]), PATIENT)) for _ in range(20)]
         await asyncio.sleep(delay)
         for task in tasks[::2]:
             task.cancel()
@@ -100,27 +102,33 @@ async def test_a_cancelled_request_takes_nobody_with_it(engine: Engine, tiny: Ti
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def test_an_answer_that_takes_too_long_is_a_timeout(engine: Engine, tiny: TinyRelease) -> None:
+    with pytest.raises(EngineTimeout, match="hstu"):
+        await engine.infer("hstu", asked([1]), 1e-9)
+    check(await engine.infer("hstu", asked([5]), PATIENT), tiny.expected([5], None, set(), BEAM))
+
+
 async def test_an_unknown_model_is_unavailable(engine: Engine) -> None:
     assert not await engine.ready("tiger")
     with pytest.raises(EngineUnavailable, match="tiger"):
-        await engine.infer("tiger", asked([1]))
+        await engine.infer("tiger", asked([1]), PATIENT)
 
 
 async def test_ready_until_closed(engine: Engine) -> None:
     assert await engine.ready("hstu")
     assert await engine.ready("scoter_h")
-    waiting = asyncio.create_task(engine.infer("hstu", asked([1])))
+    waiting = asyncio.create_task(engine.infer("hstu", asked([1]), PATIENT))
     await asyncio.sleep(0)
     await engine.close()
     assert (await waiting).valid.all()
     assert not await engine.ready("hstu")
     with pytest.raises(EngineUnavailable):
-        await engine.infer("hstu", asked([1]))
+        await engine.infer("hstu", asked([1]), PATIENT)
 
 
 async def test_input_that_the_graph_refuses_fails_that_request_alone(engine: Engine, tiny: TinyRelease) -> None:
     wrong = ModelInput(np.array([10**6] * T, np.int64), None, np.array([], np.int64))  # beyond the embeddings
     with pytest.raises(EngineUnavailable, match="inference"):
-        await engine.infer("hstu", wrong)
+        await engine.infer("hstu", wrong, PATIENT)
     assert await engine.ready("hstu")
-    check(await engine.infer("hstu", asked([5])), tiny.expected([5], None, set(), BEAM))
+    check(await engine.infer("hstu", asked([5]), PATIENT), tiny.expected([5], None, set(), BEAM))

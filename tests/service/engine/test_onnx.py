@@ -14,10 +14,12 @@ from service.engine.onnx import OnnxEngine, feeds, load
 from service.errors import EngineOverloaded, ReleaseCorrupt
 from service.release.manifest import ModelEntry, TensorEntry
 from service.release.release import Release
-from service.settings import EngineSettings
+from service.settings import OnnxSettings
 from tests.service.tiny_release import D, K, T, TinyRelease, write_release
 
 pytestmark = pytest.mark.anyio
+
+PATIENT = 30.0  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,8 @@ class Batches(list[tuple[str, int]]):
 async def busy(tiny: TinyRelease) -> AsyncIterator[tuple[OnnxEngine, Batches]]:
     """One worker, busy behind the gate with a request; batches of up to 4, a queue of 6."""
     batches = Batches()
-    engine = OnnxEngine(Release.open(tiny.path), EngineSettings(threads=1, max_batch=4, queue_limit=6), batches)
-    first = asyncio.create_task(engine.infer("hstu", asked()))
+    engine = OnnxEngine(Release.open(tiny.path), OnnxSettings(threads=1, max_batch=4, queue_limit=6), batches)
+    first = asyncio.create_task(engine.infer("hstu", asked(), PATIENT))
     while not batches:  # noqa: ASYNC110  # filled by a thread: there is no event to wait for
         await asyncio.sleep(0.001)
     yield engine, batches
@@ -58,7 +60,7 @@ def asked(*exclude: int) -> ModelInput:
 
 async def test_requests_that_wait_for_a_busy_worker_run_together(busy: tuple[OnnxEngine, Batches]) -> None:
     engine, batches = busy
-    rest = [asyncio.create_task(engine.infer("hstu", asked())) for _ in range(6)]
+    rest = [asyncio.create_task(engine.infer("hstu", asked(), PATIENT)) for _ in range(6)]
     await asyncio.sleep(0)
     batches.gate.set()
     await asyncio.gather(*rest)
@@ -68,7 +70,7 @@ async def test_requests_that_wait_for_a_busy_worker_run_together(busy: tuple[Onn
 async def test_models_are_not_mixed(busy: tuple[OnnxEngine, Batches]) -> None:
     engine, batches = busy
     models = ["scoter_h", "hstu", "scoter_h", "hstu"]
-    rest = [asyncio.create_task(engine.infer(model, asked())) for model in models]
+    rest = [asyncio.create_task(engine.infer(model, asked(), PATIENT)) for model in models]
     await asyncio.sleep(0)
     batches.gate.set()
     await asyncio.gather(*rest)
@@ -78,26 +80,26 @@ async def test_models_are_not_mixed(busy: tuple[OnnxEngine, Batches]) -> None:
 async def test_idle_workers_share_what_is_waiting(slow: Release) -> None:
     batches = Batches()
     batches.gate.set()
-    engine = OnnxEngine(slow, EngineSettings(threads=2, max_batch=8, queue_limit=100), batches)
-    await asyncio.gather(engine.infer("hstu", asked()), engine.infer("hstu", asked()))
+    engine = OnnxEngine(slow, OnnxSettings(threads=2, max_batch=8, queue_limit=100), batches)
+    await asyncio.gather(engine.infer("hstu", asked(), PATIENT), engine.infer("hstu", asked(), PATIENT))
     assert batches == [("hstu", 1), ("hstu", 1)]
     await engine.close()
 
 
 async def test_a_full_queue_is_an_overload_and_passes(busy: tuple[OnnxEngine, Batches]) -> None:
     engine, batches = busy
-    waiting = [asyncio.create_task(engine.infer("hstu", asked())) for _ in range(6)]
+    waiting = [asyncio.create_task(engine.infer("hstu", asked(), PATIENT)) for _ in range(6)]
     await asyncio.sleep(0)
     with pytest.raises(EngineOverloaded, match="6 requests"):
-        await engine.infer("scoter_h", asked())
+        await engine.infer("scoter_h", asked(), PATIENT)
     batches.gate.set()
     await asyncio.gather(*waiting)
-    assert (await engine.infer("scoter_h", asked())).valid.all()
+    assert (await engine.infer("scoter_h", asked(), PATIENT)).valid.all()
 
 
 async def test_cancelled_requests_are_not_run(busy: tuple[OnnxEngine, Batches]) -> None:
     engine, batches = busy
-    rest = [asyncio.create_task(engine.infer("hstu", asked())) for _ in range(4)]
+    rest = [asyncio.create_task(engine.infer("hstu", asked(), PATIENT)) for _ in range(4)]
     await asyncio.sleep(0)
     for task in rest[:3]:
         task.cancel()
@@ -107,10 +109,10 @@ async def test_cancelled_requests_are_not_run(busy: tuple[OnnxEngine, Batches]) 
 
 
 async def test_the_event_loop_stays_free_while_models_run(slow: Release) -> None:
-    engine = OnnxEngine(slow, EngineSettings(threads=1))
+    engine = OnnxEngine(slow, OnnxSettings(threads=1))
     turns = 0
     for _ in range(20):
-        running = asyncio.create_task(engine.infer("hstu", asked()))
+        running = asyncio.create_task(engine.infer("hstu", asked(), PATIENT))
         while not running.done():
             await asyncio.sleep(0)
             turns += 1
