@@ -233,12 +233,12 @@ def test_other_paths_and_methods(client: TestClient) -> None:
 
 
 class Full:
-    async def infer(self, model: str, request: ModelInput) -> Ranking:
+    async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
         raise EngineOverloaded("6 requests are waiting for inference already")
 
 
 class Broken:
-    async def infer(self, model: str, request: ModelInput) -> Ranking:
+    async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
         raise RuntimeError("secret-detail")
 
 
