@@ -10,27 +10,28 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import ValidationError
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
-from service.errors import BodyMalformed, BodyUnsupported, FieldError, RequestInvalid, ScoterError
+from service.access import Access
+from service.errors import ScoterError
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext
 from service.openapi import openapi
 from service.problems import problem_response
-from service.schemas import RecommendRequest, RecommendResponse
+from service.routes import Recommend, RecommendBatch
+from service.schemas import ReleaseRequest, ReleaseResponse
 from service.serving import Serving
 from service.settings import Settings
 
-ROUTES = frozenset({"/recommend", "/livez", "/readyz", "/metrics"})
+ROUTES = frozenset({"/recommend", "/recommend/batch", "/admin/release", "/livez", "/readyz", "/metrics"})
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The application. Nothing is opened before its lifespan starts, which raises a ScoterError if a part fails."""
     metrics = Metrics(CollectorRegistry())
+    access = Access(settings.access)
+    path = (access, settings.limits, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -45,35 +46,24 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Recommendations enriched by reasoning that a language model wrote beforehand.",
         version="0.1.0",
         lifespan=lifespan,
-        routes=[Route("/recommend", Recommend(), methods=["POST"])],
+        routes=[
+            Route("/recommend", Recommend(*path), methods=["POST"]),
+            Route("/recommend/batch", RecommendBatch(*path), methods=["POST"]),
+        ],
     )
     app.state.metrics = metrics
-    app.add_middleware(BodyLimit, limit=settings.limits.body_bytes)
-    app.add_middleware(RequestContext, metrics=metrics, routes=ROUTES)  # added last, runs first
+    app.add_middleware(BodyLimit, limit=settings.limits.body_bytes, seconds=settings.limits.body_ms / 1000)
+    app.add_middleware(
+        RequestContext, metrics=metrics, routes=ROUTES, draining=lambda: app.state.serving.draining
+    )  # added last, runs first
     app.add_exception_handler(ScoterError, _problem)
     app.add_exception_handler(HTTPException, _problem)
-    _add_routes(app, metrics)
+    _add_routes(app, metrics, access)
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]
     return app
 
 
-class Recommend:
-    """POST /recommend as bare ASGI, from bytes to bytes.
-
-    FastAPI's own route parses, copies and checks the same values several times over, and a model that has just run has
-    emptied the processor's caches: every layer less is tens of microseconds off each answer.
-    """
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Rank items for one user."""
-        body: bytes = (await receive())["body"]  # whole, from BodyLimit
-        asked = _parsed(Headers(scope=scope).get("content-type", ""), body)
-        state, serving = scope["state"], scope["app"].state.serving
-        answer: RecommendResponse = await serving.recommender.recommend(asked, state["request_id"], state["timings"])
-        await Response(answer.model_dump_json(), media_type="application/json")(scope, receive, send)
-
-
-def _add_routes(app: FastAPI, metrics: Metrics) -> None:
+def _add_routes(app: FastAPI, metrics: Metrics, access: Access) -> None:
     @app.get("/livez")
     async def livez() -> dict[str, str]:
         """Whether the process answers; depends on nothing else."""
@@ -81,41 +71,27 @@ def _add_routes(app: FastAPI, metrics: Metrics) -> None:
 
     @app.get("/readyz", responses={503: {"description": "A part is not ready."}})
     async def readyz(request: Request) -> JSONResponse:
-        """Whether every part that a request needs is ready, and which is not.
-
-        A store that is down costs answers their reasoning, not the caller his answer: `degraded`, and still 200, or a
-        Redis outage would take every replica out of rotation at once.
-        """
+        """Whether requests should come here, and the state of every part that they need."""
         serving: Serving = request.app.state.serving
-        parts = await serving.readiness()
-        failing = {name for name, state in parts.items() if state != "ok"}
-        status = "ok" if not failing else "degraded" if failing == {"store"} else "not ready"
-        body = {"status": status, "release": serving.release.id, "parts": parts}
+        status, parts = await serving.readiness()
+        body = {"status": status, "release": serving.edition.release.id, "parts": parts}
         return JSONResponse(body, 503 if status == "not ready" else 200)
+
+    @app.post("/admin/release", responses={401: {}, 403: {}, 503: {}})
+    async def swap(request: Request, asked: ReleaseRequest) -> ReleaseResponse:
+        """Serve another release, in this process: the one named, or the one that the store's pointer names now.
+
+        To change all replicas, move the pointer with `scoter publish`: each follows it within seconds.
+        """
+        access.check_admin(request.headers)
+        serving: Serving = request.app.state.serving
+        before = serving.edition.release.id
+        return ReleaseResponse(release=await serving.swap(asked.release), previous=before)
 
     @app.get("/metrics", response_class=Response)
     async def scrape() -> Response:
         """Metrics in Prometheus's text format."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def _parsed(content_type: str, body: bytes) -> RecommendRequest:
-    """The request in a body. Raises BodyUnsupported, BodyMalformed or RequestInvalid."""
-    media_type = content_type.partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise BodyUnsupported(f"send the body as application/json, not as {media_type or 'an undeclared type'}")
-    try:
-        return RecommendRequest.model_validate_json(body)
-    except ValidationError as error:
-        wrong = error.errors(include_url=False, include_context=False, include_input=False)
-        if wrong[0]["type"] == "json_invalid":
-            raise BodyMalformed(wrong[0]["msg"]) from error
-        raise RequestInvalid([FieldError(_pointer(item["loc"]), item["msg"]) for item in wrong]) from error
-
-
-def _pointer(location: tuple[int | str, ...]) -> str:
-    """A JSON pointer (RFC 6901)."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 
 
 async def _problem(request: Request, error: Exception) -> Response:

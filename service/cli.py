@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from pathlib import Path
 from types import FrameType
@@ -84,7 +85,7 @@ def store_settings(text: str) -> LmdbSettings | RedisSettings:
 async def run(application: FastAPI, settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM, then finish what is running. Raises the ScoterError that start-up meets."""
     # uvicorn would log a failing lifespan as a traceback; entered here, its error reaches the caller.
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             application,
             host=settings.host,
@@ -97,13 +98,34 @@ async def run(application: FastAPI, settings: Settings) -> None:
             log_config=None,
             server_header=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
-        )
+        ),
+        application,
+        settings.drain_seconds,
     )
     # Once it has drained, uvicorn raises the signal again for whoever handled it before: that is our way out.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     async with application.router.lifespan_context(application):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, application.state.serving.reload)
         await server.serve()
+
+
+class _Server(uvicorn.Server):
+    """Turns /readyz red on SIGTERM and goes on answering for a while, as callers are told with some delay."""
+
+    def __init__(self, config: uvicorn.Config, application: FastAPI, seconds: float) -> None:
+        super().__init__(config)
+        self._application = application
+        self._seconds = seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at once on Ctrl-C or a second signal, else when the balancers have had time to notice."""
+        serving = self._application.state.serving
+        if sig != signal.SIGTERM or serving.draining or self._seconds == 0:
+            super().handle_exit(sig, frame)
+        else:
+            asyncio.get_running_loop().call_later(self._seconds, super().handle_exit, sig, frame)
+        serving.draining = True
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:

@@ -9,8 +9,15 @@
     │   ├── BodyTooLarge
     │   ├── BodyMalformed       the body is not JSON in UTF-8
     │   ├── BodyUnsupported     the body is not declared as JSON
+    │   ├── BodyLate            the body did not arrive in time
+    │   ├── HeaderInvalid       a header cannot be read
+    │   ├── Unauthorized        no valid key was sent
+    │   ├── Forbidden           nobody may do this here
     │   └── RequestInvalid      JSON, but a field is missing, of another type or out of its bounds
     │       └── UnknownModel
+    ├── Busy                    the service turns the request away; another replica may have room
+    │   ├── Overloaded          too many requests are being answered
+    │   └── DeadlineExceeded    the caller's time is up
     ├── StoreError              the user store did not answer
     │   ├── StoreUnavailable
     │   └── StoreTimeout
@@ -62,6 +69,34 @@ class BodyMalformed(RequestError):
 
 class BodyUnsupported(RequestError):
     """The request's body is declared as something other than JSON."""
+
+
+class BodyLate(RequestError):
+    """The request's body did not arrive in time."""
+
+
+class HeaderInvalid(RequestError):
+    """A header of the request cannot be read."""
+
+
+class Unauthorized(RequestError):
+    """The request carries no valid credentials."""
+
+
+class Forbidden(RequestError):
+    """What is asked for is switched off."""
+
+
+class Busy(ScoterError):
+    """The request was turned away unanswered."""
+
+
+class Overloaded(Busy):
+    """As many requests as the service takes are being answered."""
+
+
+class DeadlineExceeded(Busy):
+    """The caller's time was up before there was anything to answer."""
 
 
 @dataclass(frozen=True, slots=True)

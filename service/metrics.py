@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -40,8 +41,8 @@ class Metrics:
         )
         self._latency = Histogram(
             "scoter_request_seconds",
-            "Time to answer POST /recommend, by model and what became of the reasoning",
-            ["model", "reasoning"],
+            "Time to answer a recommendation, by arm, model and what became of the reasoning",
+            ["arm", "model", "reasoning"],
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
@@ -52,6 +53,11 @@ class Metrics:
             buckets=STAGE_BUCKETS,
             registry=registry,
         )
+        self._refused = Counter(
+            "scoter_refused_total", "Recommendations turned away unanswered, by reason", ["reason"], registry=registry
+        )
+        for reason in ("overloaded", "deadline"):
+            self._refused.labels(reason)
         self._misses = Counter(
             "scoter_reasoning_misses_total",
             "Requests answered without reasoning, by reason",
@@ -71,18 +77,33 @@ class Metrics:
             "scoter_engine_batch_requests", "Requests run together", ["model"], buckets=BATCH_BUCKETS, registry=registry
         )
         self._queue = Gauge("scoter_engine_queue_requests", "Requests waiting for inference", registry=registry)
+        self._answering = Gauge("scoter_answering_requests", "Recommendations being answered", registry=registry)
+        self._broken = Gauge("scoter_breakers_open", "Circuit breakers that keep an engine alone", registry=registry)
+        self._gone = Counter(
+            "scoter_callers_gone_total", "Recommendations given up because their caller had left", registry=registry
+        )
+        self._swaps = Counter("scoter_swaps_total", "Changes of release, by outcome", ["outcome"], registry=registry)
+        for outcome in ("done", "refused"):
+            self._swaps.labels(outcome)  # shown from the start, so that a rate over the first one is not lost
         self._release = Gauge(
             "scoter_release_info", "1 for the release that is served", ["release", "dataset"], registry=registry
         )
 
-    def responded(self, route: str, status: int, timings: StageTimings) -> None:
-        """Count a response and, if it is a recommendation, observe how long it and its stages took."""
+    def responded(self, route: str, status: int) -> None:
+        """Count a response."""
         self._responses.labels(route, str(status)).inc()
+
+    def answered(self, timings: StageTimings) -> None:
+        """Observe how long a recommendation and its stages took; nothing if it is none."""
         if timings.answered is None:
             return
         self._latency.labels(*timings.answered).observe(timings.total())
         for stage, seconds in timings.stages.items():
             self._stages.labels(stage).observe(seconds)
+
+    def refused(self, reason: Literal["overloaded", "deadline"]) -> None:
+        """Count a request that was turned away."""
+        self._refused.labels(reason).inc()
 
     def reasoning_missed(self, reason: str) -> None:
         """Count a request answered without reasoning."""
@@ -100,9 +121,19 @@ class Metrics:
         """Observe the size of a batch; safe in any thread."""
         self._batches.labels(model).observe(requests)
 
-    def watch_queue(self, waiting: Callable[[], int]) -> None:
-        """Read the queue's depth from `waiting` whenever metrics are scraped."""
+    def watch(self, waiting: Callable[[], int], answering: Callable[[], int], broken: Callable[[], int]) -> None:
+        """Read, whenever metrics are scraped, the queue's depth, the requests at work and the open breakers."""
         self._queue.set_function(waiting)
+        self._answering.set_function(answering)
+        self._broken.set_function(broken)
+
+    def caller_gone(self) -> None:
+        """Count a request whose caller left before it was answered."""
+        self._gone.inc()
+
+    def swapped(self, outcome: Literal["done", "refused"]) -> None:
+        """Count an attempt to serve another release."""
+        self._swaps.labels(outcome).inc()
 
     def serving(self, release: str, dataset: str) -> None:
         """Say which release is served."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Callable
 from secrets import token_hex
 
 import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge
+from service.errors import BodyLate, BodyTooLarge
 from service.metrics import Metrics
 from service.problems import problem_response
 from service.timings import StageTimings
+from service.trace import accepted, trace_id, traceparent
 
 log = structlog.get_logger(__name__)
 
@@ -26,9 +29,10 @@ class RequestContext:
     Sets `request.state.request_id` and `request.state.timings`; adds X-Request-Id and Server-Timing to the response.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str], draining: Callable[[], bool]) -> None:
         self._app = app
         self._metrics = metrics
+        self._draining = draining
         self._routes = routes  # paths that may become a label; any other is "other"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,9 +40,12 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        offered = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        offered = headers.get("x-request-id", "")
         request_id = offered if _SANE_ID.fullmatch(offered) else token_hex(16)
         timings = StageTimings()
+        trace = accepted(headers.get("traceparent", ""))
+        traceparent.set(trace)  # the server runs each request in a context of its own
         scope.setdefault("state", {}).update(request_id=request_id, timings=timings)
         route = scope["path"] if scope["path"] in self._routes else "other"
         status: int | None = None
@@ -53,50 +60,50 @@ class RequestContext:
                     (b"x-request-id", request_id.encode()),
                     (b"server-timing", timings.server_timing().encode()),
                 ]
+                if self._draining():  # send the caller's next request to another replica
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception as error:
-            log.exception("request_failed", request_id=request_id, route=route)
+            log.exception("request_failed", request_id=request_id, route=route, trace=trace_id(trace))
             if status is not None:
                 raise  # half an answer is out; the server can only drop the connection
             await problem_response(error, request_id)(scope, receive, send_with_headers)
         finally:
             if status is not None:  # counted once the answer is out, so that nobody waits for it
-                self._metrics.responded(route, status, timings)
+                self._metrics.responded(route, status)
+                self._metrics.answered(timings)
 
 
 class BodyLimit:
     """Reads the whole body before the application runs, and refuses one that is too large.
 
-    A declared length is refused before a byte of it is read; a chunked body as soon as it has grown too long.
+    A declared length is refused before a byte of it is read; a chunked body as soon as it has grown too long, and any
+    body that takes too long to arrive.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
         self._app = app
         self._limit = limit  # bytes
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the server."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = bytearray()
-        declared = Headers(scope=scope).get("content-length", "0")
-        too_large = declared.isdecimal() and int(declared) > self._limit
-        more = not too_large
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return  # nobody is there to be answered
-            body += message.get("body", b"")
-            too_large = len(body) > self._limit
-            more = message.get("more_body", False) and not too_large
-        if too_large:
-            error = BodyTooLarge(f"the body may be at most {self._limit} bytes long")
+        try:
+            async with asyncio.timeout(self._seconds):
+                body = await self._read(scope, receive)
+        except (TimeoutError, BodyTooLarge) as failure:
+            late = BodyLate(f"the whole body must arrive within {self._seconds:g} s")
+            error = failure if isinstance(failure, BodyTooLarge) else late
             await problem_response(error, scope["state"]["request_id"])(scope, receive, send)
             return
+        if body is None:
+            return  # nobody is there to be answered
 
         delivered = False
 
@@ -105,6 +112,26 @@ class BodyLimit:
             if delivered:
                 return await receive()
             delivered = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, receive_read, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body, or None if the caller disconnects. Raises BodyTooLarge."""
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._limit:
+            raise self._too_large()
+        body = b""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            part: bytes = message.get("body", b"")
+            body += part
+            if len(body) > self._limit:
+                raise self._too_large()
+            if not message.get("more_body", False):
+                return body
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the body may be at most {self._limit} bytes long")

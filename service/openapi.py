@@ -9,9 +9,17 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from service.problems import MEDIA_TYPE, RECOMMEND_STATUSES
-from service.schemas import Problem, RecommendRequest, RecommendResponse
+from service.schemas import BatchRequest, BatchResponse, Problem, RecommendRequest, RecommendResponse
 
 _COMPONENT = "#/components/schemas/{model}"
+_HEADERS = [
+    (
+        "X-Deadline-Ms",
+        {"type": "number", "exclusiveMinimum": 0},
+        "Milliseconds that the caller will wait; the answer is a lesser one rather than late.",
+    ),
+    ("X-Request-Id", {"type": "string"}, "Comes back in the answer; made up if left out."),
+]
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
@@ -19,27 +27,48 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     document = FastAPI.openapi(app)
     if "/recommend" not in document["paths"]:  # FastAPI keeps the document it made
         _, schemas = models_json_schema(
-            [(RecommendRequest, "validation"), (RecommendResponse, "serialization"), (Problem, "serialization")],
+            [
+                (RecommendRequest, "validation"),
+                (RecommendResponse, "serialization"),
+                (BatchRequest, "validation"),
+                (BatchResponse, "serialization"),
+                (Problem, "serialization"),
+            ],
             ref_template=_COMPONENT,
         )
         document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
-        document["paths"] = {"/recommend": {"post": _recommend()}, **document["paths"]}
+        document["paths"] = {
+            "/recommend": _post("recommend", "Rank items for one user.", "RecommendRequest", "RecommendResponse"),
+            "/recommend/batch": _post(
+                "recommend_batch",
+                "Rank items for many users at once; each request has an answer or a problem of its own.",
+                "BatchRequest",
+                "BatchResponse",
+            ),
+            **document["paths"],
+        }
     return document
 
 
-def _recommend() -> dict[str, Any]:
+def _post(operation: str, description: str, request: str, response: str) -> dict[str, Any]:
     return {
-        "summary": "Recommend",
-        "description": "Rank items for one user.",
-        "operationId": "recommend",
-        "requestBody": {"required": True, "content": _content("application/json", "RecommendRequest")},
-        "responses": {
-            "200": {"description": "Ranked items", "content": _content("application/json", "RecommendResponse")},
-            **{
-                str(status): {"description": HTTPStatus(status).phrase, "content": _content(MEDIA_TYPE, "Problem")}
-                for status in RECOMMEND_STATUSES
+        "post": {
+            "summary": operation.replace("_", " ").capitalize(),
+            "description": description,
+            "operationId": operation,
+            "parameters": [
+                {"name": name, "in": "header", "required": False, "schema": schema, "description": text}
+                for name, schema, text in _HEADERS
+            ],
+            "requestBody": {"required": True, "content": _content("application/json", request)},
+            "responses": {
+                "200": {"description": "Ranked items", "content": _content("application/json", response)},
+                **{
+                    str(status): {"description": HTTPStatus(status).phrase, "content": _content(MEDIA_TYPE, "Problem")}
+                    for status in RECOMMEND_STATUSES
+                },
             },
-        },
+        }
     }
 
 

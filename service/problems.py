@@ -9,15 +9,22 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from service.errors import (
+    BodyLate,
     BodyMalformed,
     BodyTooLarge,
     BodyUnsupported,
+    Busy,
+    DeadlineExceeded,
     EngineError,
     EngineOverloaded,
+    Forbidden,
+    HeaderInvalid,
+    Overloaded,
     ReleaseError,
     RequestInvalid,
     ScoterError,
     StoreError,
+    Unauthorized,
     UnknownModel,
 )
 from service.schemas import Problem, ProblemField
@@ -39,8 +46,15 @@ _TABLE: dict[type[Exception], _Kind] = {
     BodyMalformed: _Kind(HTTPStatus.BAD_REQUEST, "body-malformed", "The body is not JSON"),
     BodyTooLarge: _Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body-too-large", "The body is too large"),
     BodyUnsupported: _Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "body-unsupported", "The body must be JSON"),
+    BodyLate: _Kind(HTTPStatus.REQUEST_TIMEOUT, "body-late", "The body did not arrive in time"),
+    HeaderInvalid: _Kind(HTTPStatus.BAD_REQUEST, "header-invalid", "A header cannot be read"),
+    Unauthorized: _Kind(HTTPStatus.UNAUTHORIZED, "unauthorized", "Credentials are missing or wrong"),
+    Forbidden: _Kind(HTTPStatus.FORBIDDEN, "forbidden", "This is switched off"),
     RequestInvalid: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "request-invalid", "The request cannot be accepted"),
     UnknownModel: _Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "unknown-model", "There is no such model"),
+    Busy: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "busy", "The service turned the request away", retry_after=1),
+    Overloaded: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "The service is overloaded", retry_after=1),
+    DeadlineExceeded: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "deadline", "The time to answer was up", retry_after=1),
     EngineOverloaded: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "The service is overloaded", retry_after=1),
     EngineError: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "engine", "The inference engine is not available", 1),
     StoreError: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "store", "The user store is not available", 1),
@@ -49,28 +63,24 @@ _TABLE: dict[type[Exception], _Kind] = {
 }
 
 # Statuses that this table can yield for POST /recommend, for the OpenAPI document.
-RECOMMEND_STATUSES = (400, 405, 413, 415, 422, 500, 503)
+RECOMMEND_STATUSES = (400, 401, 405, 408, 413, 415, 422, 500, 503)
 
 
-def problem_response(error: Exception, request_id: str) -> Response:
-    """The response that tells a caller about `error`; what is internal stays internal."""
-    headers: dict[str, str] = {}
+def problem(error: Exception, request_id: str) -> Problem:
+    """What to tell a caller about `error`; what is internal stays internal."""
     fields: list[ProblemField] | None = None
     if isinstance(error, HTTPException):  # the router's own: no such path, no such method
         status, title = HTTPStatus(error.status_code), HTTPStatus(error.status_code).phrase
         slug, detail = "http", error.detail
-        headers.update(error.headers or {})
     else:
-        kind = next(_TABLE[base] for base in type(error).__mro__ if base in _TABLE)
+        kind = _kind(error)
         status, slug, title = kind.status, kind.type, kind.title
         # The text of an unexpected exception may hold anything.
         known = isinstance(error, ScoterError)
         detail = str(error) if known else f"Unexpected failure; the logs tell more under {request_id}."
-        if kind.retry_after is not None:
-            headers["Retry-After"] = str(kind.retry_after)
         if isinstance(error, RequestInvalid):
             fields = [ProblemField(pointer=field.pointer, detail=field.detail) for field in error.fields]
-    problem = Problem(
+    return Problem(
         type=f"{TYPE_PREFIX}{slug}" if slug != "http" else "about:blank",
         title=title,
         status=int(status),
@@ -78,4 +88,20 @@ def problem_response(error: Exception, request_id: str) -> Response:
         request_id=request_id,
         errors=fields,
     )
-    return Response(problem.model_dump_json(exclude_none=True), int(status), headers, media_type=MEDIA_TYPE)
+
+
+def problem_response(error: Exception, request_id: str) -> Response:
+    """The response that tells a caller about `error`."""
+    headers: dict[str, str] = {}
+    if isinstance(error, HTTPException):
+        headers.update(error.headers or {})
+    elif (seconds := _kind(error).retry_after) is not None:
+        headers["Retry-After"] = str(seconds)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    body = problem(error, request_id)
+    return Response(body.model_dump_json(exclude_none=True), body.status, headers, media_type=MEDIA_TYPE)
+
+
+def _kind(error: Exception) -> _Kind:
+    return next(_TABLE[base] for base in type(error).__mro__ if base in _TABLE)

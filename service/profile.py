@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,6 +44,7 @@ class Profiles:
         history: bool,  # is the stored history needed?
         reasoning: bool,
         steps: bool,
+        seconds: float,  # the store's share of the time that is left
     ) -> Profile:
         """Fetch what is asked for in at most one `Store.get`. Never raises a StoreError."""
         unasked: Unasked | None = "unsupported" if entry is None else None if reasoning else "disabled"
@@ -57,9 +59,11 @@ class Profiles:
         if not keys:
             return Profile(None, unasked)
         try:
-            values = iter(await self._store.get(keys))
-        except StoreError as error:
-            failure: StoreFailure = "store_timeout" if isinstance(error, StoreTimeout) else "store_unavailable"
+            async with asyncio.timeout(seconds):
+                values = iter(await self._store.get(keys))
+        except (StoreError, TimeoutError) as error:
+            late = isinstance(error, (StoreTimeout, TimeoutError))
+            failure: StoreFailure = "store_timeout" if late else "store_unavailable"
             return Profile(None, unasked or failure, store_failure=failure)
 
         stored = decode_history(next(values)) if history else None

@@ -1,4 +1,12 @@
-"""The path of one request: profile -> item indices -> model input -> engine -> items."""
+"""The path of one request: profile -> item indices -> model input -> engine -> items.
+
+What fails on the way makes the answer a lesser one, and its `degraded` says why:
+
+    store_timeout, store_unavailable    no reasoning, and no stored history
+    no_history                          nothing is known about the user: popular items
+    engine_timeout, engine_unavailable  the engine failed: the fallback engine if there is one, or else popular items
+    engine_fallback                     the fallback engine ranked
+"""
 
 from __future__ import annotations
 
@@ -11,8 +19,10 @@ from typing import Literal
 
 import numpy as np
 
-from service.engine.base import Engine, ModelInput, Ranking
-from service.errors import EngineError, EngineOverloaded, EngineUnavailable, FieldError, RequestInvalid
+from service.context import Context
+from service.engine.base import ModelInput, Ranking
+from service.engine.ladder import Ladder
+from service.errors import DeadlineExceeded, EngineUnavailable, FieldError, RequestInvalid
 from service.metrics import Metrics
 from service.profile import Profile, Profiles
 from service.release.catalogue import Catalogue
@@ -21,7 +31,6 @@ from service.release.release import Release
 from service.schemas import HistoryReport, RankedItem, ReasoningReport, RecommendRequest, RecommendResponse, Step
 from service.settings import LimitSettings
 from service.store.base import Store
-from service.timings import StageTimings
 
 _LAST_SECOND = int(datetime.max.replace(tzinfo=UTC).timestamp())
 _RAREST = 1e-12  # stands for a popularity of zero, whose logarithm JSON cannot hold
@@ -44,47 +53,50 @@ class Prepared:
 class Recommender:
     """Answers requests from one release."""
 
-    def __init__(self, release: Release, store: Store, engine: Engine, limits: LimitSettings, metrics: Metrics) -> None:
+    def __init__(self, release: Release, store: Store, ladder: Ladder, limits: LimitSettings, metrics: Metrics) -> None:
         self.release = release
         self._profiles = Profiles(store, release.id)
-        self._engine = engine
+        self._ladder = ladder
         self._limits = limits
         self._metrics = metrics
 
-    async def recommend(self, request: RecommendRequest, request_id: str, timings: StageTimings) -> RecommendResponse:
+    async def recommend(self, request: RecommendRequest, context: Context) -> RecommendResponse:
         """Rank items for one user.
 
-        Raises RequestInvalid, UnknownModel or EngineOverloaded; any other failure yields a labelled, lesser answer.
+        Raises RequestInvalid, UnknownModel, EngineOverloaded or DeadlineExceeded; any other failure yields a labelled,
+        lesser answer.
         """
-        prepared = await self.prepare(request, timings)
+        if context.deadline.left() <= 0:
+            raise DeadlineExceeded("the time to answer was up before work on the request began")
+        prepared = await self.prepare(request, context)
         degraded: list[str] = [] if prepared.profile.store_failure is None else [prepared.profile.store_failure]
         ranked: list[tuple[int, float]] | None = None
         if prepared.known:
-            try:
-                with timings.stage("engine"):
-                    ranking = await self._engine.infer(
-                        prepared.model.name, prepared.input, self._limits.deadline_ms / 1000
-                    )
-                ranked = _ranked(ranking, prepared.k, len(self.release.catalogue))
-            except EngineOverloaded:
-                raise  # the caller may try another replica; popular items would hide the overload
-            except EngineError:
-                degraded.append("engine_unavailable")
+            with context.timings.stage("engine"):
+                outcome = await self._ladder.infer(
+                    prepared.model.name,
+                    prepared.input,
+                    context.deadline,
+                    lambda ranking: _ranked(ranking, prepared.k, len(self.release.catalogue)),
+                )
+            ranked = outcome.result
+            degraded += outcome.reasons
         else:
             degraded.append("no_history")
-        return self._response(prepared, ranked, degraded, request_id, timings)
+        return self._response(prepared, ranked, degraded, context)
 
-    async def prepare(self, request: RecommendRequest, timings: StageTimings) -> Prepared:
+    async def prepare(self, request: RecommendRequest, context: Context) -> Prepared:
         """Check a request, fetch what is known about its user and build the model's input."""
         model = self.release.model(request.model or self.release.manifest.default_model)
         k = self._checked(request, model)
-        with timings.stage("store"):
+        with context.timings.stage("store"):
             profile = await self._profiles.fetch(
                 request.user_id,
                 model.reasoning,
                 history=request.history is None,
                 reasoning=request.reasoning,
                 steps=request.explain,
+                seconds=min(self._limits.store_ms / 1000, context.deadline.left() / 2),
             )
         ids = request.history if request.history is not None else profile.history
         source: Literal["request", "stored", "none"] = (
@@ -132,8 +144,7 @@ class Recommender:
         prepared: Prepared,
         ranked: list[tuple[int, float]] | None,
         degraded: list[str],
-        request_id: str,
-        timings: StageTimings,
+        context: Context,
     ) -> RecommendResponse:
         catalogue = self.release.catalogue
         chosen = ranked if ranked is not None else _popular(catalogue, prepared)
@@ -142,7 +153,7 @@ class Recommender:
             for rank, (item, score) in enumerate(((catalogue.item(index), score) for index, score in chosen), start=1)
         ]
         response = RecommendResponse(
-            request_id=request_id,
+            request_id=context.request_id,
             release=self.release.id,
             model=prepared.model.name,
             source="popular" if ranked is None else "model",
@@ -153,7 +164,8 @@ class Recommender:
             degraded=degraded,
         )
         self._count(response, prepared)
-        timings.answered = (
+        context.timings.answered = (
+            "none",
             prepared.model.name,
             "none" if ranked is None else "used" if response.reasoning.used else "masked",
         )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.settings import EXCLUDE_CEILING, HISTORY_CEILING
+from service.settings import BATCH_CEILING, EXCLUDE_CEILING, HISTORY_CEILING
 
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -123,6 +123,31 @@ class RecommendResponse(BaseModel):
     degraded: list[str] = Field(description="Reasons why this answer is worse than it should be; empty if it is not.")
 
 
+class BatchRequest(BaseModel):
+    """Several requests at once."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    requests: list[RecommendRequest] = Field(min_length=1, max_length=BATCH_CEILING)
+
+
+class ReleaseRequest(BaseModel):
+    """Which release to serve."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    release: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{16}$", description="Release id; null: the one that the store names."
+    )
+
+
+class ReleaseResponse(BaseModel):
+    """Which release is served now."""
+
+    release: str
+    previous: str = Field(description="The one that was served when the request came.")
+
+
 class ProblemField(BaseModel):
     """What is wrong with one field."""
 
@@ -154,3 +179,17 @@ class Problem(BaseModel):
     detail: str
     request_id: str
     errors: list[ProblemField] | None = None
+
+
+class BatchResult(BaseModel):
+    """What became of one request of a batch: either a response or a problem."""
+
+    status: int = Field(description="The HTTP status that the request would have had alone.")
+    response: RecommendResponse | None
+    problem: Problem | None
+
+
+class BatchResponse(BaseModel):
+    """One result a request, in the requests' order."""
+
+    results: list[BatchResult]

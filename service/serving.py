@@ -1,116 +1,200 @@
-"""The parts of a running service, put together from settings, checked and warmed up."""
+"""The running service: the parts that live as long as the process, and the release that is served right now.
+
+A swap loads and warms up another release beside the current one and then replaces it by one assignment. A request
+takes hold of the edition it began with and keeps it, so that no answer mixes two releases.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-from dataclasses import dataclass, field
-from time import perf_counter
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, Literal
 
 import structlog
-from prometheus_client import CollectorRegistry
-from pydantic import ValidationError
 
-from service.engine.base import Engine
-from service.engine.onnx import OnnxEngine
-from service.errors import EngineUnavailable, ReleaseCorrupt, ReleaseMissing, RequestInvalid, StoreError
+from service.admission import Admission
+from service.context import Context
+from service.edition import UNANSWERED, Edition
+from service.engine.base import Engines
+from service.engine.onnx import OnnxEngines
+from service.errors import (
+    DeadlineExceeded,
+    EngineError,
+    EngineOverloaded,
+    Overloaded,
+    ReleaseCorrupt,
+    ReleaseError,
+    ReleaseMissing,
+    ScoterError,
+    StoreError,
+)
 from service.metrics import Metrics
-from service.recommend import Recommender
-from service.release.manifest import listed
-from service.release.release import WARMUP, Release
-from service.schemas import RecommendRequest
+from service.schemas import RecommendRequest, RecommendResponse
 from service.settings import Settings
 from service.store.base import Store
 from service.store.keys import RELEASE_POINTER
 from service.store.open import open_store
-from service.timings import StageTimings
 
 log = structlog.get_logger(__name__)
 
+RETIRE_SECONDS = 30.0  # an edition's last requests are long past their deadlines by then
+PATIENCE_CEILING = 300.0  # seconds between attempts at a release that cannot be served
 
-@dataclass(slots=True)
+
 class Serving:
-    """One release being served."""
+    """Answers requests from the live release, and swaps it."""
 
-    release: Release
-    store: Store
-    engine: Engine
-    recommender: Recommender
-    warm: bool = field(default=False)
+    def __init__(self, settings: Settings, store: Store, engines: Sequence[Engines], metrics: Metrics) -> None:
+        self.store = store
+        self.admission = Admission(settings.limits.concurrency)
+        self.draining = False
+        self._settings = settings
+        self._engines = engines
+        self._metrics = metrics
+        self._edition: Edition | None = None
+        self._swapping = asyncio.Lock()
+        self._look = asyncio.Event()  # set: look at the pointer now
+        self._pointed: str | None = None  # what the store's pointer named when it was last followed
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
 
     @classmethod
     async def open(cls, settings: Settings, metrics: Metrics) -> Serving:
-        """Open the store, the release and the engine, and replay the release's warm-up requests.
+        """Open the store, the engines and the live release.
 
-        Raises ReleaseError if the release cannot be served, StoreError if a pointer is needed and cannot be read.
+        Raises ReleaseError if the release cannot be served, StoreError if a pointer is needed and cannot be read,
+        EngineUnavailable if a model does not answer.
         """
         store = open_store(settings.store)
+        engines: list[Engines] = [OnnxEngines(settings.engine, metrics.batch)]
+        serving = cls(settings, store, engines, metrics)
         try:
-            release_id = settings.release or await published(store)
-            started = perf_counter()
-            # Reading and hashing block; the loop must stay free to answer signals.
-            release = await asyncio.to_thread(Release.open, settings.releases / release_id)
-            if release.id != release_id:
-                raise ReleaseCorrupt(f"{release.path} holds release {release.id}: copy release {release_id} again")
-            log.info("release_opened", release=release.id, seconds=round(perf_counter() - started, 3))
-            engine = await asyncio.to_thread(OnnxEngine, release, settings.engine, metrics.batch)
-        except BaseException:
-            await store.close()
-            raise
-        metrics.serving(release.id, release.manifest.dataset.name)
-        metrics.watch_queue(engine.waiting)
-        serving = cls(release, store, engine, Recommender(release, store, engine, settings.limits, metrics))
-        # The replay is not traffic: it is counted on a registry that nobody scrapes.
-        rehearsal = Recommender(release, store, engine, settings.limits, Metrics(CollectorRegistry()))
-        try:
-            await serving.warm_up(rehearsal)
+            serving._pointed = None if settings.release else await published(store)
+            await serving.swap(settings.release or serving._pointed or "")
         except BaseException:
             await serving.close()
             raise
-        return serving
-
-    async def warm_up(self, rehearsal: Recommender) -> None:
-        """Replay the release's real requests, those that name no model on every model.
-
-        Raises ReleaseCorrupt if one is no request that the release can answer, EngineUnavailable if a model fails.
-        """
-        started = perf_counter()
-        requests = await asyncio.to_thread(warmup_requests, self.release)
-        for number, request in enumerate(requests, start=1):
-            try:
-                response = await rehearsal.recommend(request, f"warmup-{number}", StageTimings())
-            except RequestInvalid as error:
-                raise ReleaseCorrupt(f"{self.release.path / WARMUP} asks for what cannot be: {error}") from error
-            if "engine_unavailable" in response.degraded:
-                raise EngineUnavailable(
-                    f"model {response.model} of release {self.release.id} fails on its own warm-up requests"
-                )
+        metrics.watch(
+            waiting=lambda: sum(maker.waiting() for maker in engines),
+            answering=lambda: serving.admission.taken,
+            broken=serving.broken,
+        )
         # What is loaded by now lives as long as the process: without this, every full garbage collection would walk
         # the whole catalogue and stall the requests of that moment.
         gc.collect()
         gc.freeze()
-        self.warm = True
-        log.info("warmed_up", requests=len(requests), seconds=round(perf_counter() - started, 3))
+        if settings.release is None:
+            serving.spawn(serving._follow())
+        return serving
 
-    async def readiness(self) -> dict[str, str]:
-        """State of every part a request needs: "ok", or what is wrong with it."""
+    @property
+    def edition(self) -> Edition:
+        """The release that is served now."""
+        assert self._edition is not None, "only an opened service has an edition"  # noqa: S101
+        return self._edition
+
+    async def recommend(self, request: RecommendRequest, context: Context) -> RecommendResponse:
+        """Answer one request. Raises Overloaded, and what `Recommender.recommend` raises."""
+        try:
+            with self.admission, self.edition as recommender:
+                return await recommender.recommend(request, context)
+        except (Overloaded, EngineOverloaded):
+            self._metrics.refused("overloaded")
+            raise
+        except DeadlineExceeded:
+            self._metrics.refused("deadline")
+            raise
+
+    def broken(self) -> int:
+        """Circuit breakers of the live release that are open."""
+        return self.edition.ladder.broken()
+
+    async def swap(self, release_id: str | None = None) -> str:
+        """Serve another release, by default the one that the store names; returns the id of the one served then.
+
+        Raises ReleaseError, StoreError or EngineUnavailable; the current release stays then.
+        """
+        async with self._swapping:
+            wanted = release_id or await published(self.store)
+            old = self._edition
+            if old is not None and old.release.id == wanted:
+                return wanted
+            try:
+                new = await Edition.load(wanted, self._settings, self.store, self._engines, self._metrics)
+            except ScoterError as error:
+                if old is not None:
+                    self._metrics.swapped("refused")
+                    log.error("release_refused", release=wanted, kept=old.release.id, error=str(error))  # noqa: TRY400 - it says what is wrong
+                raise
+            self._edition = new
+            self._metrics.serving(new.release.id, new.release.manifest.dataset.name)
+            if old is not None:
+                gc.freeze()  # the new catalogue too; without collecting first, which would stall requests
+                self._metrics.swapped("done")
+                log.info("release_swapped", old=old.release.id, new=wanted)
+                self.spawn(old.retire(RETIRE_SECONDS))
+            return wanted
+
+    def reload(self) -> None:
+        """Look at the store's pointer now instead of at the next poll."""
+        self._look.set()
+
+    async def readiness(self) -> tuple[Literal["ok", "degraded", "not ready"], dict[str, str]]:
+        """Whether requests should come here, and the state of every part: "ok", or what is wrong with it.
+
+        What all replicas share, a store or a Triton server, costs answers their quality when it is down, not the
+        callers their answers: "degraded", or an outage would take every replica out of rotation at once.
+        """
         parts: dict[str, str] = {}
         try:
             await self.store.ping()
             parts["store"] = "ok"
         except StoreError as error:
             parts["store"] = str(error)
-        for model in self.release.manifest.models:
-            ready = await self.engine.ready(model.name)
-            parts[f"model:{model.name}"] = "ok" if ready else "the engine does not answer for this model"
-        parts["warmup"] = "ok" if self.warm else "not finished"
-        return parts
+        parts |= await self.edition.readiness()
+        if self.draining:
+            parts["draining"] = "the service is about to stop"
+        own = self.edition.ladder.local and UNANSWERED in parts.values()
+        failing = any(state != "ok" for state in parts.values())
+        return "not ready" if self.draining or own else "degraded" if failing else "ok", parts
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the requests; `close` ends it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         """Answer what is running and give everything back."""
-        self.warm = False
-        await self.engine.close()
+        for task in [*self._tasks]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._edition is not None:
+            await self._edition.retire(0)
+        for maker in self._engines:
+            await maker.close()
         await self.store.close()
+
+    async def _follow(self) -> None:
+        """Swap whenever the store's pointer moves. A release that is refused is tried again, ever more rarely."""
+        every = self._settings.poll_seconds
+        patience = every
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), patience)
+            self._look.clear()
+            try:
+                wanted = await published(self.store)
+                if wanted != self._pointed:
+                    await self.swap(wanted)
+                    self._pointed = wanted
+            except (ReleaseError, EngineError):
+                patience = min(2 * patience, PATIENCE_CEILING)
+            except StoreError as error:
+                log.warning("release_pointer_unread", error=str(error))
+            else:
+                patience = every
 
 
 async def published(store: Store) -> str:
@@ -124,19 +208,3 @@ async def published(store: Store) -> str:
     if not (len(release_id) == 16 and all(digit in "0123456789abcdef" for digit in release_id)):
         raise ReleaseCorrupt(f"the store's release pointer is no release id: {release_id!r}; publish again")
     return release_id
-
-
-def warmup_requests(release: Release) -> list[RecommendRequest]:
-    """The release's warm-up requests, each naming its model. Raises ReleaseCorrupt with file and line."""
-    requests: list[RecommendRequest] = []
-    for number, body in enumerate(release.warmup(), start=1):
-        try:
-            request = RecommendRequest.model_validate(body)
-        except ValidationError as error:
-            raise ReleaseCorrupt(f"{release.path / WARMUP}, line {number}: not a request: {listed(error)}") from error
-        for model in release.manifest.models if request.model is None else ():
-            k = None if request.k is None else min(request.k, model.beam)
-            requests.append(request.model_copy(update={"model": model.name, "k": k}))
-        if request.model is not None:
-            requests.append(request)
-    return requests

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 HISTORY_CEILING = 10_000
 EXCLUDE_CEILING = 10_000
+BATCH_CEILING = 1_000
 
 Milliseconds = Annotated[float, Field(gt=0, description="milliseconds")]
 
@@ -63,14 +64,35 @@ class OnnxSettings(_Section):
     queue_limit: int = Field(default=256, ge=1)  # requests that may wait; the next one is refused with 503
 
 
-class LimitSettings(_Section):
-    """What one request may ask for."""
+class BreakerSettings(_Section):
+    """When an engine is left alone, and how its time is shared with the fallback."""
 
+    failures: int = Field(default=5, ge=1)  # in a row, per model, before the engine is left alone
+    open_ms: Milliseconds = 1_000.0  # until a single request may try it again
+    slow_ms: Milliseconds = 25.0  # a timeout counts as a failure if the engine had at least this long
+    reserve_ms: Milliseconds = 25.0  # kept back for the fallback engine
+
+
+class AccessSettings(_Section):
+    """Who may ask. Several keys at once make rotation possible: add the new one, move callers, drop the old one."""
+
+    api_keys: tuple[SecretStr, ...] = ()  # empty: anyone may ask for recommendations
+    admin_token: SecretStr | None = None  # None: nobody may administer
+
+
+class LimitSettings(_Section):
+    """What one request may ask for, and how many there may be."""
+
+    concurrency: int = Field(default=512, ge=1)  # requests that are answered at the same time; more are refused
+    batch: int = Field(default=64, ge=1, le=BATCH_CEILING)  # requests in one POST /recommend/batch
     body_bytes: int = Field(default=256 * 1024, ge=1024)
+    body_ms: Milliseconds = 5_000.0  # time for a body to arrive
     history: int = Field(default=HISTORY_CEILING, ge=1, le=HISTORY_CEILING)  # items in a request's own history
     exclude: int = Field(default=1_000, ge=0, le=EXCLUDE_CEILING)  # items in a request's exclude list
     seen: int = Field(default=1_024, ge=0)  # most recent distinct items of a history that are not recommended again
     deadline_ms: Milliseconds = 250.0  # time to answer when the caller does not say
+    deadline_ceiling_ms: Milliseconds = 10_000.0  # the most that a caller may allow
+    store_ms: Milliseconds = 50.0  # the store's share of that time; half of what is left, if that is less
     k: int = Field(default=10, ge=1)  # items returned when the request does not say
 
 
@@ -88,6 +110,11 @@ class Settings(BaseSettings):
     release: str | None = Field(default=None, pattern=r"^[0-9a-f]{16}$")  # None: the one the store's pointer names
     store: Annotated[StoreSettings, BeforeValidator(_default_kind)] = LmdbSettings()
     engine: OnnxSettings = Field(default_factory=OnnxSettings)
+    fallback: OnnxSettings | None = None  # in-process engine that answers when `engine` does not; None: none
+    breaker: BreakerSettings = BreakerSettings()
     limits: LimitSettings = LimitSettings()
+    access: AccessSettings = AccessSettings()
+    poll_seconds: float = Field(default=5.0, gt=0)  # how often the store's pointer is looked at for a new release
+    drain_seconds: float = Field(default=0.0, ge=0)  # from SIGTERM, when /readyz turns red, until the port closes
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)

@@ -17,7 +17,7 @@ class StageTimings:
         self._started = perf_counter()
         self._total: float | None = None
         self.stages: dict[str, float] = {}  # seconds, in the order of their ends
-        self.answered: tuple[str, ReasoningState] | None = None  # the model of a recommendation and its reasoning
+        self.answered: tuple[str, str, ReasoningState] | None = None  # arm, model and reasoning of a recommendation
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

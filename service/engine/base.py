@@ -32,6 +32,8 @@ class Ranking:
 class Engine(Protocol):
     """Runs the models of one release."""
 
+    local: bool  # in this process: when it fails, another replica's may be well
+
     async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
         """Rank items for one request within so many seconds; concurrent calls may share a batch.
 

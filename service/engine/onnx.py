@@ -55,6 +55,8 @@ class OnnxEngine:
     Raises ReleaseCorrupt if a graph cannot be loaded or differs from what the manifest says of it.
     """
 
+    local = True
+
     def __init__(
         self, release: Release, settings: OnnxSettings, observe: BatchObserver = lambda _model, _size: None
     ) -> None:

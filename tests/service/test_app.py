@@ -15,8 +15,10 @@ from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.engine.base import ModelInput, Ranking
+from service.engine.ladder import Ladder
 from service.errors import EngineOverloaded, ReleaseCorrupt, ReleaseMissing, StoreUnavailable
-from service.settings import LimitSettings, LmdbSettings, Settings
+from service.problems import RECOMMEND_STATUSES
+from service.settings import BreakerSettings, LimitSettings, LmdbSettings, Settings
 from service.store.keys import reasoning_key, user_tag
 from service.store.lmdb import LmdbStore
 from tests.service.conftest import published_settings
@@ -232,18 +234,29 @@ def test_other_paths_and_methods(client: TestClient) -> None:
     problem(client.delete("/livez"), 405, "about:blank")
 
 
-class Full:
+class Failing:
+    """An engine that is well but for what its heirs do."""
+
+    local = True
+
+    async def ready(self, model: str) -> bool:
+        return True
+
+    async def close(self) -> None: ...
+
+
+class Full(Failing):
     async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
         raise EngineOverloaded("6 requests are waiting for inference already")
 
 
-class Broken:
+class Broken(Failing):
     async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
         raise RuntimeError("secret-detail")
 
 
 def test_overload_says_when_to_come_back(app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.state.serving.recommender, "_engine", Full())
+    monkeypatch.setattr(app.state.serving.edition.recommender, "_ladder", Ladder([Full()], BreakerSettings()))
     response = ask(client, user_id="user-0")
     problem(response, 503, "overloaded")
     assert response.headers["retry-after"] == "1"
@@ -252,7 +265,7 @@ def test_overload_says_when_to_come_back(app: FastAPI, client: TestClient, monke
 def test_an_unexpected_failure_is_a_problem_and_is_logged(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(app.state.serving.recommender, "_engine", Broken())
+    monkeypatch.setattr(app.state.serving.edition.recommender, "_ladder", Ladder([Broken()], BreakerSettings()))
     response = ask(client, user_id="user-0")
     failed = problem(response, 500, "internal")
     assert "secret-detail" not in response.text
@@ -269,7 +282,7 @@ def test_livez_and_readyz(client: TestClient, tiny: TinyRelease) -> None:
     assert response.json() == {
         "status": "ok",
         "release": tiny.manifest.release_id,
-        "parts": {"store": "ok", "model:scoter_h": "ok", "model:hstu": "ok", "warmup": "ok"},
+        "parts": {"store": "ok", "model:scoter_h": "ok", "model:hstu": "ok"},
     }
 
 
@@ -281,8 +294,8 @@ class Down:
 def test_readyz_names_what_is_not_ready(app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(app.state.serving, "store", Down())
-        patch.setattr(app.state.serving, "warm", False)
-        patch.setattr(app.state.serving.engine, "_closed", True)
+        patch.setattr(app.state.serving, "draining", True)
+        patch.setattr(app.state.serving.edition.ladder._rungs[0].engine, "_closed", True)
         response = client.get("/readyz")
     assert response.status_code == 503
     parts = response.json()["parts"]
@@ -302,7 +315,7 @@ def test_a_store_that_is_down_takes_no_replica_out_of_rotation(
 
 
 def test_metrics(client: TestClient, tiny: TinyRelease) -> None:
-    used = 'scoter_request_seconds_count{model="scoter_h",reasoning="used"}'
+    used = 'scoter_request_seconds_count{arm="none",model="scoter_h",reasoning="used"}'
     before = sample(client, used)
     ask(client, user_id=tiny.users[0].id)
     client.get("/nothing/at/all")
@@ -312,7 +325,7 @@ def test_metrics(client: TestClient, tiny: TinyRelease) -> None:
     assert f'scoter_release_info{{dataset="tiny",release="{tiny.manifest.release_id}"}} 1.0' in text
     assert 'scoter_responses_total{route="other",status="404"}' in text
     assert 'scoter_responses_total{route="/recommend",status="422"}' in text
-    assert 'scoter_request_seconds_bucket{le="0.025",model="scoter_h",reasoning="used"}' in text
+    assert 'scoter_request_seconds_bucket{arm="none",le="0.025",model="scoter_h",reasoning="used"}' in text
     assert "scoter_engine_queue_requests 0.0" in text
     assert 'scoter_engine_batch_requests_count{model="scoter_h"}' in text
     assert "user-" not in text
@@ -361,7 +374,7 @@ def test_openapi_declares_examples_and_problems(client: TestClient) -> None:
     request = document["components"]["schemas"]["RecommendRequest"]
     assert request["additionalProperties"] is False
     assert request["examples"][0]["user_id"]
-    assert set(operation["responses"]) == {"200", "400", "405", "413", "415", "422", "500", "503"}
+    assert set(operation["responses"]) == {"200", *map(str, RECOMMEND_STATUSES)}
     for status, response in operation["responses"].items():
         if status != "200":
             assert response["content"] == {

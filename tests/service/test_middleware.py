@@ -54,7 +54,7 @@ def chunk(body: bytes, *, more: bool) -> Message:
 async def test_a_chunked_body_arrives_whole_and_then_the_connection_goes_on() -> None:
     echo, sent = Echo(), Sent()
     gone = {"type": "http.disconnect"}
-    await BodyLimit(echo, 10)(
+    await BodyLimit(echo, 10, 5)(
         http(), receiving(chunk(b"abc", more=True), chunk(b"", more=True), chunk(b"def", more=False), gone), sent
     )
     assert sent[1]["body"] == b"abcdef"
@@ -72,14 +72,14 @@ async def test_a_chunked_body_arrives_whole_and_then_the_connection_goes_on() ->
 )
 async def test_too_large(headers: dict[str, str], messages: list[Message]) -> None:
     echo, sent = Echo(), Sent()
-    await BodyLimit(echo, 10)(http(**headers), receiving(*messages), sent)
+    await BodyLimit(echo, 10, 5)(http(**headers), receiving(*messages), sent)
     assert sent[0]["status"] == 413
     assert echo.calls == 0
 
 
 async def test_a_caller_who_leaves_is_not_answered() -> None:
     echo, sent = Echo(), Sent()
-    await BodyLimit(echo, 10)(http(), receiving(chunk(b"a", more=True), {"type": "http.disconnect"}), sent)
+    await BodyLimit(echo, 10, 5)(http(), receiving(chunk(b"a", more=True), {"type": "http.disconnect"}), sent)
     assert (echo.calls, sent) == (0, [])
 
 
@@ -93,7 +93,7 @@ async def test_what_is_not_http_passes_untouched() -> None:
         raise AssertionError
 
     scope, sent = {"type": "lifespan"}, Sent()
-    outer = RequestContext(BodyLimit(inner, 1), Metrics(CollectorRegistry()), frozenset())
+    outer = RequestContext(BodyLimit(inner, 1, 5), Metrics(CollectorRegistry()), frozenset(), lambda: False)
     await outer(scope, unused, sent)
     assert seen == [(scope, unused, sent)]
 
@@ -105,5 +105,5 @@ async def test_a_failure_after_the_answer_has_begun_is_not_answered_twice() -> N
 
     sent = Sent()
     with pytest.raises(KeyError):
-        await RequestContext(inner, Metrics(CollectorRegistry()), frozenset())(http(), receiving(), sent)
+        await RequestContext(inner, Metrics(CollectorRegistry()), frozenset(), lambda: False)(http(), receiving(), sent)
     assert len(sent) == 1

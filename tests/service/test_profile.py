@@ -51,7 +51,7 @@ async def fetch(
 ) -> Profile:
     entry = tiny.manifest.models[0].reasoning
     profiles = Profiles(store, tiny.manifest.release_id)
-    return await profiles.fetch(user, entry, history=history, reasoning=reasoning, steps=steps)
+    return await profiles.fetch(user, entry, history=history, reasoning=reasoning, steps=steps, seconds=10)
 
 
 async def test_a_whole_profile_from_every_store(tiny: TinyRelease, store: Store) -> None:
@@ -83,7 +83,9 @@ async def test_one_round_trip_for_what_is_asked_and_no_more(tiny: TinyRelease) -
 async def test_a_model_without_reasoning_asks_for_none(tiny: TinyRelease) -> None:
     store = Recording()
     profiles = Profiles(store, tiny.manifest.release_id)
-    assert await profiles.fetch("u", None, history=True, reasoning=True, steps=True) == Profile(None, "unsupported")
+    assert await profiles.fetch("u", None, history=True, reasoning=True, steps=True, seconds=10) == Profile(
+        None, "unsupported"
+    )
     assert store.asked == [[history_key(user_tag("u"))]]
 
 

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.context import Context
+from service.deadline import Deadline
 from service.engine.base import ModelInput, Ranking
+from service.engine.ladder import Ladder
 from service.errors import (
     EngineError,
     EngineOverloaded,
@@ -20,7 +23,7 @@ from service.metrics import Metrics
 from service.recommend import Recommender
 from service.release.release import Release
 from service.schemas import RecommendRequest, RecommendResponse
-from service.settings import LimitSettings
+from service.settings import BreakerSettings, LimitSettings
 from service.store.base import Store
 from service.timings import StageTimings
 from tests.service.test_profile import Recording
@@ -31,6 +34,8 @@ pytestmark = pytest.mark.anyio
 
 class Scripted:
     """An engine that remembers its input and answers as told."""
+
+    local = True
 
     def __init__(self, answer: Ranking | EngineError | None = None) -> None:
         self.answer = answer if answer is not None else ranking(range(1, BEAM + 1))
@@ -60,11 +65,13 @@ class Bench:
     def __init__(self, tiny: TinyRelease, store: Store, engine: Scripted, limits: LimitSettings) -> None:
         self.registry = CollectorRegistry()
         self.engine = engine
-        self._recommender = Recommender(Release.open(tiny.path), store, engine, limits, Metrics(self.registry))
+        ladder = Ladder([engine], BreakerSettings())
+        self._recommender = Recommender(Release.open(tiny.path), store, ladder, limits, Metrics(self.registry))
 
     async def ask(self, **body: Any) -> RecommendResponse:
         self.timings = StageTimings()
-        return await self._recommender.recommend(RecommendRequest(**body), "r-1", self.timings)
+        context = Context("r-1", self.timings, Deadline(10))
+        return await self._recommender.recommend(RecommendRequest(**body), context)
 
     def counted(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
@@ -115,7 +122,7 @@ async def test_the_whole_answer(bench: MakeBench, tiny: TinyRelease) -> None:
     assert asked.exclude.tolist() == seen[::-1]
     assert asked.reasoning is not None
     assert asked.reasoning.shape == (K, 16)
-    assert one.timings.answered == ("scoter_h", "used")
+    assert one.timings.answered == ("none", "scoter_h", "used")
     assert list(one.timings.stages) == ["store", "engine"]
 
 
@@ -150,7 +157,7 @@ async def test_no_reasoning_when_the_request_wants_none(bench: MakeBench, tiny: 
     assert response.reasoning.steps == []
     assert response.degraded == []
     assert one.counted("scoter_reasoning_misses_total", reason="disabled") == 1
-    assert one.timings.answered == ("scoter_h", "masked")
+    assert one.timings.answered == ("none", "scoter_h", "masked")
 
 
 async def test_a_model_that_reads_no_reasoning(bench: MakeBench, tiny: TinyRelease) -> None:
@@ -172,7 +179,7 @@ async def test_an_unknown_user_gets_popular_items(bench: MakeBench, tiny: TinyRe
     assert one.engine.asked == []
     assert [item.score for item in response.items] == sorted((item.score for item in response.items), reverse=True)
     assert one.counted("scoter_degraded_total", reason="no_history") == 1
-    assert one.timings.answered == ("scoter_h", "none")
+    assert one.timings.answered == ("none", "scoter_h", "none")
 
 
 @pytest.mark.parametrize("history", [[], ["gone"], ["gone"] * 100])

@@ -1,0 +1,141 @@
+"""One release, loaded and warmed up: everything that changes together when another release goes live."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from time import perf_counter
+from types import TracebackType
+
+import structlog
+from prometheus_client import CollectorRegistry
+from pydantic import ValidationError
+
+from service.context import Context
+from service.deadline import Deadline
+from service.engine.base import Engine, Engines
+from service.engine.ladder import Ladder
+from service.errors import EngineUnavailable, ReleaseCorrupt, RequestInvalid
+from service.metrics import Metrics
+from service.recommend import Recommender
+from service.release.manifest import listed
+from service.release.release import WARMUP, Release
+from service.schemas import RecommendRequest
+from service.settings import Settings
+from service.store.base import Store
+from service.timings import StageTimings
+
+log = structlog.get_logger(__name__)
+
+UNANSWERED = "the engine does not answer for this model"
+WARMUP_SECONDS = 30.0  # for one request: a first inference may compile kernels
+
+
+class Edition:
+    """A release being served. `with edition:` keeps it open for one request, whatever is swapped in meanwhile."""
+
+    def __init__(self, release: Release, ladder: Ladder, recommender: Recommender) -> None:
+        self.release = release
+        self.ladder = ladder
+        self.recommender = recommender
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @classmethod
+    async def load(
+        cls, release_id: str, settings: Settings, store: Store, engines: Sequence[Engines], metrics: Metrics
+    ) -> Edition:
+        """Open a release of `settings.releases` in every engine and replay its own warm-up requests.
+
+        Raises ReleaseError if it cannot be served, EngineUnavailable if no engine answers for one of its models.
+        """
+        started = perf_counter()
+        # Reading and hashing block; the loop must stay free for requests and signals.
+        release = await asyncio.to_thread(Release.open, settings.releases / release_id)
+        if release.id != release_id:
+            raise ReleaseCorrupt(f"{release.path} holds release {release.id}: copy release {release_id} again")
+        opened: list[Engine] = []
+        try:
+            for maker in engines:
+                opened.append(await maker.open(release))  # noqa: PERF401 - what was opened must be closed if one fails
+            log.info("release_opened", release=release.id, seconds=round(perf_counter() - started, 3))
+            ladder = Ladder(opened, settings.breaker)
+            recommender = Recommender(release, store, ladder, settings.limits, metrics)
+            await _warm_up(release, store, opened, settings)
+        except BaseException:
+            for engine in opened:
+                await engine.close()
+            raise
+        return cls(release, ladder, recommender)
+
+    def __enter__(self) -> Recommender:
+        """Begin a request."""
+        self._running += 1
+        self._idle.clear()
+        return self.recommender
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End a request."""
+        self._running -= 1
+        if self._running == 0:
+            self._idle.set()
+
+    async def readiness(self) -> dict[str, str]:
+        """State of every model: "ok", "on the fallback engine", or UNANSWERED."""
+        return {f"model:{m.name}": _state(await self.ladder.ready(m.name)) for m in self.release.manifest.models}
+
+    async def retire(self, seconds: float) -> None:
+        """Close the engines when the last request is answered, or after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("release_closed_while_busy", release=self.release.id, requests=self._running)
+        await self.ladder.close()
+
+
+def _state(ready: list[bool]) -> str:
+    if ready[0]:
+        return "ok"
+    return "on the fallback engine" if any(ready) else UNANSWERED
+
+
+async def _warm_up(release: Release, store: Store, engines: Sequence[Engine], settings: Settings) -> None:
+    """Replay the release's real requests on every engine, those that name no model on every model.
+
+    Raises ReleaseCorrupt if one is no request that the release can answer, EngineUnavailable if a model fails.
+    """
+    started = perf_counter()
+    requests = await asyncio.to_thread(warmup_requests, release)
+    for engine in engines:
+        # A rehearsal is no traffic: it is counted on a registry that nobody scrapes, and opens nobody's breaker.
+        ladder = Ladder([engine], settings.breaker)
+        rehearsal = Recommender(release, store, ladder, settings.limits, Metrics(CollectorRegistry()))
+        for number, request in enumerate(requests, start=1):
+            context = Context(f"warmup-{number}", StageTimings(), Deadline(WARMUP_SECONDS))
+            try:
+                response = await rehearsal.recommend(request, context)
+            except RequestInvalid as error:
+                raise ReleaseCorrupt(f"{release.path / WARMUP} asks for what cannot be: {error}") from error
+            if any(reason.startswith("engine") for reason in response.degraded):
+                raise EngineUnavailable(f"model {response.model} of release {release.id} fails on its warm-up requests")
+    log.info("warmed_up", release=release.id, requests=len(requests), seconds=round(perf_counter() - started, 3))
+
+
+def warmup_requests(release: Release) -> list[RecommendRequest]:
+    """The release's warm-up requests, each naming its model. Raises ReleaseCorrupt with file and line."""
+    requests: list[RecommendRequest] = []
+    for number, body in enumerate(release.warmup(), start=1):
+        try:
+            request = RecommendRequest.model_validate(body)
+        except ValidationError as error:
+            raise ReleaseCorrupt(f"{release.path / WARMUP}, line {number}: not a request: {listed(error)}") from error
+        for model in release.manifest.models if request.model is None else ():
+            k = None if request.k is None else min(request.k, model.beam)
+            requests.append(request.model_copy(update={"model": model.name, "k": k}))
+        if request.model is not None:
+            requests.append(request)
+    return requests

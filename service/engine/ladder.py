@@ -1,0 +1,100 @@
+"""Who ranks when the engine fails: the engine, else the fallback engine, else nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from service.deadline import Deadline
+from service.engine.base import Engine, ModelInput, Ranking
+from service.engine.breaker import Breaker
+from service.errors import EngineOverloaded, EngineTimeout, EngineUnavailable
+from service.settings import BreakerSettings
+
+_T = TypeVar("_T")
+
+REPLY_SECONDS = 0.002  # kept back for writing the answer, so that one without a ranking is still in time
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[_T]):
+    """What came of asking the engines in turn."""
+
+    result: _T | None  # None: no engine answered
+    reasons: list[str]  # why it is less than the first engine's answer; empty if it is not
+
+
+@dataclass(slots=True)
+class _Rung:
+    engine: Engine
+    breakers: dict[str, Breaker] = field(default_factory=dict)  # a model may fail alone
+
+
+class Ladder:
+    """Engines in order of preference, each behind a circuit breaker per model."""
+
+    def __init__(self, engines: Sequence[Engine], settings: BreakerSettings) -> None:
+        self._rungs = [_Rung(engine) for engine in engines]
+        self._settings = settings
+
+    async def infer(
+        self, model: str, request: ModelInput, deadline: Deadline, accept: Callable[[Ranking], _T]
+    ) -> Outcome[_T]:
+        """The first answer that `accept` takes (it raises EngineUnavailable at one that cannot be).
+
+        Raises EngineOverloaded at once: another replica may have room, and a fallback would only share the load.
+        """
+        reasons: list[str] = []
+        for number, rung in enumerate(self._rungs):
+            last = number == len(self._rungs) - 1
+            seconds = deadline.left() - (REPLY_SECONDS if last else self._settings.reserve_ms / 1000)
+            breaker = rung.breakers.setdefault(model, Breaker(self._settings))
+            if seconds <= 0:
+                _note(reasons, "engine_timeout")
+                continue
+            if not breaker.allows():
+                _note(reasons, "engine_unavailable")
+                continue
+            try:
+                result = accept(await rung.engine.infer(model, request, seconds))
+            except EngineTimeout:
+                # A caller in a hurry is no proof that the engine is slow.
+                (breaker.failed if seconds * 1000 >= self._settings.slow_ms else breaker.abandoned)()
+                _note(reasons, "engine_timeout")
+            except EngineUnavailable:
+                breaker.failed()
+                _note(reasons, "engine_unavailable")
+            except (EngineOverloaded, asyncio.CancelledError):
+                breaker.abandoned()
+                raise
+            else:
+                breaker.succeeded()
+                if number:
+                    reasons.append("engine_fallback")
+                return Outcome(result, reasons)
+        return Outcome(None, reasons)
+
+    def broken(self) -> int:
+        """Circuit breakers that are open."""
+        return sum(breaker.open for rung in self._rungs for breaker in rung.breakers.values())
+
+    async def ready(self, model: str) -> list[bool]:
+        """Per engine, whether it would answer for the model now."""
+        return [await rung.engine.ready(model) for rung in self._rungs]
+
+    @property
+    def local(self) -> bool:
+        """Whether an engine of this process is among them."""
+        return any(rung.engine.local for rung in self._rungs)
+
+    async def close(self) -> None:
+        """Finish what is running and give everything back."""
+        for rung in self._rungs:
+            await rung.engine.close()
+
+
+def _note(reasons: list[str], reason: str) -> None:
+    if reason not in reasons:
+        reasons.append(reason)
