@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from service.deadline import Deadline
+from service.engine.base import ModelInput, Ranking
+from service.engine.ladder import Ladder, Outcome
+from service.errors import EngineError, EngineOverloaded, EngineTimeout, EngineUnavailable
+from service.settings import BreakerSettings
+
+pytestmark = pytest.mark.anyio
+
+REQUEST = ModelInput(np.array([1]), None, np.array([], np.int64))
+SETTINGS = BreakerSettings(failures=2, open_ms=60_000, slow_ms=20, reserve_ms=50)
+
+
+class Scripted:
+    """An engine that fails as it is told to, or answers with its own number."""
+
+    local = True
+
+    def __init__(self, number: int, failure: EngineError | None = None, slow: float = 0.0) -> None:
+        self.number = number
+        self.failure = failure
+        self.slow = slow  # seconds
+        self.given: list[float] = []  # seconds that each call was given
+        self.closed = False
+
+    async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
+        self.given.append(seconds)
+        await asyncio.sleep(min(self.slow, seconds))
+        if self.failure is not None:
+            raise self.failure
+        if self.slow > seconds:
+            raise EngineTimeout(f"{model} was late")
+        return Ranking(np.array([self.number]), np.zeros(1, np.float32), np.ones(1, np.bool_))
+
+    async def ready(self, model: str) -> bool:
+        return self.failure is None
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def number(ranking: Ranking) -> int:
+    return int(ranking.items[0])
+
+
+async def ask(ladder: Ladder, seconds: float = 1.0, model: str = "hstu") -> Outcome[int]:
+    return await ladder.infer(model, REQUEST, Deadline(seconds), number)
+
+
+async def test_the_first_engine_answers_and_keeps_time_for_the_fallback() -> None:
+    first, second = Scripted(1), Scripted(2)
+    assert await ask(Ladder([first, second], SETTINGS)) == Outcome(1, [])
+    assert second.given == []
+    assert 0.9 < first.given[0] <= 0.95
+    alone = Scripted(1)
+    await ask(Ladder([alone], SETTINGS))
+    assert 0.99 < alone.given[0] < 1
+
+
+async def test_the_fallback_answers_when_the_engine_fails_or_is_late() -> None:
+    broken = Ladder([Scripted(1, EngineUnavailable("gone")), Scripted(2)], SETTINGS)
+    assert await ask(broken) == Outcome(2, ["engine_unavailable", "engine_fallback"])
+    late = Ladder([Scripted(1, slow=5), Scripted(2)], SETTINGS)
+    assert await ask(late, 0.2) == Outcome(2, ["engine_timeout", "engine_fallback"])
+
+
+async def test_no_engine_is_left_is_an_outcome_not_an_error() -> None:
+    ladder = Ladder([Scripted(1, EngineUnavailable("gone")), Scripted(2, EngineUnavailable("gone too"))], SETTINGS)
+    assert await ask(ladder) == Outcome(None, ["engine_unavailable"])
+    assert await ask(Ladder([Scripted(1, slow=5)], SETTINGS), 0.05) == Outcome(None, ["engine_timeout"])
+
+
+async def test_an_answer_that_cannot_be_is_a_failure_of_that_engine() -> None:
+    def picky(ranking: Ranking) -> int:
+        if number(ranking) == 1:
+            raise EngineUnavailable("no such item")
+        return number(ranking)
+
+    ladder = Ladder([Scripted(1), Scripted(2)], SETTINGS)
+    for _ in range(2):
+        assert (await ladder.infer("hstu", REQUEST, Deadline(1), picky)).result == 2
+    assert ladder.broken() == 1
+
+
+async def test_an_engine_that_keeps_failing_is_left_alone_per_model() -> None:
+    first = Scripted(1, EngineUnavailable("gone"))
+    ladder = Ladder([first, Scripted(2)], SETTINGS)
+    for _ in range(5):
+        assert (await ask(ladder)).result == 2
+    assert len(first.given) == 2
+    assert ladder.broken() == 1
+    await ask(ladder, model="scoter_h")
+    assert len(first.given) == 3
+
+
+async def test_a_caller_in_a_hurry_opens_no_breaker() -> None:
+    first = Scripted(1, slow=5)
+    ladder = Ladder([first], SETTINGS)
+    for _ in range(4):
+        await ask(ladder, 0.01)
+    assert ladder.broken() == 0
+    for _ in range(2):
+        await ask(ladder, 0.05)
+    assert ladder.broken() == 1
+
+
+async def test_an_overload_is_passed_on_at_once_and_is_no_failure() -> None:
+    second = Scripted(2)
+    ladder = Ladder([Scripted(1, EngineOverloaded("full")), second], SETTINGS)
+    for _ in range(5):
+        with pytest.raises(EngineOverloaded):
+            await ask(ladder)
+    assert second.given == []
+    assert ladder.broken() == 0
+
+
+async def test_no_time_left_asks_nobody() -> None:
+    first = Scripted(1)
+    assert await ask(Ladder([first], SETTINGS), -1) == Outcome(None, ["engine_timeout"])
+    assert first.given == []
+
+
+async def test_a_cancelled_caller_is_no_failure() -> None:
+    ladder = Ladder([Scripted(1, slow=5)], SETTINGS)
+    for _ in range(3):
+        task = asyncio.create_task(ask(ladder))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert ladder.broken() == 0
+
+
+async def test_readiness_and_closing_reach_every_engine() -> None:
+    engines = [Scripted(1, EngineUnavailable("gone")), Scripted(2)]
+    ladder = Ladder(engines, SETTINGS)
+    assert await ladder.ready("hstu") == [False, True]
+    await ladder.close()
+    assert [engine.closed for engine in engines] == [True, True]
