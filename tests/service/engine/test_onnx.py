@@ -46,7 +46,7 @@ async def busy(tiny: TinyRelease) -> AsyncIterator[tuple[OnnxEngine, Batches]]:
     batches = Batches()
     engine = OnnxEngine(Release.open(tiny.path), OnnxSettings(threads=1, max_batch=4, queue_limit=6), batches)
     first = asyncio.create_task(engine.infer("hstu", asked(), PATIENT))
-    while not batches:  # noqa: ASYNC110  # filled by a thread: there is no event to wait for
+    while not batches:  # filled by a thread: there is no event to wait for
         await asyncio.sleep(0.001)
     yield engine, batches
     batches.gate.set()

@@ -1,0 +1,200 @@
+"""What surrounds a recommendation over HTTP: deadlines, places, batches, callers that leave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from service.app import create_app
+from service.engine.base import ModelInput, Ranking
+from service.engine.ladder import Ladder
+from service.errors import EngineTimeout
+from service.settings import BreakerSettings, LimitSettings
+from tests.service.conftest import published_settings
+from tests.service.test_app import problem, sample
+from tests.service.tiny_release import BEAM, TinyRelease
+
+
+class Slow:
+    """An engine that takes its time, and notes who did not wait."""
+
+    local = True
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.begun = 0
+        self.dropped = 0
+
+    async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
+        self.begun += 1
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.sleep(self.seconds)
+        except TimeoutError as error:
+            raise EngineTimeout(model) from error
+        except asyncio.CancelledError:
+            self.dropped += 1
+            raise
+        return Ranking(np.arange(1, BEAM + 1), np.full(BEAM, -1, np.float32), np.ones(BEAM, np.bool_))
+
+    async def ready(self, model: str) -> bool:
+        return True
+
+    async def close(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def app(tiny: TinyRelease, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    settings = published_settings(tiny, tmp_path_factory.mktemp("store"))
+    return create_app(settings.model_copy(update={"limits": LimitSettings(concurrency=2, batch=3)}))
+
+
+@pytest.fixture(scope="module")
+def client(app: FastAPI) -> Iterator[TestClient]:
+    with TestClient(app) as running:
+        yield running
+
+
+@pytest.fixture
+def slow(app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> Slow:
+    engine = Slow(0.3)
+    monkeypatch.setattr(app.state.serving.edition.recommender, "_ladder", Ladder([engine], BreakerSettings()))
+    return engine
+
+
+def test_a_late_engine_costs_the_ranking_not_the_answer(client: TestClient, slow: Slow) -> None:
+    import time
+
+    started = time.perf_counter()
+    response = client.post("/recommend", json={"user_id": "user-0"}, headers={"X-Deadline-Ms": "60"})
+    assert time.perf_counter() - started < 0.2
+    assert response.status_code == 200
+    body = response.json()
+    assert body["source"] == "popular"
+    assert body["degraded"] == ["engine_timeout"]
+
+
+def test_the_callers_time_may_be_up_before_anything_begins(client: TestClient) -> None:
+    before = sample(client, 'scoter_refused_total{reason="deadline"}')
+    response = client.post("/recommend", json={"user_id": "user-0"}, headers={"X-Deadline-Ms": "0.000001"})
+    problem(response, 503, "deadline")
+    assert response.headers["retry-after"] == "1"
+    assert sample(client, 'scoter_refused_total{reason="deadline"}') == before + 1
+
+
+def test_a_deadline_that_is_none_is_refused(client: TestClient) -> None:
+    failed = client.post("/recommend", json={"user_id": "user-0"}, headers={"X-Deadline-Ms": "soon"})
+    assert "x-deadline-ms" in problem(failed, 400, "header-invalid")["detail"]
+
+
+def test_one_request_more_than_there_are_places_is_turned_away_at_once(client: TestClient, slow: Slow) -> None:
+    before = sample(client, 'scoter_refused_total{reason="overloaded"}')
+    batch = {"requests": [{"user_id": f"user-{number}"} for number in range(3)]}
+    results = client.post("/recommend/batch", json=batch).json()["results"]
+    assert [result["status"] for result in results] == [200, 200, 503]
+    assert results[2]["problem"]["type"] == "urn:scoter:problem:overloaded"
+    assert sample(client, 'scoter_refused_total{reason="overloaded"}') == before + 1
+    assert sample(client, "scoter_answering_requests") == 0
+
+
+def test_each_request_of_a_batch_has_an_answer_of_its_own(client: TestClient, tiny: TinyRelease) -> None:
+    alone = [client.post("/recommend", json={"user_id": user.id}).json()["items"] for user in tiny.users[:2]]
+    counted = sample(client, 'scoter_request_seconds_count{arm="none",model="scoter_h",reasoning="used"}')
+    requests: list[dict[str, Any]] = [{"user_id": user.id} for user in tiny.users[:2]]
+    response = client.post("/recommend/batch", json={"requests": requests}, headers={"X-Request-Id": "b"})
+    results = response.json()["results"]
+    assert [result["response"]["items"] for result in results] == alone
+    assert [result["response"]["request_id"] for result in results] == ["b.0", "b.1"]
+    wrong = [{"user_id": "user-0", "k": BEAM + 1}, {"user_id": "user-0", "model": "tiger"}]
+    results = client.post("/recommend/batch", json={"requests": wrong}).json()["results"]
+    assert [result["status"] for result in results] == [422, 422]
+    assert [result["problem"]["errors"][0]["pointer"] for result in results] == ["/k", "/model"]
+    now = sample(client, 'scoter_request_seconds_count{arm="none",model="scoter_h",reasoning="used"}')
+    assert now == counted + 2
+
+
+@pytest.mark.parametrize(
+    "body, pointer",
+    [
+        ({"requests": []}, "/requests"),
+        ({"requests": [{"user_id": "u"}] * 4}, "/requests"),
+        ({"requests": [{"user_id": "u"}, {"user_id": 3}]}, "/requests/1/user_id"),
+        ({}, "/requests"),
+    ],
+)
+def test_a_batch_that_is_none_is_refused_whole(client: TestClient, body: dict[str, Any], pointer: str) -> None:
+    failed = problem(client.post("/recommend/batch", json=body), 422, "request-invalid")
+    assert [one["pointer"] for one in failed["errors"]] == [pointer]
+
+
+def test_whoever_leaves_is_dropped_before_inference_ends_and_counted(
+    app: FastAPI, client: TestClient, slow: Slow
+) -> None:
+    """The server's side of a connection that breaks while the engine is at work."""
+    sent: list[dict[str, Any]] = []
+
+    async def leave() -> None:
+        messages = [{"type": "http.request", "body": b'{"user_id": "user-0"}', "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            while not slow.begun:
+                await asyncio.sleep(0.001)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/recommend",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+            "state": {},
+        }
+        await app(scope, receive, send)
+
+    assert client.portal is not None
+    client.portal.call(leave)
+    assert sent == []
+    assert (slow.begun, slow.dropped) == (1, 1)
+    assert sample(client, "scoter_callers_gone_total") == 1
+    assert sample(client, "scoter_answering_requests") == 0
+
+
+def test_a_body_that_trickles_is_given_up(tiny: TinyRelease, tmp_path: Path) -> None:
+    settings = published_settings(tiny, tmp_path)
+    impatient = settings.model_copy(update={"limits": LimitSettings(body_ms=50)})
+    sent: list[dict[str, Any]] = []
+
+    async def trickle(app: FastAPI) -> None:
+        async def receive() -> dict[str, Any]:
+            await asyncio.sleep(0.03)
+            return {"type": "http.request", "body": b" ", "more_body": True}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/recommend",
+            "query_string": b"",
+            "headers": [],
+            "state": {},
+        }
+        await app(scope, receive, send)
+
+    with TestClient(create_app(impatient)) as running:
+        assert running.portal is not None
+        running.portal.call(trickle, running.app)
+    assert sent[0]["status"] == 408
