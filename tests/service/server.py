@@ -42,9 +42,8 @@ class Server:
     def metrics(self, name: str) -> float:
         """The sum of a metric over all its labels."""
         text = httpx2.get(f"{self.address}/metrics").text
-        return sum(
-            float(one.rpartition(" ")[2]) for one in text.splitlines() if one.startswith((name + "{", name + " "))
-        )
+        mine = [line for line in text.splitlines() if line.startswith((name + "{", name + " "))]
+        return sum(float(line.rpartition(" ")[2]) for line in mine)
 
 
 def free_port() -> int:

@@ -50,6 +50,19 @@ class Slow:
     async def close(self) -> None: ...
 
 
+def http() -> dict[str, Any]:
+    """The scope of a POST /recommend, as the server makes it."""
+    headers = [(b"content-type", b"application/json")]
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": "/recommend",
+        "query_string": b"",
+        "headers": headers,
+        "state": {},
+    }
+
+
 @pytest.fixture(scope="module")
 def app(tiny: TinyRelease, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     settings = published_settings(tiny, tmp_path_factory.mktemp("store"))
@@ -134,9 +147,7 @@ def test_a_batch_that_is_none_is_refused_whole(client: TestClient, body: dict[st
     assert [one["pointer"] for one in failed["errors"]] == [pointer]
 
 
-def test_whoever_leaves_is_dropped_before_inference_ends_and_counted(
-    app: FastAPI, client: TestClient, slow: Slow
-) -> None:
+def test_whoever_leaves_is_dropped_and_counted(app: FastAPI, client: TestClient, slow: Slow) -> None:
     """The server's side of a connection that breaks while the engine is at work."""
     sent: list[dict[str, Any]] = []
 
@@ -153,15 +164,7 @@ def test_whoever_leaves_is_dropped_before_inference_ends_and_counted(
         async def send(message: Any) -> None:
             sent.append(message)
 
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/recommend",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
-            "state": {},
-        }
-        await app(scope, receive, send)
+        await app(http(), receive, send)
 
     assert client.portal is not None
     client.portal.call(leave)
@@ -176,7 +179,9 @@ def test_a_body_that_trickles_is_given_up(tiny: TinyRelease, tmp_path: Path) -> 
     impatient = settings.model_copy(update={"limits": LimitSettings(body_ms=50)})
     sent: list[dict[str, Any]] = []
 
-    async def trickle(app: FastAPI) -> None:
+    trickling = create_app(impatient)
+
+    async def trickle() -> None:
         async def receive() -> dict[str, Any]:
             await asyncio.sleep(0.03)
             return {"type": "http.request", "body": b" ", "more_body": True}
@@ -184,17 +189,9 @@ def test_a_body_that_trickles_is_given_up(tiny: TinyRelease, tmp_path: Path) -> 
         async def send(message: Any) -> None:
             sent.append(message)
 
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/recommend",
-            "query_string": b"",
-            "headers": [],
-            "state": {},
-        }
-        await app(scope, receive, send)
+        await trickling(http(), receive, send)
 
-    with TestClient(create_app(impatient)) as running:
+    with TestClient(trickling) as running:
         assert running.portal is not None
-        running.portal.call(trickle, running.app)
+        running.portal.call(trickle)
     assert sent[0]["status"] == 408
