@@ -1,0 +1,196 @@
+"""Every query of the dashboard, asked of a real Prometheus that scraped the real service under a short load."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+
+from monitoring.__main__ import files
+from monitoring.dashboard import ROWS
+from monitoring.objectives import OBJECTIVES
+from monitoring.rules import groups
+from tests.service.conftest import published_settings
+from tests.service.test_cli import running, serve
+from tests.service.tiny_release import TinyRelease
+from tests.tools import tool
+
+ROOT = Path(__file__).parents[2]
+QUERIES = [
+    pytest.param(query, legend, id=f"{row}/{panel.title}/{number}")
+    for row, panels in ROWS.items()
+    for panel in panels
+    for number, (legend, query) in enumerate(panel.queries.items())
+]
+WINDOW = "15s"
+LOAD_SECONDS = 6.0
+# Metrics of parts that are being written: their panels show a flat zero until then.
+COMING = {
+    "scoter_answering_requests",
+    "scoter_breakers_open",
+    "scoter_callers_gone_total",
+    "scoter_experiments_reloads_total",
+    "scoter_exposures_dropped_total",
+    "scoter_exposures_written_total",
+    "scoter_refused_total",
+    "scoter_swaps_total",
+}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A Prometheus that has scraped the service, and what the service exposed last."""
+
+    prometheus: str
+    exposition: str
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        answer = httpx2.get(f"{self.prometheus}/api/v1/query", params={"query": query}).json()
+        assert answer["status"] == "success", answer
+        series: list[dict[str, Any]] = answer["data"]["result"]
+        return series
+
+
+@pytest.fixture(scope="module")
+def watched(tiny: TinyRelease, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    folder = tmp_path_factory.mktemp("watched")
+    published_settings(tiny, folder / "store")
+    with (
+        running(serve(tiny.path.parent, folder / "store")) as (_, service),
+        prometheus(folder, service.removeprefix("http://")) as address,
+    ):
+        load(service, tiny)
+        time.sleep(2)  # one more scrape, and one more evaluation of the rules
+        yield Watched(address, httpx2.get(f"{service}/metrics").text)
+
+
+class prometheus:  # noqa: N801 - reads as a function in `with`
+    """A real Prometheus that scrapes one target every second and evaluates the rules."""
+
+    def __init__(self, folder: Path, target: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._address = f"127.0.0.1:{probe.getsockname()[1]}"
+        config = yaml.safe_load((ROOT / "monitoring/prometheus.yaml").read_text(encoding="utf-8"))
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(ROOT / "monitoring/rules.yaml")]
+        (job,) = (job for job in config["scrape_configs"] if job["job_name"] == "scoter")
+        job.pop("dns_sd_configs")
+        config["scrape_configs"] = [{**job, "static_configs": [{"targets": [target]}]}]
+        (folder / "prometheus.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        self._folder = folder
+
+    def __enter__(self) -> str:
+        command = [tool("prometheus"), "--config.file=prometheus.yaml", f"--web.listen-address={self._address}"]
+        with (self._folder / "log").open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                [*command, f"--storage.tsdb.path={self._folder / 'data'}"], cwd=self._folder, stderr=log
+            )
+        end = time.monotonic() + 30
+        while not self._ready():
+            assert self._process.poll() is None, (self._folder / "log").read_text(encoding="utf-8")
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        return f"http://{self._address}"
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _ready(self) -> bool:
+        try:
+            return httpx2.get(f"http://{self._address}/-/ready").status_code == 200
+        except httpx2.ConnectError:
+            return False
+
+
+def load(service: str, tiny: TinyRelease) -> None:
+    """Known users, unknown ones, what cannot be answered, and what is not there, for a few seconds."""
+    user = tiny.users[0]
+    bodies: list[dict[str, object]] = [
+        {"user_id": user.id},
+        {"user_id": user.id, "model": "hstu"},
+        {"user_id": user.id, "reasoning": False},
+        {"user_id": "stranger"},
+        {"user_id": "stranger", "history": [*user.history, "no-such-item"]},
+        {"user_id": user.id, "k": -1},
+    ]
+    end = time.monotonic() + LOAD_SECONDS
+    with httpx2.Client(base_url=service) as client, ThreadPoolExecutor(4) as pool:
+        while time.monotonic() < end:
+            asked = [pool.submit(client.post, "/recommend", json=body) for body in bodies]
+            statuses = [answer.result().status_code for answer in asked]
+            assert statuses == [200, 200, 200, 200, 200, 422]
+            assert client.get("/nothing-here").status_code == 404
+            time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("query", "legend"), QUERIES)
+def test_a_query_returns_data(watched: Watched, query: str, legend: str) -> None:
+    series = watched.ask(query.replace("$__rate_interval", WINDOW))
+    assert series
+    for one in series:
+        assert math.isfinite(float(one["value"][1]))
+    # A label is named in the legend if and only if the query keeps it.
+    kept = re.findall(r"\bby \(([^)]*)\)", query)
+    named = set(re.findall(r"{{(\w+)}}", legend))
+    assert named == {label for labels in kept for label in labels.replace(" ", "").split(",")} - {"le"}
+
+
+@pytest.mark.slow
+def test_queries_and_rules_name_metrics_that_the_service_exposes(watched: Watched) -> None:
+    exposed = set(re.findall(r"^# HELP (\w+)", watched.exposition, re.MULTILINE))
+    asked = [param.values[0] for param in QUERIES]
+    asked += [rule["expr"] for group in groups() for rule in group["rules"]]
+    named = {name for query in asked for name in re.findall(r"\bscoter_\w+", str(query))}
+    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in named} <= exposed | COMING
+
+
+@pytest.mark.slow
+def test_the_load_shows_where_it_should(watched: Watched) -> None:
+    def rates(query: str, label: str) -> dict[str, float]:
+        series = watched.ask(query.replace("WINDOW", WINDOW))
+        return {one["metric"][label]: float(one["value"][1]) for one in series}
+
+    statuses = rates('sum by (status) (rate(scoter_responses_total{route="/recommend"}[WINDOW]))', "status")
+    assert statuses["200"] > 4 * statuses["422"] > 0
+    assert rates("sum by (reason) (rate(scoter_degraded_total[WINDOW]))", "reason")["no_history"] > 0
+    (coverage,) = watched.ask(ROWS["At a glance"][4].queries[""].replace("$__rate_interval", WINDOW))
+    assert 0.15 < float(coverage["value"][1]) < 0.25  # one of the five that are answered
+
+
+@pytest.mark.slow
+def test_the_recording_rules_record(watched: Watched) -> None:
+    recorded = {one["metric"]["objective"] for one in watched.ask("scoter:bad_requests:ratio_rate5m")}
+    assert recorded == {objective.name for objective in OBJECTIVES}
+    (quality,) = watched.ask('scoter:bad_requests:ratio_rate5m{objective="quality"}')
+    assert float(quality["value"][1]) == 0  # a user without history is no fault
+
+
+def test_the_committed_files_are_the_generated_ones() -> None:
+    for path, text in files().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is out of date: run `make monitoring`"
+
+
+def test_panels_lie_beside_and_beneath_each_other() -> None:
+    panels = json.loads((ROOT / "monitoring/dashboard.json").read_text(encoding="utf-8"))["panels"]
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {(at["x"] + i, at["y"] + j) for i in range(at["w"]) for j in range(at["h"])}
+        assert not cells & taken, panel["title"]
+        assert at["x"] + at["w"] <= 24
+        taken |= cells
