@@ -5,7 +5,7 @@
 #
 # Packages come from locks/, those of the service with their hashes. Pin PYTHON by digest where images must repeat
 # to the byte. tests/test_dockerfile.py replays the steps of `service` without a container engine; it maps the
-# folders /opt, /src, /dist, /releases and /var/cache/pip, so keep to those.
+# folders /opt, /src, /dist, /releases, /models and /var/cache/pip, so keep to those.
 ARG PYTHON=python:3.11-slim-trixie
 
 FROM ${PYTHON} AS build
@@ -38,6 +38,8 @@ FROM ${PYTHON} AS offline
 # Libraries look up a home and a name, and a numeric user has neither.
 ENV PATH=/opt/scoter/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp USER=scoter
 COPY --from=offline-build /opt/scoter /opt/scoter
+# A volume that is mounted here for the first time takes over its owner.
+RUN install -d -o 65532 -g 65532 /models
 USER 65532:65532
 ENTRYPOINT ["scoter"]
 

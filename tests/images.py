@@ -18,7 +18,7 @@ import dockerfile
 import pathspec
 
 # Folders that the image owns. Everything else that a command names (/bin/sh, /tmp) is the machine's own.
-OWNED = re.compile(r"(?<![\w./$}-])/(?=(?:opt|src|dist|releases|var/cache/pip)\b)")
+OWNED = re.compile(r"(?<![\w./$}-])/(?=(?:opt|src|dist|releases|models|var/cache/pip)\b)")
 CACHE = "/var/cache/pip"
 # How this machine reaches its package index; an image is built where none of it is needed.
 CONNECTION = re.compile(r"(PIP|SSL|REQUESTS)_|(https?|no)_proxy$", re.IGNORECASE)
