@@ -26,10 +26,10 @@ SOURCE := $(if $(DATA),$(DATA),$(WORK)/sample)
 UV_COMPILE := $(BIN)/uv pip compile pyproject.toml -q --upgrade --no-header --no-annotate --python-version 3.11 --python-platform linux
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo release serve test lint format lock clean
+.PHONY: help install demo release serve test tools monitoring lint format audit lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Install everything into .venv (the other targets do it when needed)
 
@@ -54,8 +54,14 @@ release: $(INSTALLED)
 	@$(BIN)/scoter run $(RECIPE) --data $(SOURCE) --work $(WORK)
 	@$(BIN)/scoter publish --work $(WORK) --store $(STORE)
 
-test: $(INSTALLED) ## Run all tests, the slow ones too
+test: $(INSTALLED) tools ## Run all tests, the slow ones too
 	@$(BIN)/python -m pytest $(ARGS)
+
+tools: $(INSTALLED) ## Fetch the programs that tests run into .tools, unless they are on PATH
+	@$(BIN)/python scripts/fetch_tools.py .tools
+
+monitoring: $(INSTALLED) ## Write the dashboard and the alert rules anew from monitoring/*.py
+	@$(BIN)/python -m monitoring
 
 lint: $(INSTALLED) ## Check style, types and the import contract
 	@$(BIN)/ruff check
@@ -67,6 +73,9 @@ format: $(INSTALLED) ## Format the code and fix what can be fixed
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
+audit: $(INSTALLED) ## Look up known vulnerabilities of every locked package (ARGS=--may-be-offline)
+	@$(BIN)/python scripts/audit.py locks/*.txt $(ARGS)
+
 # CUDA's packages stay out of the lock: a torch wheel that needs them asks for them itself.
 lock: $(INSTALLED) ## Choose the newest versions again and write them to locks/
 	@$(BIN)/uv --version >/dev/null 2>&1 || $(PIP) install uv
@@ -74,9 +83,13 @@ lock: $(INSTALLED) ## Choose the newest versions again and write them to locks/
 		$(UV_COMPILE) --extra offline --group dev | grep -vE '^(cuda-|nvidia-|triton=)'; } > locks/dev.txt.new
 	@{ echo "# What the service runs on: the extra \`service\`. Made by \`make lock\`."; \
 		$(UV_COMPILE) --extra service --generate-hashes; } > locks/service.txt.new
+	@{ echo "# What builds the wheel in an image: \`[build-system]\` of pyproject.toml. Made by \`make lock\`."; \
+		$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		| $(subst pyproject.toml,-,$(UV_COMPILE)) --generate-hashes; } > locks/build.txt.new
 	@mv locks/dev.txt.new locks/dev.txt
 	@mv locks/service.txt.new locks/service.txt
+	@mv locks/build.txt.new locks/build.txt
 
 clean: ## Remove .venv, caches and what `demo` wrote
-	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
-	find service offline tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .tools .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	find service offline monitoring scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,1 +1,1 @@
-"""What is watched: the dashboard, the objectives and the alerts. `python -m monitoring` writes the files from the code."""
+"""What is watched: dashboard, objectives and alerts. `python -m monitoring` writes the files from the code."""

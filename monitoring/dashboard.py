@@ -141,9 +141,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Reasoning used, by arm",
             "percentunit",
-            {
-                "{{arm}}": share(rate(f"{REQUESTS}_count", "arm", REASONED), rate(f"{REQUESTS}_count", "arm"))
-            },
+            {"{{arm}}": share(rate(f"{REQUESTS}_count", "arm", REASONED), rate(f"{REQUESTS}_count", "arm"))},
         ),
         Panel(
             "Answers without reasoning, by reason",

@@ -76,9 +76,7 @@ def _recording(objective: Objective, window: str) -> Rule:
     }
 
 
-def _burn(
-    objective: Objective, pairs: tuple[tuple[str, str, float], ...], severity: str, pace: str, wait: str
-) -> Rule:
+def _burn(objective: Objective, pairs: tuple[tuple[str, str, float], ...], severity: str, pace: str, wait: str) -> Rule:
     budget = 1 - objective.target
 
     def above(window: str, factor: float) -> str:

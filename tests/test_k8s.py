@@ -107,7 +107,9 @@ def test_mounted_volumes_and_named_ports_exist(objects: list[Object]) -> None:
     claims = set(of(objects, "PersistentVolumeClaim"))
     for name, template in templates(objects).items():
         volumes = {volume["name"]: volume for volume in template["spec"].get("volumes", [])}
-        assert {v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v} <= claims
+        assert {
+            v["persistentVolumeClaim"]["claimName"] for v in volumes.values() if "persistentVolumeClaim" in v
+        } <= claims
         made = {"data"} if name == "StatefulSet redis" else set()
         for container in containers(template):
             assert {mount["name"] for mount in container["volumeMounts"]} <= set(volumes) | made, name

@@ -138,7 +138,7 @@ def load(service: str, tiny: TinyRelease) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("query", "legend"), QUERIES)
+@pytest.mark.parametrize("query, legend", QUERIES)
 def test_a_query_returns_data(watched: Watched, query: str, legend: str) -> None:
     series = watched.ask(query.replace("$__rate_interval", WINDOW))
     assert series
