@@ -122,11 +122,13 @@ PARTS: list[Rule] = [
     ),
     alert(
         "ScoterSwapRefused",
-        'sum(increase(scoter_swaps_total{outcome="refused"}[15m])) > 0',
-        "0m",
+        # A refusal that a later attempt made good, as Triton had to load the models first, is none.
+        'count(sum by (instance) (increase(scoter_swaps_total{outcome="refused"}[15m])) > 0'
+        ' unless sum by (instance) (increase(scoter_swaps_total{outcome="done"}[15m])) > 0)',
+        "2m",
         "ticket",
-        "A release was refused",
-        "The replicas stay with the release they had; their logs say what is wrong with the new one.",
+        "A release is refused",
+        "{{ $value }} replicas stay with the release they had; their logs say what is wrong with the new one.",
     ),
     alert(
         "ScoterReleasesDiffer",

@@ -130,7 +130,8 @@ def test_services_and_budgets_select_pods(objects: list[Object]) -> None:
 def test_the_service_has_time_to_finish_what_runs(objects: list[Object]) -> None:
     pod = of(objects, "Deployment")["scoter"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    waits = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    (settings,) = (found for name, found in of(objects, "ConfigMap").items() if name.startswith("scoter-service"))
+    waits = int(settings["data"]["SCOTER_DRAIN_SECONDS"])
     readiness = container["readinessProbe"]
     assert waits >= readiness["periodSeconds"] * readiness["failureThreshold"]
     assert pod["terminationGracePeriodSeconds"] > waits + DRAIN_SECONDS
@@ -147,12 +148,14 @@ def test_the_service_understands_its_settings(objects: list[Object], monkeypatch
     for name in os.environ:
         if name.startswith("SCOTER_"):
             monkeypatch.delenv(name)
+    engine = {name: environment.pop(name) for name in list(environment) if name.startswith("SCOTER_ENGINE__")}
+    assert engine == {"SCOTER_ENGINE__KIND": "triton", "SCOTER_ENGINE__URL": "triton:8001"}
     for name, value in {**environment, "SCOTER_STORE__URL": "redis://:secret@redis:6379/0"}.items():
         assert name.removeprefix("SCOTER_").partition("__")[0].lower() in Settings.model_fields, name
         monkeypatch.setenv(name, value)
     settings = Settings()
     assert settings.store.kind == "redis"
-    assert settings.engine.kind == "triton"
+    assert settings.fallback is not None
     mounted = {mount["mountPath"]: mount.get("readOnly", False) for mount in container["volumeMounts"]}
     assert mounted[str(settings.releases)] is True
 
@@ -165,7 +168,10 @@ def test_publishing_deploys_the_models_before_it_moves_the_pointer(objects: list
     assert pointer["args"][0] == "publish"
     triton = of(objects, "Deployment")["triton"]["spec"]["template"]["spec"]
     profile = "gpu" if "nvidia.com/gpu" in triton["containers"][0]["resources"]["limits"] else "cpu"
-    assert models["args"][-2:] == ["--profile", profile]
+    assert models["args"][models["args"].index("--profile") + 1] == profile
+    if profile == "cpu":
+        cores = float(triton["containers"][0]["resources"]["requests"]["cpu"].replace("500m", "0.5"))
+        assert int(models["args"][models["args"].index("--instances") + 1]) >= cores
 
 
 def test_the_operator_gets_the_rules_that_are_tested(objects: list[Object]) -> None:

@@ -10,7 +10,12 @@ import pytest
 from offline.recipe import load_recipe, recipe_names
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/**/*.md")))]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "k8s/README.md",
+    *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/**/*.md"))),
+]
 # Spelled so that this file does not match itself.
 MACHINE_PATH = re.compile("(?<![\\w.~}-])/(" + "|".join(["wor" + "k", "roo" + "t", "hom" + "e", "Use" + "rs"]) + ")/")
 
@@ -24,7 +29,7 @@ def tracked() -> list[Path]:
         listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
     except (OSError, subprocess.CalledProcessError):
         # Unpacked from an archive: everything in it was tracked.
-        return [p for p in ROOT.rglob("*") if p.is_file() and not {".venv", "__pycache__", ".demo"} & set(p.parts)]
+        return [p for p in ROOT.rglob("*") if p.is_file() and not {".venv", ".tools", "__pycache__", ".demo"} & set(p.parts)]
     return [ROOT / name for name in listing.decode().split("\0") if name and (ROOT / name).is_file()]
 
 
@@ -36,8 +41,13 @@ def tracked() -> list[Path]:
         "tests",
         "loadtest",
         "docs/decisions",
+        "k8s",
+        "monitoring",
+        "Dockerfile",
+        "compose.yaml",
         "locks/dev.txt",
         "locks/service.txt",
+        "locks/build.txt",
         "pyproject.toml",
         "Makefile",
         "LICENSE",
