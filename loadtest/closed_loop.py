@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from service.cli import store_settings
-from service.engine.onnx import feeds, load
+from service.engine.onnx import load
+from service.engine.tensors import feeds
 from service.metrics import Metrics
 from service.serving import Serving, warmup_requests
 from service.settings import Settings

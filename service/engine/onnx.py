@@ -17,20 +17,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
 from weakref import WeakSet
 
-import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from service.engine.base import ModelInput, Ranking
+from service.engine.tensors import OUTPUTS, differences, feeds, shown
 from service.errors import EngineOverloaded, EngineTimeout, EngineUnavailable, ReleaseCorrupt
-from service.release.manifest import ModelEntry, TensorEntry
+from service.release.manifest import ModelEntry
 from service.release.release import Release
 from service.settings import OnnxSettings
 
-_OUTPUTS = ["item", "score", "valid"]
 _DTYPES = {"tensor(int64)": "int64", "tensor(float)": "float32", "tensor(bool)": "bool"}
 
 BatchObserver = Callable[[str, int], None]  # (model, requests in the batch), called in a worker thread
@@ -180,47 +177,17 @@ def load(release: Release, entry: ModelEntry) -> onnxruntime.InferenceSession:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # no common base class here either
         raise ReleaseCorrupt(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
-    differences = [
-        *_differences("input", _expected_inputs(entry), entry.inputs, session.get_inputs()),
-        *_differences("output", _expected_outputs(entry), entry.outputs, session.get_outputs()),
-    ]
-    if differences:
-        raise ReleaseCorrupt(f"{path} is not the model that the manifest describes: " + "; ".join(differences))
+    inputs = {arg.name: _described(arg) for arg in session.get_inputs()}
+    outputs = {arg.name: _described(arg) for arg in session.get_outputs()}
+    if wrong := differences(entry, "in the graph", inputs, outputs):
+        raise ReleaseCorrupt(f"{path} is not the model that the manifest describes: " + "; ".join(wrong))
     return session
-
-
-def feeds(entry: ModelEntry, requests: Sequence[ModelInput]) -> dict[str, NDArray[Any]]:
-    """The graph's inputs for a batch: history [B, T], exclude [B, E] and, if it reads any, reasoning [B, K, D]."""
-    inputs: dict[str, NDArray[Any]] = {
-        "history": np.stack([request.history for request in requests]),
-        "exclude": _exclude(requests),
-    }
-    if entry.reasoning is not None:
-        shape = (len(requests), entry.reasoning.steps, entry.reasoning.width)
-        reasoning = np.zeros(shape, np.float32)
-        present = np.zeros(len(requests), np.bool_)
-        for row, request in enumerate(requests):
-            if request.reasoning is not None:
-                reasoning[row] = request.reasoning
-                present[row] = True
-        inputs["reasoning"] = reasoning
-        inputs["has_reasoning"] = present
-    return inputs
 
 
 def run(session: onnxruntime.InferenceSession, entry: ModelEntry, requests: Sequence[ModelInput]) -> list[Ranking]:
     """Run one batch; the interpreter is free while ONNX Runtime computes."""
-    items, scores, valid = session.run(_OUTPUTS, feeds(entry, requests))
+    items, scores, valid = session.run(OUTPUTS, feeds(entry, requests))
     return [Ranking(items[row], scores[row], valid[row]) for row in range(len(requests))]
-
-
-def _exclude(requests: Sequence[ModelInput]) -> NDArray[np.int64]:
-    # Powers of two, so that ONNX Runtime meets few shapes and its memory arena settles; 0 excludes nothing.
-    longest = max(1, *(len(request.exclude) for request in requests))
-    exclude = np.zeros((len(requests), 1 << (longest - 1).bit_length()), np.int64)
-    for row, request in enumerate(requests):
-        exclude[row, : len(request.exclude)] = request.exclude
-    return exclude
 
 
 def _resolve(batch: list[_Waiting], answer: Sequence[Ranking] | EngineUnavailable) -> None:
@@ -233,46 +200,7 @@ def _resolve(batch: list[_Waiting], answer: Sequence[Ranking] | EngineUnavailabl
             waiting.future.set_result(answer[row])
 
 
-def _expected_inputs(entry: ModelEntry) -> list[TensorEntry]:
-    inputs = [TensorEntry(name="history", dtype="int64", shape=[None, entry.history_length])]
-    if entry.reasoning is not None:
-        matrix: list[int | None] = [None, entry.reasoning.steps, entry.reasoning.width]
-        inputs += [
-            TensorEntry(name="reasoning", dtype="float32", shape=matrix),
-            TensorEntry(name="has_reasoning", dtype="bool", shape=[None]),
-        ]
-    return [*inputs, TensorEntry(name="exclude", dtype="int64", shape=[None, None])]
-
-
-def _expected_outputs(entry: ModelEntry) -> list[TensorEntry]:
-    shape: list[int | None] = [None, entry.beam]
-    return [
-        TensorEntry(name="item", dtype="int64", shape=shape),
-        TensorEntry(name="score", dtype="float32", shape=shape),
-        TensorEntry(name="valid", dtype="bool", shape=shape),
-    ]
-
-
-def _differences(
-    kind: str, served: list[TensorEntry], declared: list[TensorEntry], found: Sequence[onnxruntime.NodeArg]
-) -> list[str]:
-    """What differs between the tensors that the service feeds, the manifest declares and the graph has."""
-    graph = {arg.name: _described(arg) for arg in found}
-    manifest = {tensor.name: _shown(tensor.dtype, tensor.shape) for tensor in declared}
-    wanted = {tensor.name: _shown(tensor.dtype, tensor.shape) for tensor in served}
-    return [
-        f"{kind} {name!r} is {graph.get(name, 'absent')} in the graph, {manifest.get(name, 'absent')} in the "
-        f"manifest, {wanted.get(name, 'absent')} by the model's history, beam and reasoning"
-        for name in sorted({*graph, *manifest, *wanted})
-        if not graph.get(name) == manifest.get(name) == wanted.get(name)
-    ]
-
-
 def _described(arg: onnxruntime.NodeArg) -> str:
-    return _shown(
+    return shown(
         _DTYPES.get(arg.type, arg.type), [size if isinstance(size, int) and size > 0 else None for size in arg.shape]
     )
-
-
-def _shown(dtype: str, shape: Sequence[int | None]) -> str:
-    return f"{dtype}[{', '.join('*' if size is None else str(size) for size in shape)}]"

@@ -10,7 +10,8 @@ import onnx
 import pytest
 
 from service.engine.base import ModelInput
-from service.engine.onnx import OnnxEngine, feeds, load
+from service.engine.onnx import OnnxEngine, load
+from service.engine.tensors import feeds
 from service.errors import EngineOverloaded, ReleaseCorrupt
 from service.release.manifest import ModelEntry, TensorEntry
 from service.release.release import Release
