@@ -3,15 +3,16 @@
 SCOTER_RELEASES=/releases
 SCOTER_STORE__KIND=redis  SCOTER_STORE__URL=redis://:password@redis:6379/0
 SCOTER_ENGINE__THREADS=4
+SCOTER_ENGINE__KIND=triton  SCOTER_ENGINE__URL=triton:8001
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 HISTORY_CEILING = 10_000
@@ -64,6 +65,35 @@ class OnnxSettings(_Section):
     queue_limit: int = Field(default=256, ge=1)  # requests that may wait; the next one is refused with 503
 
 
+class TritonSettings(_Section):
+    """Inference on a Triton server, over gRPC."""
+
+    kind: Literal["triton"] = "triton"
+    # host:port, of a name with several addresses to spread requests over all of them, or any gRPC target
+    url: str = Field(min_length=1)
+    tls: bool = False  # always on when one of the three files is given
+    ca: FilePath | None = None  # PEM; None: the authorities that gRPC brings
+    certificate: FilePath | None = None  # PEM, the service's own, for a server that asks for one (mTLS)
+    key: FilePath | None = None  # PEM, the certificate's
+    in_flight: int = Field(default=512, ge=1)  # requests sent and unanswered; the next one is refused with 503
+    check_timeout_ms: Milliseconds = 2_000.0  # for readiness, and for each model's configuration when a release opens
+    reconnect_ms: Milliseconds = 1_000.0  # longest pause between attempts to reach a server that is away
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together: set both or neither")
+        return self
+
+
+def _default_engine(value: object) -> object:
+    # SCOTER_ENGINE__THREADS alone is enough for the default kind.
+    return {"kind": "onnx", **value} if isinstance(value, dict) else value
+
+
+EngineSettings = Annotated[OnnxSettings | TritonSettings, Field(discriminator="kind")]
+
+
 class BreakerSettings(_Section):
     """When an engine is left alone, and how its time is shared with the fallback."""
 
@@ -109,7 +139,7 @@ class Settings(BaseSettings):
     releases: Path = Path("releases")  # holds one folder per release, each named by its release id
     release: str | None = Field(default=None, pattern=r"^[0-9a-f]{16}$")  # None: the one the store's pointer names
     store: Annotated[StoreSettings, BeforeValidator(_default_kind)] = LmdbSettings()
-    engine: OnnxSettings = Field(default_factory=OnnxSettings)
+    engine: Annotated[EngineSettings, BeforeValidator(_default_engine)] = Field(default_factory=OnnxSettings)
     fallback: OnnxSettings | None = None  # in-process engine that answers when `engine` does not; None: none
     breaker: BreakerSettings = BreakerSettings()
     limits: LimitSettings = LimitSettings()
