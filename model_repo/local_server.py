@@ -108,6 +108,8 @@ class Server:
             f"--backend-config=python,shm-region-prefix-name={self._segments}",
             "--model-control-mode=explicit",
             "--strict-readiness=false",
+            "--exit-on-error=false",  # one model that does not load must not take the others with it
+            "--disable-auto-complete-config",  # there is nothing to complete, and looking costs seconds per model
             "--allow-http=false",
             "--allow-metrics=false",
             "--allow-gpu-metrics=false",
@@ -144,6 +146,13 @@ class Server:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
+    def kill(self) -> None:
+        """End the server and everything that it started, without asking."""
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+        for segment in _SHARED_MEMORY.glob(self._segments + "*"):
+            segment.unlink(missing_ok=True)
+
     def stop(self) -> None:
         """End the server and everything that it started; nothing of it stays behind."""
         self.signal(signal.SIGCONT)
@@ -151,10 +160,7 @@ class Server:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(_STOP_SECONDS)
-        self.signal(signal.SIGKILL)
-        self.process.wait()
-        for segment in _SHARED_MEMORY.glob(self._segments + "*"):
-            segment.unlink(missing_ok=True)
+        self.kill()
 
     def tail(self, lines: int = 20) -> str:
         """The end of the log."""
@@ -191,7 +197,9 @@ def main() -> None:
         options = ["--load-model=*", "--allow-metrics=true", f"--metrics-port={asked.port + 1}"]
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         with running(home, asked.repository, asked.port, log, options) as server:
-            print(f"▸ Triton answers at {server.url}, metrics at http://127.0.0.1:{asked.port + 1}/metrics; Ctrl-C stops it")
+            print(
+                f"▸ Triton answers at {server.url}, metrics at http://127.0.0.1:{asked.port + 1}/metrics; Ctrl-C stops it"
+            )
             print(f"  Its log is {log}. Point the service at it with\n")
             print(f"    SCOTER_ENGINE__KIND=triton SCOTER_ENGINE__URL={server.url}\n", flush=True)
             server.process.wait()

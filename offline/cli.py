@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
@@ -16,8 +17,12 @@ from offline.publish import latest_release
 from offline.publish import publish as publish_release
 from offline.recipe import load_recipe, recipe_names
 from offline.stage import console
+from offline.triton import Backend, Deployment, Profile, add, deployed, load, loaded, remove, unload
 from service.cli import store_settings
 from service.errors import ScoterError
+from service.release.manifest import listed
+from service.release.release import Release
+from service.settings import TritonSettings, usable_cores
 from service.store.open import open_store
 
 app = typer.Typer(
@@ -129,6 +134,108 @@ def publish(
     To go back to an earlier release, publish it again: its folder is still under WORK/releases.
     """
     _publish(work / "releases" / release if release else latest_release(work), store)
+
+
+triton = typer.Typer(
+    no_args_is_help=True,
+    help="""Deploy releases to Triton Inference Server.
+
+    [bold]add[/] the new release, point the services at it, and [bold]remove[/] the old one: both are loaded meanwhile,
+    under names of their own.
+    """,
+)
+app.add_typer(triton, name="triton")
+
+RepositoryOption = Annotated[Path, typer.Option(help="The deployment repository: what Triton's --model-repository is.")]
+UrlOption = Annotated[
+    str | None, typer.Option(help="Triton's gRPC address, host:port.", show_default="no server is told")
+]
+TlsOption = Annotated[bool, typer.Option("--tls", help="Speak TLS to it.")]
+CaOption = Annotated[Path | None, typer.Option(help="PEM file of its authority.", show_default=False)]
+CertificateOption = Annotated[Path | None, typer.Option(help="PEM file of our own certificate.", show_default=False)]
+KeyOption = Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.", show_default=False)]
+
+
+@triton.command("add")
+def triton_add(
+    release: Annotated[Path, typer.Argument(help="A release's folder, as `scoter export` made it.")],
+    repository: RepositoryOption,
+    profile: Annotated[Profile, typer.Option(help="The hardware it is for.")] = Profile.cpu,
+    backend: Annotated[
+        Backend, typer.Option(help="onnxruntime as in NVIDIA's image, or python for a server without that.")
+    ] = Backend.onnxruntime,
+    instances: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of each model: CPU cores, or copies on each GPU.", show_default="this machine's cores; 1"
+        ),
+    ] = None,
+    max_queue: Annotated[
+        int, typer.Option(min=0, help="Requests that may wait in Triton; 0 leaves its queue policy out.")
+    ] = 0,
+    tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Run the graph with TensorRT, in FP16.")] = False,
+    url: UrlOption = None,
+    tls: TlsOption = False,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Lay a release's models out for Triton and, with --url, make the server load them and wait until it has.
+
+    A second time it does nothing that is done. The server has to run with --model-control-mode=explicit.
+    """
+    opened = Release.open(release)
+    count = instances or (usable_cores() if profile is Profile.cpu else 1)
+    how = Deployment(profile, backend, count, max_queue, tensorrt)
+    add(opened, repository, how, lambda line: console.print(f"  {escape(line)}", soft_wrap=True))
+    if url is not None:
+        asyncio.run(load(opened, _triton_settings(url, tls, ca, certificate, key)))
+        console.print(f"[green]✓[/] {escape(url)} serves release [bold]{opened.id}[/]", soft_wrap=True)
+
+
+@triton.command("remove")
+def triton_remove(
+    release: Annotated[str, typer.Argument(help="Release id.")],
+    repository: RepositoryOption,
+    url: UrlOption = None,
+    tls: TlsOption = False,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Take a release's models out of the repository, after --url's server has given them back."""
+    names = [name for name in deployed(repository) if name.endswith(f"-{release}")]
+    if not names:
+        raise StageError(f"{repository} holds no models of release {release}: see `scoter triton list`")
+    if url is not None:
+        asyncio.run(unload(names, _triton_settings(url, tls, ca, certificate, key)))
+    for name in remove(release, repository):
+        console.print(f"[green]✓[/] removed {escape(name)}", soft_wrap=True)
+
+
+@triton.command("list")
+def triton_list(
+    repository: RepositoryOption,
+    url: UrlOption = None,
+    tls: TlsOption = False,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Name the models in the repository and, with --url, which of them the server has loaded."""
+    ready = None if url is None else asyncio.run(loaded(_triton_settings(url, tls, ca, certificate, key)))
+    for name in deployed(repository):
+        state = "" if ready is None else "  loaded" if name in ready else "  not loaded"
+        console.print(f"{escape(name)}{state}", soft_wrap=True)
+
+
+def _triton_settings(
+    url: str, tls: bool, ca: Path | None, certificate: Path | None, key: Path | None
+) -> TritonSettings:
+    try:
+        return TritonSettings(url=url, tls=tls, ca=ca, certificate=certificate, key=key)
+    except ValidationError as error:
+        raise StageError(f"--url and its TLS files cannot be used: {listed(error)}") from error
 
 
 def _run_to(last: Last, recipe: str, data: Path, work: Path) -> Path:

@@ -29,7 +29,6 @@ from offline.recipe import Recipe
 from offline.stage import Stage, console, finished, run_stage
 from offline.tokenize import load_codes
 from offline.train import Variant, load_model
-from offline.triton import write_config
 from service.release.catalogue import Catalogue, Item
 from service.release.manifest import (
     FILE_NAME,
@@ -44,7 +43,7 @@ from service.release.manifest import (
 )
 from service.release.release import Release
 
-VERSION = 1
+VERSION = 2
 PARITY_ROWS = 64
 TOLERANCE = 1e-4
 DEFAULT_MODEL = "scoter_h"
@@ -170,7 +169,7 @@ def _write_model(
         for key, value in example.items()
     ]
     beam = recipe.model.beam
-    entry = ModelEntry(
+    return ModelEntry(
         name=name,
         backbone="hstu",
         file=file,
@@ -185,8 +184,6 @@ def _write_model(
         reasoning=reasoning,
         metrics=_metrics(report, name),
     )
-    write_config(release / "models" / name / "config.pbtxt", entry)
-    return entry
 
 
 _DTYPES = {"torch.int64": "int64", "torch.float32": "float32", "torch.bool": "bool"}

@@ -62,7 +62,7 @@ class Deployment:
     profile: Profile
     backend: Backend
     instances: int  # that run at the same time: cores of a CPU, copies on each GPU
-    max_queue: int = 256  # requests that wait per model; the next one is refused
+    max_queue: int = 0  # requests that wait per model, the next one is refused; 0: no queue policy, see decision 8
     tensorrt: bool = False  # let TensorRT run what it can of the graph, in FP16
 
     def __post_init__(self) -> None:
@@ -78,17 +78,11 @@ class Deployment:
         return 16 if self.profile is Profile.cpu else 64
 
 
-@dataclass(frozen=True, slots=True)
-class Deployed:
-    """One model in a deployment repository."""
-
-    name: str
-    loaded: bool | None  # None: no server was asked
-
-
 def config_text(entry: ModelEntry, release_id: str, sha256: str, how: Deployment) -> str:
     """`config.pbtxt` of one model."""
     comment = "# Written by `scoter triton add`, which writes it anew.\n"
+    if not how.max_queue:
+        comment += "# No queue policy: Triton's stalls batches. `--max-queue` adds one; decision 8 has the figures.\n"
     if how.profile is Profile.gpu:
         comment += (
             "# TensorRT: `--tensorrt` adds it under `optimization`. CUDA graphs need inputs of one fixed shape, which\n"
@@ -236,21 +230,12 @@ def _config(entry: ModelEntry, release_id: str, sha256: str, how: Deployment) ->
         backend=how.backend.value,
         max_batch_size=how.max_batch,
         version_policy=pb.ModelVersionPolicy(specific=pb.ModelVersionPolicy.Specific(versions=[int(VERSION)])),
-        dynamic_batching=pb.ModelDynamicBatching(
-            # No delay: batches form while another one runs, and waiting for company costs every request.
-            default_queue_policy=pb.ModelQueuePolicy(
-                timeout_action=pb.ModelQueuePolicy.REJECT,
-                default_timeout_microseconds=QUEUE_MICROSECONDS,
-                allow_timeout_override=True,
-                max_queue_size=how.max_queue,
-            )
-        ),
+        # No delay: batches form while another one runs, and waiting for company costs every request.
+        dynamic_batching=pb.ModelDynamicBatching(default_queue_policy=_queue_policy(how)),
         instance_group=[
             pb.ModelInstanceGroup(
                 count=how.instances,
-                kind=pb.ModelInstanceGroup.KIND_GPU
-                if how.profile is Profile.gpu
-                else pb.ModelInstanceGroup.KIND_CPU,
+                kind=pb.ModelInstanceGroup.KIND_GPU if how.profile is Profile.gpu else pb.ModelInstanceGroup.KIND_CPU,
             )
         ],
         input=[_input(tensor, ragged=ragged) for tensor in entry.inputs],
@@ -268,6 +253,17 @@ def _config(entry: ModelEntry, release_id: str, sha256: str, how: Deployment) ->
         accelerator.parameters["trt_engine_cache_enable"] = "1"
         accelerator.parameters["trt_engine_cache_path"] = f"/tmp/scoter-tensorrt/{sha256[:16]}"  # noqa: S108 - the server's
     return config
+
+
+def _queue_policy(how: Deployment) -> pb.ModelQueuePolicy | None:
+    if not how.max_queue:
+        return None
+    return pb.ModelQueuePolicy(
+        timeout_action=pb.ModelQueuePolicy.REJECT,
+        default_timeout_microseconds=QUEUE_MICROSECONDS,  # a request's own counts where it is shorter
+        allow_timeout_override=True,
+        max_queue_size=how.max_queue,
+    )
 
 
 def _dims(tensor: TensorEntry) -> list[int]:
@@ -288,9 +284,7 @@ def _input(tensor: TensorEntry, *, ragged: bool) -> pb.ModelInput:
 
 
 def _output(tensor: TensorEntry) -> pb.ModelOutput:
-    made = pb.ModelOutput(
-        name=tensor.name, data_type=pb.DataType.Value(TYPES[tensor.dtype][0]), dims=_dims(tensor)
-    )
+    made = pb.ModelOutput(name=tensor.name, data_type=pb.DataType.Value(TYPES[tensor.dtype][0]), dims=_dims(tensor))
     if len(tensor.shape) == 1:
         made.reshape.SetInParent()
     return made

@@ -52,7 +52,8 @@ def _default_kind(value: object) -> object:
 StoreSettings = Annotated[LmdbSettings | RedisSettings, Field(discriminator="kind")]
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -60,7 +61,7 @@ class OnnxSettings(_Section):
     """In-process inference."""
 
     kind: Literal["onnx"] = "onnx"
-    threads: int = Field(default_factory=_usable_cores, ge=1)  # batches that run at the same time, one core each
+    threads: int = Field(default_factory=usable_cores, ge=1)  # batches that run at the same time, one core each
     max_batch: int = Field(default=16, ge=1)  # requests taken together
     queue_limit: int = Field(default=256, ge=1)  # requests that may wait; the next one is refused with 503
 

@@ -18,6 +18,7 @@ from service.store.base import Store
 from service.store.lmdb import LmdbStore
 from service.store.redis import RedisStore
 from tests.service.tiny_release import TinyRelease, write_release
+from tests.triton_server import Triton
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +58,14 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
                 time.sleep(0.02)
         yield port
         process.terminate()
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
+    """A real Triton server without models; it loads what a test deploys."""
+    running = Triton.start(tmp_path_factory.mktemp("triton"))
+    yield running
+    running.server.kill()
 
 
 def redis_settings(port: int, **changes: float) -> RedisSettings:

@@ -42,10 +42,14 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer what the server has batched, in its order."""
-        feeds = [self._feeds(request) for request in requests]
+        wanted = [request for request in requests if not request.is_cancelled()]
+        answers = iter(self._answers([self._feeds(request) for request in wanted]) if wanted else ())
+        return [next(answers) if request in wanted else _cancelled() for request in requests]
+
+    def _answers(self, feeds: list[Arrays]) -> list[Any]:
         try:
             answers = self._run(feeds)
-        except Exception:  # ONNX Runtime's have no common base class
+        except Exception:  # noqa: BLE001  # ONNX Runtime's have no common base class
             # One request that the graph refuses must not cost the others of its batch their answer.
             return [self._alone(feed) for feed in feeds]
         return [self._response(answer) for answer in answers]
@@ -61,7 +65,7 @@ class TritonPythonModel:
     def _alone(self, feed: Arrays) -> Any:
         try:
             (answer,) = self._run([feed])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # neither here
             return backend.InferenceResponse(error=backend.TritonError(f"ONNX Runtime: {error}"))
         return self._response(answer)
 
@@ -76,6 +80,10 @@ class TritonPythonModel:
     def _response(self, answer: list[Any]) -> Any:
         pairs = zip(self._outputs, answer, strict=True)
         return backend.InferenceResponse([backend.Tensor(name, np.ascontiguousarray(array)) for name, array in pairs])
+
+
+def _cancelled() -> Any:
+    return backend.InferenceResponse(error=backend.TritonError("the caller left", backend.TritonError.CANCELLED))
 
 
 def _joined(arrays: list[Any]) -> Any:

@@ -10,22 +10,33 @@ import pytest
 from numpy.typing import NDArray
 
 from service.engine.base import Engine, ModelInput, Ranking
-from service.engine.onnx import OnnxEngine
+from service.engine.open import open_engines
 from service.errors import EngineTimeout, EngineUnavailable
 from service.release.release import Release
-from service.settings import OnnxSettings
+from service.settings import OnnxSettings, TritonSettings
 from tests.service.tiny_release import BEAM, D, K, T, TinyRelease
+from tests.triton_server import Triton
 
 pytestmark = pytest.mark.anyio
 
 PATIENT = 30.0  # seconds
 
 
-@pytest.fixture(params=["onnx"])
-async def engine(tiny: TinyRelease) -> AsyncIterator[Engine]:
-    running = OnnxEngine(Release.open(tiny.path), OnnxSettings(threads=2, max_batch=8, queue_limit=1000))
+@pytest.fixture(params=["onnx", "triton"])
+async def engine(request: pytest.FixtureRequest, tiny: TinyRelease) -> AsyncIterator[Engine]:
+    release = Release.open(tiny.path)
+    settings: OnnxSettings | TritonSettings
+    if request.param == "onnx":
+        settings = OnnxSettings(threads=2, max_batch=8, queue_limit=1000)
+    else:
+        server: Triton = request.getfixturevalue("triton")
+        await server.deploy(release)
+        settings = server.settings(in_flight=1000)
+    engines = open_engines(settings)
+    running = await engines.open(release)
     yield running
     await running.close()
+    await engines.close()
 
 
 def asked(
