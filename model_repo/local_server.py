@@ -47,7 +47,7 @@ def install(folder: Path) -> Path:
         return home
     if shared_library() is None:
         raise ServerFailed(
-            f"{sys.executable} has no shared library (libpython{version}.so.1.0), which Triton's Python backend embeds: "
+            f"{sys.executable} has no shared library (libpython{version}.so.1.0), which the Python backend embeds: "
             f"take a Python built with --enable-shared, or install your system's libpython{version}"
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,9 +197,7 @@ def main() -> None:
         options = ["--load-model=*", "--allow-metrics=true", f"--metrics-port={asked.port + 1}"]
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         with running(home, asked.repository, asked.port, log, options) as server:
-            print(
-                f"▸ Triton answers at {server.url}, metrics at http://127.0.0.1:{asked.port + 1}/metrics; Ctrl-C stops it"
-            )
+            print(f"▸ Triton answers at {server.url}, metrics on port {asked.port + 1}; Ctrl-C stops it")
             print(f"  Its log is {log}. Point the service at it with\n")
             print(f"    SCOTER_ENGINE__KIND=triton SCOTER_ENGINE__URL={server.url}\n", flush=True)
             server.process.wait()

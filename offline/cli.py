@@ -166,9 +166,7 @@ def triton_add(
     ] = Backend.onnxruntime,
     instances: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Of each model: CPU cores, or copies on each GPU.", show_default="this machine's cores; 1"
-        ),
+        typer.Option(min=1, help="Of each model: CPU cores, or copies on each GPU.", show_default="all cores; 1"),
     ] = None,
     max_queue: Annotated[
         int, typer.Option(min=0, help="Requests that may wait in Triton; 0 leaves its queue policy out.")

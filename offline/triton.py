@@ -35,7 +35,7 @@ from service.settings import TritonSettings
 
 WRAPPER = Path(__file__).parent.parent / "model_repo" / "python" / "model.py"
 RAGGED = frozenset({"exclude"})  # inputs that may be filled up with zeros without meaning anything else
-QUEUE_MICROSECONDS = 2_000_000  # for callers that name no time limit; the service always does
+QUEUE_MICROSECONDS = 10_000_000  # for callers that name no time limit; the service names one, and none longer
 LOAD_SECONDS = 300.0  # a TensorRT engine is built in minutes
 WARM_WIDTH = 32  # of inputs without a fixed width, when the server warms a model up
 _PARTIAL = ".partial-"

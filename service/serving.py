@@ -18,7 +18,7 @@ from service.admission import Admission
 from service.context import Context
 from service.edition import UNANSWERED, Edition
 from service.engine.base import Engines
-from service.engine.onnx import OnnxEngines
+from service.engine.open import open_engines
 from service.errors import (
     DeadlineExceeded,
     EngineError,
@@ -67,7 +67,7 @@ class Serving:
         EngineUnavailable if a model does not answer.
         """
         store = open_store(settings.store)
-        engines: list[Engines] = [OnnxEngines(settings.engine, metrics.batch)]
+        engines: list[Engines] = [open_engines(settings.engine, metrics.batch)]
         serving = cls(settings, store, engines, metrics)
         try:
             serving._pointed = None if settings.release else await published(store)

@@ -6,13 +6,11 @@ so that no request can reach the other one's, and the digest of the graph proves
 
 from __future__ import annotations
 
-from typing import Literal
-
 VERSION = "1"  # the only one of every deployed model: what would be another version is another release
 SHA256 = "onnx_sha256"  # the configuration's parameter that holds the digest of model.onnx
 
 # By the manifest's name of a type: the configuration's name, and the one in requests.
-TYPES: dict[Literal["bool", "uint8", "int64", "float32"], tuple[str, str]] = {
+TYPES = {
     "bool": ("TYPE_BOOL", "BOOL"),
     "uint8": ("TYPE_UINT8", "UINT8"),
     "int64": ("TYPE_INT64", "INT64"),

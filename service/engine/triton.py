@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from google.protobuf.message import Message
 from tritonclient.grpc import InferRequestedOutput, InferResult
 from tritonclient.grpc import aio as triton
 from tritonclient.grpc.model_config_pb2 import DataType
@@ -28,12 +27,14 @@ _KEEPALIVE_MS = 5_000  # a server that is silent for so long while requests run 
 _KEEPALIVE_ANSWER_MS = 2_000  # and its connection given up when it does not answer the ping
 _RESOLVE_MS = 5_000  # a name is looked up again at most so often
 _CONFIG_TYPES = {DataType.Value(config): name for name, (config, _) in TYPES.items()}
-_WIRE_TYPES = {name: wire for name, (_, wire) in TYPES.items()}
+_WIRE_TYPES: dict[str, str] = {name: wire for name, (_, wire) in TYPES.items()}
 _REQUESTED = [InferRequestedOutput(name) for name in OUTPUTS]
 
 
 class TritonEngine:
     """The models of one release, on the server that its maker is connected to."""
+
+    local = False
 
     def __init__(self, engines: TritonEngines, release: Release) -> None:
         self._engines = engines
@@ -212,7 +213,7 @@ def _described(tensors: Iterable[Any]) -> dict[str, str]:
     return {tensor.name: shown(_CONFIG_TYPES.get(tensor.data_type, "other"), _shape(tensor)) for tensor in tensors}
 
 
-def _shape(tensor: Message) -> Sequence[int | None]:
+def _shape(tensor: Any) -> Sequence[int | None]:  # noqa: ANN401  # protobuf publishes no types
     """The graph's shape, batch included, by a tensor's configuration."""
-    dims: Any = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
+    dims = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
     return [None, *(None if size < 0 else size for size in dims)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import LmdbSettings, RedisSettings, Settings
+from service.settings import LmdbSettings, OnnxSettings, RedisSettings, Settings, TritonSettings
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,7 @@ def test_defaults() -> None:
     assert settings.release is None
     assert settings.limits.body_bytes == 256 * 1024
     assert settings.limits.k == 10
+    assert isinstance(settings.engine, OnnxSettings)
     assert settings.engine.threads >= 1
 
 
@@ -36,9 +37,25 @@ def test_nested_values_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(settings.store, RedisSettings)
     assert settings.store.read_timeout_ms == 15
     assert settings.store.url.get_secret_value().endswith("redis:6379/0")
+    assert isinstance(settings.engine, OnnxSettings)  # the default kind
     assert (settings.engine.threads, settings.port) == (3, 9000)
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in settings.model_dump_json()
+
+
+def test_a_triton_engine_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.touch()
+    monkeypatch.setenv("SCOTER_ENGINE__KIND", "triton")
+    monkeypatch.setenv("SCOTER_ENGINE__URL", "triton:8001")
+    monkeypatch.setenv("SCOTER_ENGINE__CA", str(ca))
+    assert Settings().engine == TritonSettings(url="triton:8001", ca=ca)
+    monkeypatch.setenv("SCOTER_ENGINE__CERTIFICATE", str(ca))
+    with pytest.raises(ValidationError, match="certificate and key go together"):
+        Settings()
+    monkeypatch.setenv("SCOTER_ENGINE__KEY", str(tmp_path / "absent.pem"))
+    with pytest.raises(ValidationError, match="does not point to a file"):
+        Settings()
 
 
 def test_a_path_alone_is_an_lmdb_store(monkeypatch: pytest.MonkeyPatch) -> None:
