@@ -14,6 +14,7 @@ DATA ?=
 RECIPE ?= $(if $(DATA),beauty,sample)
 STORE ?= $(WORK)/store
 PORT ?= 8080
+TRITON_PORT ?= 8001
 
 # A package index that has CPU builds of torch, asked beside the default one; the default's wheel for Linux brings CUDA.
 TORCH_INDEX ?=
@@ -26,7 +27,7 @@ SOURCE := $(if $(DATA),$(DATA),$(WORK)/sample)
 UV_COMPILE := $(BIN)/uv pip compile pyproject.toml -q --upgrade --no-header --no-annotate --python-version 3.11 --python-platform linux
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo release serve test tools monitoring lint format audit lock clean
+.PHONY: help install demo release serve triton test tools monitoring lint format audit lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,11 +55,17 @@ release: $(INSTALLED)
 	@$(BIN)/scoter run $(RECIPE) --data $(SOURCE) --work $(WORK)
 	@$(BIN)/scoter publish --work $(WORK) --store $(STORE)
 
+triton: release tools ## Run a real Triton server (CPU, gRPC on TRITON_PORT) on the same release, for the service to ask
+	@rm -rf $(WORK)/triton
+	@$(BIN)/scoter triton add --work $(WORK) --repository $(WORK)/triton --backend python
+	@$(BIN)/python model_repo/local_server.py --repository $(WORK)/triton --port $(TRITON_PORT)
+
 test: $(INSTALLED) tools ## Run all tests, the slow ones too
 	@$(BIN)/python -m pytest $(ARGS)
 
 tools: $(INSTALLED) ## Fetch the programs that tests run into .tools, unless they are on PATH
 	@$(BIN)/python scripts/fetch_tools.py .tools
+	@$(BIN)/python model_repo/local_server.py
 
 monitoring: $(INSTALLED) ## Write the dashboard and the alert rules anew from monitoring/*.py
 	@$(BIN)/python -m monitoring
@@ -92,4 +99,4 @@ lock: $(INSTALLED) ## Choose the newest versions again and write them to locks/
 
 clean: ## Remove .venv, caches and what `demo` wrote
 	rm -rf $(VENV) .tools .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
-	find service offline monitoring scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find service offline model_repo monitoring scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

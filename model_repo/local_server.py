@@ -22,7 +22,7 @@ import sysconfig
 import tempfile
 import time
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class ServerFailed(Exception):
     """The server cannot be installed or does not run; the message says why, and what to do."""
 
 
-def install(folder: Path) -> Path:
+def install(folder: Path, tell: Callable[[], None] = lambda: None) -> Path:
     """Install the server into `folder` unless it is there; return the installation. About 85 MB come over the network.
 
     It appears by one rename, so a second call while the first one runs does no harm. Raises ServerFailed.
@@ -50,6 +50,7 @@ def install(folder: Path) -> Path:
             f"{sys.executable} has no shared library (libpython{version}.so.1.0), which the Python backend embeds: "
             f"take a Python built with --enable-shared, or install your system's libpython{version}"
         )
+    tell()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
         made = Path(scratch) / "server"
@@ -188,8 +189,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8001, help="for gRPC; metrics are on the next one")
     asked = parser.parse_args()
     try:
-        print(f"▸ Installing Triton into {asked.folder} (once; half a minute)", flush=True)
-        home = install(asked.folder.resolve())
+        home = install(asked.folder.resolve(), lambda: print(f"▸ Installing Triton into {asked.folder}", flush=True))
         if asked.repository is None:
             return
         log = asked.folder / "server.log"

@@ -158,8 +158,12 @@ KeyOption = Annotated[Path | None, typer.Option(help="PEM file of the certificat
 
 @triton.command("add")
 def triton_add(
-    release: Annotated[Path, typer.Argument(help="A release's folder, as `scoter export` made it.")],
     repository: RepositoryOption,
+    release: Annotated[
+        Path | None,
+        typer.Argument(help="A release's folder, as `scoter export` made it.", show_default="the one exported last"),
+    ] = None,
+    work: WorkOption = Path("out"),
     profile: Annotated[Profile, typer.Option(help="The hardware it is for.")] = Profile.cpu,
     backend: Annotated[
         Backend, typer.Option(help="onnxruntime as in NVIDIA's image, or python for a server without that.")
@@ -182,7 +186,7 @@ def triton_add(
 
     A second time it does nothing that is done. The server has to run with --model-control-mode=explicit.
     """
-    opened = Release.open(release)
+    opened = Release.open(release or latest_release(work))
     count = instances or (usable_cores() if profile is Profile.cpu else 1)
     how = Deployment(profile, backend, count, max_queue, tensorrt)
     add(opened, repository, how, lambda line: console.print(f"  {escape(line)}", soft_wrap=True))

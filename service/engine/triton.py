@@ -188,7 +188,7 @@ def client(settings: TritonSettings) -> triton.InferenceServerClient:
 
 def target(url: str) -> str:
     """The gRPC target for an address: `host:port` is looked up in DNS, anything with a scheme is left as it is."""
-    return url if ":///" in url or url.startswith("unix:") else f"dns:///{url}"
+    return url if "://" in url or url.startswith(("ipv4:", "ipv6:", "unix:")) else f"dns:///{url}"
 
 
 def _tensors(entry: ModelEntry, request: ModelInput) -> list[triton.InferInput]:

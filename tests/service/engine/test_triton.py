@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import trustme
 from tritonclient.grpc import aio as triton_client
 
-from offline.triton import Backend, Deployment, Profile, add, unload
+from offline.triton import Backend, Deployment, Profile, add, load, unload
 from service.engine.base import Engine, ModelInput
 from service.engine.deployed import deployed_name
 from service.engine.open import open_engines
@@ -308,3 +309,60 @@ async def test_nobody_there_is_unavailable_at_once(tiny: TinyRelease) -> None:
         await engines.open(Release.open(tiny.path))
     assert time.perf_counter() - started < 2 + SLACK
     await engines.close()
+
+
+@pytest.mark.parametrize(
+    "url, expected",
+    [
+        ("triton:8001", "dns:///triton:8001"),
+        ("127.0.0.1:8001", "dns:///127.0.0.1:8001"),
+        ("ipv4:10.0.0.1:8001,10.0.0.2:8001", "ipv4:10.0.0.1:8001,10.0.0.2:8001"),
+        ("dns://8.8.8.8/triton:8001", "dns://8.8.8.8/triton:8001"),
+        ("xds:///triton", "xds:///triton"),
+        ("unix:/run/triton.sock", "unix:/run/triton.sock"),
+    ],
+)
+def test_an_address_without_a_scheme_is_looked_up_in_dns(url: str, expected: str) -> None:
+    assert target(url) == expected
+
+
+@pytest.mark.slow
+async def test_tls_on_both_sides(tmp_path: Path, tiny: TinyRelease) -> None:
+    authority = trustme.CA()
+    ours, theirs = authority.issue_cert("service.example"), authority.issue_cert("127.0.0.1")
+    files = {
+        name: tmp_path / f"{name}.pem" for name in ("ca", "certificate", "key", "server", "server_key", "stranger")
+    }
+    authority.cert_pem.write_to_path(files["ca"])
+    trustme.CA().cert_pem.write_to_path(files["stranger"])
+    for leaf, certificate, key in ((ours, "certificate", "key"), (theirs, "server", "server_key")):
+        leaf.cert_chain_pems[0].write_to_path(files[certificate])
+        leaf.private_key_pem.write_to_path(files[key])
+    options = [
+        "--grpc-use-ssl-mutual=true",
+        f"--grpc-server-cert={files['server']}",
+        f"--grpc-server-key={files['server_key']}",
+        f"--grpc-root-cert={files['ca']}",
+    ]
+    running = Triton.start(tmp_path, *options)
+    try:
+        release = Release.open(tiny.path)
+        mutual = running.settings(ca=files["ca"], certificate=files["certificate"], key=files["key"])
+        add(release, running.repository, Deployment(Profile.cpu, Backend.python, 1))
+        await load(release, mutual)
+        engines = TritonEngines(mutual)
+        engine = await engines.open(release)
+        assert (await outcome(engine, PATIENT))[0] == "answered"
+        await engine.close()
+        await engines.close()
+        for changes in (
+            {},
+            {"ca": files["ca"]},
+            {**mutual.model_dump(include={"certificate", "key"}), "ca": files["stranger"]},
+        ):
+            refused = TritonEngines(running.settings(**changes))
+            with pytest.raises(EngineUnavailable):
+                await refused.open(release)
+            await refused.close()
+    finally:
+        running.server.kill()
