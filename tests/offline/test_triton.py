@@ -150,9 +150,8 @@ def test_adding_twice_changes_nothing(release: Release, tmp_path: Path) -> None:
     assert names == [f"scoter_h-{release.id}", f"hstu-{release.id}"]
     assert deployed(tmp_path) == sorted(names)
     before = contents(tmp_path)
-    assert set(before) == {
-        f"{name}/{file}" for name in names for file in ("config.pbtxt", "1/model.onnx", "1/model.py")
-    }
+    files = ("config.pbtxt", "1/model.onnx", "1/model.py")
+    assert set(before) == {f"{name}/{file}" for name in names for file in files}
     graph = tmp_path / names[0] / "1" / "model.onnx"
     assert file_entry(graph) == release.manifest.files[release.model("scoter_h").file]
     assert (tmp_path / names[0] / "1" / "model.py").read_bytes() == WRAPPER.read_bytes()

@@ -19,7 +19,7 @@ from offline.triton import Backend, Deployment, Profile, add, load, unload
 from service.engine.base import Engine, ModelInput
 from service.engine.deployed import deployed_name
 from service.engine.open import open_engines
-from service.engine.triton import TritonEngine, TritonEngines, client
+from service.engine.triton import TritonEngine, TritonEngines, client, target
 from service.errors import EngineError, EngineOverloaded, EngineUnavailable, ReleaseCorrupt
 from service.release.release import Release
 from service.settings import OnnxSettings, TritonSettings
@@ -355,12 +355,10 @@ async def test_tls_on_both_sides(tmp_path: Path, tiny: TinyRelease) -> None:
         assert (await outcome(engine, PATIENT))[0] == "answered"
         await engine.close()
         await engines.close()
-        for changes in (
-            {},
-            {"ca": files["ca"]},
-            {**mutual.model_dump(include={"certificate", "key"}), "ca": files["stranger"]},
-        ):
-            refused = TritonEngines(running.settings(**changes))
+        plain, anonymous = running.settings(), running.settings(ca=files["ca"])
+        misled = mutual.model_copy(update={"ca": files["stranger"]})
+        for settings in (plain, anonymous, misled):
+            refused = TritonEngines(settings)
             with pytest.raises(EngineUnavailable):
                 await refused.open(release)
             await refused.close()
