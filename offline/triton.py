@@ -62,7 +62,7 @@ class Deployment:
     profile: Profile
     backend: Backend
     instances: int  # that run at the same time: cores of a CPU, copies on each GPU
-    max_queue: int = 0  # requests that wait per model, the next one is refused; 0: no queue policy, see decision 8
+    max_queue: int = 0  # requests that wait per model, the next one is refused; 0: no queue policy, see decision 9
     tensorrt: bool = False  # let TensorRT run what it can of the graph, in FP16
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ def config_text(entry: ModelEntry, release_id: str, sha256: str, how: Deployment
     """`config.pbtxt` of one model."""
     comment = "# Written by `scoter triton add`, which writes it anew.\n"
     if not how.max_queue:
-        comment += "# No queue policy: Triton's stalls batches. `--max-queue` adds one; decision 8 has the figures.\n"
+        comment += "# No queue policy: Triton's stalls batches. `--max-queue` adds one; decision 9 has the figures.\n"
     if how.profile is Profile.gpu:
         comment += (
             "# TensorRT: `--tensorrt` adds it under `optimization`. CUDA graphs need inputs of one fixed shape, which\n"

@@ -40,6 +40,7 @@ def tracked() -> list[Path]:
         "offline",
         "tests",
         "loadtest",
+        "model_repo",
         "docs/decisions",
         "k8s",
         "monitoring",
