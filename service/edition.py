@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from service.context import Context
 from service.deadline import Deadline
+from service.engine.absent import AbsentEngine
 from service.engine.base import Engine, Engines
 from service.engine.ladder import Ladder
-from service.errors import EngineUnavailable, ReleaseCorrupt, RequestInvalid
+from service.errors import EngineError, EngineUnavailable, ReleaseCorrupt, RequestInvalid
 from service.metrics import Metrics
 from service.recommend import Recommender
 from service.release.manifest import listed
@@ -44,11 +45,19 @@ class Edition:
 
     @classmethod
     async def load(
-        cls, release_id: str, settings: Settings, store: Store, engines: Sequence[Engines], metrics: Metrics
+        cls,
+        release_id: str,
+        settings: Settings,
+        store: Store,
+        engines: Sequence[Engines],
+        metrics: Metrics,
+        *,
+        starting: bool,
     ) -> Edition:
         """Open a release of `settings.releases` in every engine and replay its own warm-up requests.
 
-        Raises ReleaseError if it cannot be served, EngineUnavailable if no engine answers for one of its models.
+        A service that is `starting` and has a fallback goes without its first engine until that one is there.
+        Raises ReleaseError if the release cannot be served, EngineError if an engine does not answer for a model of it.
         """
         started = perf_counter()
         # Reading and hashing block; the loop must stay free for requests and signals.
@@ -57,12 +66,19 @@ class Edition:
             raise ReleaseCorrupt(f"{release.path} holds release {release.id}: copy release {release_id} again")
         opened: list[Engine] = []
         try:
-            for maker in engines:
-                opened.append(await maker.open(release))  # noqa: PERF401 - what was opened must be closed if one fails
+            for number, maker in enumerate(engines, start=1):
+                try:
+                    opened.append(await maker.open(release))
+                except EngineError:
+                    if not starting or number == len(engines):
+                        raise
+                    opened.append(AbsentEngine(maker, release, local=False))
             log.info("release_opened", release=release.id, seconds=round(perf_counter() - started, 3))
             ladder = Ladder(opened, settings.breaker)
             recommender = Recommender(release, store, ladder, settings.limits, metrics)
-            await _warm_up(release, store, opened, settings)
+            for engine in opened:
+                if not isinstance(engine, AbsentEngine):
+                    await _warm_up(release, store, engine, settings)
         except BaseException:
             for engine in opened:
                 await engine.close()
@@ -103,25 +119,24 @@ def _state(ready: list[bool]) -> str:
     return "on the fallback engine" if any(ready) else UNANSWERED
 
 
-async def _warm_up(release: Release, store: Store, engines: Sequence[Engine], settings: Settings) -> None:
-    """Replay the release's real requests on every engine, those that name no model on every model.
+async def _warm_up(release: Release, store: Store, engine: Engine, settings: Settings) -> None:
+    """Replay the release's real requests on an engine, those that name no model on every model.
 
     Raises ReleaseCorrupt if one is no request that the release can answer, EngineUnavailable if a model fails.
     """
     started = perf_counter()
     requests = await asyncio.to_thread(warmup_requests, release)
-    for engine in engines:
-        # A rehearsal is no traffic: it is counted on a registry that nobody scrapes, and opens nobody's breaker.
-        ladder = Ladder([engine], settings.breaker)
-        rehearsal = Recommender(release, store, ladder, settings.limits, Metrics(CollectorRegistry()))
-        for number, request in enumerate(requests, start=1):
-            context = Context(f"warmup-{number}", StageTimings(), Deadline(WARMUP_SECONDS))
-            try:
-                response = await rehearsal.recommend(request, context)
-            except RequestInvalid as error:
-                raise ReleaseCorrupt(f"{release.path / WARMUP} asks for what cannot be: {error}") from error
-            if any(reason.startswith("engine") for reason in response.degraded):
-                raise EngineUnavailable(f"model {response.model} of release {release.id} fails on its warm-up requests")
+    # A rehearsal is no traffic: it is counted on a registry that nobody scrapes, and opens nobody's breaker.
+    ladder = Ladder([engine], settings.breaker)
+    rehearsal = Recommender(release, store, ladder, settings.limits, Metrics(CollectorRegistry()))
+    for number, request in enumerate(requests, start=1):
+        context = Context(f"warmup-{number}", StageTimings(), Deadline(WARMUP_SECONDS))
+        try:
+            response = await rehearsal.recommend(request, context)
+        except RequestInvalid as error:
+            raise ReleaseCorrupt(f"{release.path / WARMUP} asks for what cannot be: {error}") from error
+        if any(reason.startswith("engine") for reason in response.degraded):
+            raise EngineUnavailable(f"model {response.model} of release {release.id} fails on its warm-up requests")
     log.info("warmed_up", release=release.id, requests=len(requests), seconds=round(perf_counter() - started, 3))
 
 

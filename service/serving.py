@@ -67,7 +67,9 @@ class Serving:
         EngineUnavailable if a model does not answer.
         """
         store = open_store(settings.store)
-        engines: list[Engines] = [open_engines(settings.engine, metrics.batch)]
+        engines = [open_engines(settings.engine, metrics.batch)]
+        if settings.fallback is not None:
+            engines.append(open_engines(settings.fallback, metrics.batch))
         serving = cls(settings, store, engines, metrics)
         try:
             serving._pointed = None if settings.release else await published(store)
@@ -121,7 +123,9 @@ class Serving:
             if old is not None and old.release.id == wanted:
                 return wanted
             try:
-                new = await Edition.load(wanted, self._settings, self.store, self._engines, self._metrics)
+                new = await Edition.load(
+                    wanted, self._settings, self.store, self._engines, self._metrics, starting=old is None
+                )
             except ScoterError as error:
                 if old is not None:
                     self._metrics.swapped("refused")

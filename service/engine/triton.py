@@ -22,6 +22,7 @@ from service.errors import EngineError, EngineOverloaded, EngineTimeout, EngineU
 from service.release.manifest import ModelEntry
 from service.release.release import Release
 from service.settings import TritonSettings
+from service.trace import traceparent
 
 _KEEPALIVE_MS = 5_000  # a server that is silent for so long while requests run is pinged,
 _KEEPALIVE_ANSWER_MS = 2_000  # and its connection given up when it does not answer the ping
@@ -106,6 +107,7 @@ class TritonEngines:
                 _tensors(entry, request),
                 model_version=VERSION,
                 outputs=_REQUESTED,
+                headers=_headers(),
                 timeout=max(1, int(seconds * 1e6)),  # microseconds in the server's queue
                 client_timeout=seconds,
             )
@@ -189,6 +191,12 @@ def client(settings: TritonSettings) -> triton.InferenceServerClient:
 def target(url: str) -> str:
     """The gRPC target for an address: `host:port` is looked up in DNS, anything with a scheme is left as it is."""
     return url if "://" in url or url.startswith(("ipv4:", "ipv6:", "unix:")) else f"dns:///{url}"
+
+
+def _headers() -> dict[str, str]:
+    """The caller's trace goes on at the server."""
+    trace = traceparent.get()
+    return {"traceparent": trace} if trace is not None else {}
 
 
 def _tensors(entry: ModelEntry, request: ModelInput) -> list[triton.InferInput]:

@@ -56,12 +56,17 @@ def free_port() -> int:
 
 @contextmanager
 def serving(
-    releases: Path, store: Path | str, folder: Path, *, environment: Mapping[str, str] | None = None
+    releases: Path,
+    store: Path | str,
+    folder: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
 ) -> Iterator[Server]:
     """The service, once it is ready; killed at the end. `environment` adds settings; the log goes into `folder`."""
     port = free_port()
     command = [sys.executable, "-m", "service", "--releases", str(releases), "--store", str(store)]
-    log = folder / f"service-{port}.log"
+    log = log or folder / f"service-{port}.log"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SCOTER_")}
     with (
         log.open("wb") as stream,
