@@ -97,8 +97,7 @@ class LmdbStore:
             while True:
                 try:
                     with self._environment.begin(write=True) as transaction:
-                        result = change(transaction)
-                    return result
+                        return change(transaction)
                 except lmdb.MapFullError:
                     with self._map:
                         self._environment.set_mapsize(2 * self._environment.info()["map_size"])
