@@ -11,6 +11,11 @@ from service.store.base import Change, Store
 from service.store.keys import is_of_release
 
 
+def cached(store: Store, settings: CacheSettings, observe: Callable[[bool], None]) -> Store:
+    """The store with a cache in front, if the settings ask for one."""
+    return CachedStore(store, settings, observe) if settings.entries else store
+
+
 class CachedStore:
     """Reads through to `store`; answers what it has read before, for as long as the settings say.
 

@@ -66,8 +66,19 @@ def test_help_lists_the_stages_in_order_and_the_first_steps(scoter: Scoter, argu
     assert outcome.code == (0 if arguments else 2)
     shown = outcome.out + outcome.err
     commands = shown[shown.index("Commands") :]
-    stages = ["sample", "run", "prepare", "tokenize", "reason", "train", "evaluate", "export", "publish"]
-    stages += ["rollback", "gc"]
+    stages = [
+        "sample",
+        "run",
+        "prepare",
+        "tokenize",
+        "reason",
+        "train",
+        "evaluate",
+        "export",
+        "publish",
+        "rollback",
+        "gc",
+    ]
     places = [commands.index(f" {stage} ") for stage in stages]
     assert places == sorted(places)
     for step in (
