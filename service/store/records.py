@@ -157,8 +157,8 @@ def decode_load(record: bytes | None) -> Load | RecordMiss:
     try:
         row = from_json(record)
         load = Load(row["users"], row["part"], tuple(row["names"]), row["done"], row["leaving"])
-        numbers = (load.users, load.part, load.done)
-        if {*map(type, numbers)} == {int} and type(load.leaving) is bool and {*map(type, load.names)} <= {str}:
+        kinds = [*map(type, (load.users, load.part, load.done, load.leaving)), *{*map(type, load.names)}]
+        if kinds[:4] == [int, int, int, bool] and kinds[4:] in ([], [str]):
             return load if load.part > 0 and 0 <= load.done <= load.users else RecordMiss.corrupt
     except (ValueError, KeyError, TypeError):
         pass

@@ -13,7 +13,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeout
 from redis.maint_notifications import MaintNotificationsConfig
 
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 Command = tuple[str | bytes | int, ...]
 
 PIPELINE = 500  # commands sent at once, so that a bulk load never holds the server for long
-REFRESH_SECONDS = 0.1  # between two readings of a cluster's map
+REFRESH_SECONDS = 0.25  # between two readings of a cluster's map
 
 # A value that is already there is a swap whose reply was lost.
 SWAP = """
@@ -110,7 +110,7 @@ class Client:
     async def close(self) -> None:
         """Close every connection, once what runs has ended."""
         await asyncio.gather(*self._running, return_exceptions=True)
-        await self._redis.aclose()
+        await (self._redis.end() if isinstance(self._redis, Cluster) else self._redis.aclose())
         if self._sentinel is not None:
             await self._sentinel.aclose()
 
@@ -135,26 +135,46 @@ class Client:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         self._turns.release()
+        if not task.cancelled():
+            task.exception()  # seen, also where nobody waits for it any more
 
 
 class Cluster(RedisCluster):
-    """A cluster's client that reads the cluster's map ten times a second at most.
+    """A cluster's client whose healthy nodes do not feel that another one is down.
 
-    The library reads it anew before the next command whenever a node has failed, everyone waiting: as long as one
-    node is down, each request for it would hold up those that the other nodes could answer.
+    Whenever a node has failed, the library reads the cluster's map and its list of commands before the next command,
+    everyone waiting, and when the cluster says that it is down, it cuts all connections, those in use too. Here one
+    command reads the map, four times a second at most, while the others go on by the map there is.
     """
 
     _read_at = float("-inf")
+    _reading = False
 
     async def initialize(self, *args: Any, **names: Any) -> RedisCluster:  # noqa: ANN401 - the library's own
-        """Read the map, unless it was read just now."""
-        if self._initialize and monotonic() - self._read_at < REFRESH_SECONDS:
+        """Read the map, unless somebody is at it or has just been."""
+        if self.get_default_node() is None:  # there is no map to go by
+            return await super().initialize(*args, **names)
+        if self._reading or monotonic() - self._read_at < REFRESH_SECONDS:
+            return self
+        self._reading = True
+        try:
+            await self.nodes_manager.initialize(*args, **names)
             self._initialize = False
-        if self._initialize:
-            read_at = monotonic()
-            await super().initialize(*args, **names)
-            self._read_at = read_at
+        except (RedisError, RedisClusterException, OSError):
+            pass  # nobody could tell: the map there is, and the next try in a moment
+        finally:
+            self._reading = False
+            self._read_at = monotonic()
         return self
+
+    async def aclose(self) -> None:
+        """What the library calls when the map is in doubt: have it read again."""
+        self._initialize = True
+
+    async def end(self) -> None:
+        """Close every connection."""
+        self._initialize = False  # or else the library closes nothing
+        await super().aclose()
 
 
 def _swap(key: bytes, old: bytes | None, new: bytes) -> Command:
@@ -167,9 +187,7 @@ def _tag(key: bytes) -> bytes:
     return key[start : key.find(b"}", start)] if start >= 0 else key
 
 
-def _connect(
-    address: Address, settings: RedisSettings, timeout_ms: float
-) -> tuple[Redis | RedisCluster, Sentinel | None]:
+def _connect(address: Address, settings: RedisSettings, timeout_ms: float) -> tuple[Redis | Cluster, Sentinel | None]:
     options: dict[str, Any] = {
         "socket_connect_timeout": settings.connect_timeout_ms / 1000,
         "socket_timeout": timeout_ms / 1000,
@@ -187,9 +205,9 @@ def _connect(
         "ssl_check_hostname": address.check_hostname,
     }
     tls = files if address.tls else {}
-    flag = {"ssl": True} if address.tls else {}
-    who = {"username": address.username, "password": address.password}
-    room = {"max_connections": settings.connections}
+    flag: dict[str, Any] = {"ssl": True} if address.tls else {}
+    who: dict[str, Any] = {"username": address.username, "password": address.password}
+    room: dict[str, Any] = {"max_connections": settings.connections}
     match address.kind:
         case "socket":
             where: dict[str, Any] = {"connection_class": UnixDomainSocketConnection, "path": address.path}

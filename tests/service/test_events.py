@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -212,12 +211,14 @@ asyncio.run(main(*sys.argv[1:]))
 @pytest.mark.slow
 async def test_what_a_killed_writer_has_acknowledged_is_there(tiny: TinyRelease, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROCESS, str(tmp_path / "store"), str(tiny.path)]
-    running = [subprocess.Popen([*command, name], cwd=ROOT, stdout=subprocess.PIPE, text=True) for name in "abc"]
+    running = [
+        await asyncio.create_subprocess_exec(*command, name, cwd=ROOT, stdout=asyncio.subprocess.PIPE) for name in "abc"
+    ]
     assert running[0].stdout is not None
     for _ in range(5):
-        running[0].stdout.readline()
+        await running[0].stdout.readline()
     running[0].kill()
-    said = [process.communicate(timeout=60)[0].split() for process in running]
+    said = [(await process.communicate())[0].decode().split() for process in running]
     assert [process.returncode for process in running[1:]] == [0, 0]
     store = LmdbStore(tmp_path / "store")
     items = (await stored(store, "u")).items

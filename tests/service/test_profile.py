@@ -12,10 +12,10 @@ import pytest
 from service.errors import StoreError, StoreTimeout, StoreUnavailable
 from service.profile import Profile, Profiles
 from service.release.blob import BlobMiss
+from service.settings import RedisSettings
 from service.store.base import Change, Store
 from service.store.keys import history_key, reasoning_key, steps_key, user_tag
 from service.store.records import History, RecordMiss, encode_history, encode_steps
-from service.settings import RedisSettings
 from service.store.redis import RedisStore
 from tests.service.tiny_release import WRITTEN, TinyRelease, User, blob, publish
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,7 +82,7 @@ async def test_what_is_kept_grows_old(tmp_path: Path) -> None:
     await setup.store.put([(BLOB, b"old")])
     await setup.cached.get([BLOB])
     await setup.store.put([(BLOB, b"new")])
-    time.sleep(0.06)
+    await asyncio.sleep(0.06)
     assert await setup.cached.get([BLOB]) == [b"new"]
     await setup.cached.close()
 
@@ -103,6 +103,7 @@ async def test_own_changes_are_seen_at_once(tmp_path: Path) -> None:
 
 async def test_without_entries_there_is_no_cache(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
-    assert cached(store, CacheSettings(), [].append) is store
-    assert isinstance(cached(store, CacheSettings(entries=1), [].append), CachedStore)
+    hits: list[bool] = []
+    assert cached(store, CacheSettings(), hits.append) is store
+    assert isinstance(cached(store, CacheSettings(entries=1), hits.append), CachedStore)
     await store.close()

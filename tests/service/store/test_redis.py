@@ -50,8 +50,8 @@ async def cancelled_under_load(store: RedisStore, blobs: dict[str, bytes], fmt: 
         assert history == user.encode()
         outcomes["answered"] += 1
 
-    for start in range(0, requests, 60):
-        await asyncio.gather(*(ask(users[(start + number) % len(users)]) for number in range(60)))
+    for first in range(0, requests, 60):
+        await asyncio.gather(*(ask(users[(first + number) % len(users)]) for number in range(60)))
     assert outcomes["cancelled"] > requests / 10
     return outcomes["answered"]
 
@@ -166,8 +166,7 @@ async def test_a_swap_that_nobody_waits_for_still_happens(any_redis: RedisSettin
     for number in range(20):
         old = None if not number else str(number - 1).encode()
         task = asyncio.create_task(store.swap(b"swapped", old, str(number).encode()))
-        while not store._writes._running:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.gather(*store._writes._running, task, return_exceptions=True)
     assert await store.get([b"swapped"]) == [b"19"]
@@ -193,7 +192,7 @@ async def test_sentinels_have_a_password_of_their_own(sentinel_url: str) -> None
 
 async def test_a_certificate_that_nobody_vouches_for_is_refused(tls_url: str) -> None:
     store = RedisStore(redis_settings(tls_url.partition("?")[0]))
-    with pytest.raises(StoreUnavailable, match="CERTIFICATE_VERIFY_FAILED|certificate"):
+    with pytest.raises(StoreUnavailable, match=r"CERTIFICATE_VERIFY_FAILED|certificate"):
         await store.get([b"a"])
     await store.close()
 
@@ -294,17 +293,19 @@ async def test_a_cluster_node_that_dies_costs_its_slots_until_its_replica_takes_
         group.servers[0].kill()
         with pytest.raises(StoreError):
             await store.get(dead[:1])
-        failed = 0
+        failed = asked = 0
         started = time.monotonic()
         promoted = None
         while promoted is None:
             answers = await asyncio.gather(*(store.get([key]) for key in keys), return_exceptions=True)
             assert all(isinstance(a, StoreError) or a == [key] for key, a in zip(keys, answers, strict=True))
+            asked += len(alive)
             failed += sum(isinstance(a, StoreError) for key, a in zip(keys, answers, strict=True) if key in alive)
             if not any(isinstance(answer, StoreError) for answer in answers):
                 promoted = time.monotonic() - started
             assert time.monotonic() - started < 40
             await asyncio.sleep(0.02)
+        assert failed < asked / 5  # the other nodes go on answering; a busy test machine may be late now and then
         await heals(store, dead[0], dead[0], 10)
         assert await store.get(keys) == keys
         await store.close()
