@@ -24,7 +24,7 @@ Milliseconds = Annotated[float, Field(gt=0, description="milliseconds")]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # it may be a password
 
 
 class LmdbSettings(_Section):
@@ -118,6 +118,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="SCOTER_",
         env_nested_delimiter="__",
+        hide_input_in_errors=True,
         extra="forbid",
         frozen=True,
     )

@@ -81,7 +81,7 @@ COMMANDS = ("+get", "+mget", "+set", "+unlink", "+eval", "+ping", "+hello", "+au
 def redis_settings(where: int | str, **changes: float) -> RedisSettings:
     """Patient enough for a busy test machine, unless the test is about impatience."""
     url = where if isinstance(where, str) else f"redis://127.0.0.1:{where}/0"
-    patient = {"connect_timeout_ms": 2_000, "read_timeout_ms": 2_000}
+    patient = {"connect_timeout_ms": 10_000, "read_timeout_ms": 10_000}
     return RedisSettings.model_validate({"url": SecretStr(url), **patient, **changes})
 
 

@@ -97,7 +97,8 @@ class Client:
 
     async def run(self, command: Command) -> object:
         """One command's reply. Raises StoreTimeout or StoreUnavailable."""
-        return await self._bounded(lambda: self._redis.execute_command(*command), self._patience)
+        send: Callable[..., Awaitable[object]] = self._redis.execute_command
+        return await self._bounded(lambda: send(*command), self._patience)
 
     async def pipelined(self, commands: Iterable[Command]) -> list[object]:
         """The replies to many commands, sent a few hundred at a time. Raises StoreTimeout or StoreUnavailable."""
@@ -147,25 +148,61 @@ class Cluster(RedisCluster):
     command reads the map, four times a second at most, while the others go on by the map there is.
     """
 
-    _read_at = float("-inf")
-    _reading = False
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - the library's own
+        super().__init__(**options)
+        self._ready = False  # there is a map to go by
+        self._first = asyncio.Lock()
+        self._reading = False
+        self._read_at = float("-inf")
 
     async def initialize(self, *args: Any, **names: Any) -> RedisCluster:  # noqa: ANN401 - the library's own
         """Read the map, unless somebody is at it or has just been."""
-        if self.get_default_node() is None:  # there is no map to go by
-            return await super().initialize(*args, **names)
-        if self._reading or monotonic() - self._read_at < REFRESH_SECONDS:
-            return self
-        self._reading = True
-        try:
-            await self.nodes_manager.initialize(*args, **names)
-            self._initialize = False
-        except (RedisError, RedisClusterException, OSError):
-            pass  # nobody could tell: the map there is, and the next try in a moment
-        finally:
-            self._reading = False
-            self._read_at = monotonic()
+        if not self._ready:
+            async with self._first:
+                await self._begin()
+        elif self._initialize and not self._reading and not self._just_read():
+            self._reading = True
+            try:
+                await self.nodes_manager.initialize(*args, **names)
+                self._initialize = False
+            except (RedisError, RedisClusterException, OSError):
+                pass  # nobody could tell: the map there is, and the next try in a moment
+            finally:
+                self._reading = False
+                self._read_at = monotonic()
         return self
+
+    async def execute_command(self, *args: Any, **names: Any) -> Any:  # noqa: ANN401 - the library's own
+        """As the library does, which without a map asks any node, the dead one too."""
+        if not self._ready:
+            await self.initialize()
+        return await super().execute_command(*args, **names)
+
+    async def _begin(self) -> None:
+        if self._ready:
+            return
+        if self._just_read():
+            raise RedisClusterException("no node of the cluster could be asked a moment ago")
+        try:
+            await self.nodes_manager.initialize()
+            await self._learn_commands()
+            self._ready, self._initialize = True, False
+        finally:
+            self._read_at = monotonic()
+
+    async def _learn_commands(self) -> None:
+        """Where commands have their keys, from the first master that answers; the library asks one, dead or alive."""
+        failed: Exception = RedisClusterException("the cluster has no master")
+        for node in self.get_primaries():
+            try:
+                await self.commands_parser.initialize(node)
+                return
+            except (RedisError, OSError) as error:
+                failed = error
+        raise failed
+
+    def _just_read(self) -> bool:
+        return monotonic() - self._read_at < REFRESH_SECONDS
 
     async def aclose(self) -> None:
         """What the library calls when the map is in doubt: have it read again."""
@@ -175,6 +212,7 @@ class Cluster(RedisCluster):
         """Close every connection."""
         self._initialize = False  # or else the library closes nothing
         await super().aclose()
+        self._ready = False
 
 
 def _swap(key: bytes, old: bytes | None, new: bytes) -> Command:
