@@ -204,19 +204,20 @@ def _with(shelf: Shelf, release_id: str) -> tuple[str, ...]:
 
 def _records(release: Release, rows: Container[int]) -> Iterator[Record]:
     """What is written of the users in `rows`. Raises ReleaseCorrupt if there are more users than there should be."""
-    matrices = _matrices(release)
-    with (release.path / USERS).open("rb") as lines:
+    formats = [(entry, matrix, entry.blob_format(release.id)) for entry, matrix in _matrices(release)]
+    file, expected = release.path / USERS, release.manifest.dataset.users
+    with file.open("rb") as lines:
         for row, line in enumerate(lines):
-            where = f"{release.path / USERS}, line {row + 1}"
-            if row == release.manifest.dataset.users:
-                raise ReleaseCorrupt(f"{where}: the manifest speaks of {row} users: run `scoter export` again")
+            if row == expected:
+                raise ReleaseCorrupt(
+                    f"{file}, line {row + 1}: the manifest speaks of {row} users: run `scoter export` again"
+                )
             if row not in rows:
                 continue
-            user, history, steps = _user(line, where)
+            user, history, steps = _user(line, file, row + 1)
             tag = user_tag(user)
             own = [(steps_key(tag, release.id), encode_steps(steps))]
-            for entry, matrix in matrices:
-                fmt = entry.blob_format(release.id)
+            for entry, matrix, fmt in formats:
                 try:
                     blob = encode(matrix[row], fmt, user, history_length=len(history), written=entry.written)
                 except ValueError as error:
@@ -225,15 +226,17 @@ def _records(release: Release, rows: Container[int]) -> Iterator[Record]:
             yield Record(row, tag, history, own)
 
 
-def _user(line: bytes, where: str) -> tuple[str, list[str], list[str]]:
+def _user(line: bytes, file: Path, number: int) -> tuple[str, list[str], list[str]]:
     """A line's user, history and steps."""
     try:
         body = json.loads(line)
         user, history, steps = body["user"], body["history"], body["steps"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ReleaseCorrupt(f"{where}: not an object with user, history and steps ({error!r})") from error
+        raise ReleaseCorrupt(
+            f"{file}, line {number}: not an object with user, history and steps ({error!r})"
+        ) from error
     if not isinstance(user, str) or not _texts(history) or not _texts(steps):
-        raise ReleaseCorrupt(f"{where}: user is no text, or history or steps no list of texts")
+        raise ReleaseCorrupt(f"{file}, line {number}: user is no text, or history or steps no list of texts")
     return user, history, steps
 
 
