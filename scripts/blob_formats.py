@@ -54,7 +54,7 @@ def main(
     print(f"{len(chosen)} test users, beam {settings.beam}")
     for layout, matrices in ((Layout.projected, projected.numpy()), (Layout.raw, raw.numpy())):
         for dtype in ("float32", "float16", "int8"):
-            stored, size = _through_the_codec(matrices, layout, cast("Dtype", dtype))
+            stored, size = _through_the_codec(matrices, layout, dtype)
             found: list[NDArray[np.int64]] = []
             for start in track(range(0, len(chosen), BATCH), f"{layout.name} {dtype}", transient=True):
                 rows = slice(start, start + BATCH)

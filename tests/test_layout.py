@@ -29,7 +29,9 @@ def tracked() -> list[Path]:
         listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
     except (OSError, subprocess.CalledProcessError):
         # Unpacked from an archive: everything in it was tracked.
-        return [p for p in ROOT.rglob("*") if p.is_file() and not {".venv", ".tools", "__pycache__", ".demo"} & set(p.parts)]
+        return [
+            p for p in ROOT.rglob("*") if p.is_file() and not {".venv", ".tools", "__pycache__", ".demo"} & set(p.parts)
+        ]
     return [ROOT / name for name in listing.decode().split("\0") if name and (ROOT / name).is_file()]
 
 

@@ -63,7 +63,7 @@ async def test_the_next_recommendation_sees_what_was_appended(
     assert (answer.accepted, answer.duplicates, answer.unknown_items) == (2, 0, 1)
     assert answer.history == len(user.history) + 2
     profile = await Profiles(any_store, tiny.manifest.release_id).fetch(
-        user.id, tiny.manifest.models[0].reasoning, history=True, reasoning=True, steps=False
+        user.id, tiny.manifest.models[0].reasoning, history=True, reasoning=True, steps=False, seconds=10
     )
     assert profile.history == [*user.history, "item-9", "no such item"]
     assert profile.behind == 2
