@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -22,7 +23,8 @@ from service.cli import store_settings
 from service.errors import ScoterError
 from service.release.manifest import listed
 from service.release.release import Release
-from service.settings import TritonSettings, usable_cores
+from service.settings import RedisSettings, TritonSettings, usable_cores
+from service.store.base import Store
 from service.store.open import open_store
 
 app = typer.Typer(
@@ -47,13 +49,21 @@ app = typer.Typer(
 if TYPE_CHECKING:
     from offline.run import Last
 
+_T = TypeVar("_T")
 _errors = Console(stderr=True)
 INTERRUPTED = 130
 
 RecipeArgument = Annotated[str, typer.Argument(help=f"A .toml file, or one of: {', '.join(recipe_names())}.")]
 DataOption = Annotated[Path, typer.Option(help="Folder with NAME.inter and, if there are texts, NAME.item (RecBole).")]
 WorkOption = Annotated[Path, typer.Option(help="Folder for the stages' outputs and for releases/.")]
-StoreOption = Annotated[str, typer.Option(help="Folder of an LMDB store, or redis://, rediss:// or unix:// URL.")]
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        help="Folder of an LMDB store, or the URL of a Redis (docs/store.md). A URL with a password belongs in the "
+        "environment: arguments are visible to every user of the machine.",
+        envvar=["SCOTER_STORE__URL", "SCOTER_STORE__PATH"],
+    ),
+]
 
 
 @app.command()
@@ -131,7 +141,7 @@ def publish(
 ) -> None:
     """Load a release's H into a user store and make it the live one.
 
-    To go back to an earlier release, publish it again: its folder is still under WORK/releases.
+    Cut off, the same command goes on from there. A release that is in the store already is made live at once.
     """
     _publish(work / "releases" / release if release else latest_release(work), store)
 
@@ -240,6 +250,39 @@ def _triton_settings(
         raise StageError(f"--url and its TLS files cannot be used: {listed(error)}") from error
 
 
+@app.command()
+def rollback(store: StoreOption) -> None:
+    """Make the release live again that was live before; once more goes one further back.
+
+    Needs no release folder: its records are still in the store, or this says that they are not.
+    """
+    from offline.shelf import rollback as roll_back
+
+    console.print(f"[green]✓[/] live again: [bold]{_with_store(store, roll_back)}[/]")
+
+
+@app.command()
+def gc(
+    store: StoreOption,
+    keep: Annotated[int, typer.Option(min=1, help="Releases to keep, the most recent ones.")] = 3,
+    pin: Annotated[
+        list[str] | None, typer.Option(help="A release that some service is pinned to; may be given several times.")
+    ] = None,
+) -> None:
+    """Remove the H and steps of releases that are neither live, nor pinned, nor among the most recent.
+
+    Histories stay. The store is not scanned; cut off, the same command goes on from there. Not while a release is
+    being published that is not among the ones to keep.
+    """
+    from offline.collect import collect
+
+    gone = _with_store(store, lambda opened: collect(opened, keep, frozenset(pin or ())))
+    for release in gone:
+        console.print(f"[green]✓[/] removed [bold]{release.release_id}[/]: {release.users:,} users")
+    if not gone:
+        console.print("[green]✓[/] nothing to remove")
+
+
 def _run_to(last: Last, recipe: str, data: Path, work: Path) -> Path:
     chosen = load_recipe(recipe)
     from offline.run import run
@@ -248,21 +291,32 @@ def _run_to(last: Last, recipe: str, data: Path, work: Path) -> Path:
 
 
 def _publish(release: Path, store: str) -> None:
-    async def load() -> None:
+    done = _with_store(store, lambda opened: publish_release(release, opened))
+    if done.records == 0:
+        console.print(f"[green]✓[/] live again: [bold]{done.release_id}[/], whose {done.users:,} users were there")
+        return
+    written = done.users - done.skipped
+    console.print(
+        f"[green]✓[/] published [bold]{done.release_id}[/]: {done.users:,} users"
+        + (f" ({done.skipped:,} of them before)" if done.skipped else "")
+        + f", {done.records:,} records, {done.bytes / written:,.0f} bytes a user, "
+        f"{done.records / done.seconds:,.0f} records/s"
+    )
+
+
+def _with_store(store: str, use: Callable[[Store], Awaitable[_T]]) -> _T:
+    async def work() -> _T:
+        settings = store_settings(store)
+        if isinstance(settings, RedisSettings):  # nobody waits for an answer within milliseconds
+            patience = {"connect_timeout_ms": 2_000.0, "read_timeout_ms": settings.write_timeout_ms}
+            settings = settings.model_copy(update=patience)
+        opened = open_store(settings)
         try:
-            opened = open_store(store_settings(store))
-        except ValueError as error:  # not the URL itself, which may hold a password
-            raise StageError(f"the URL of the store cannot be read: {error}") from error
-        try:
-            done = await publish_release(release, opened)
+            return await use(opened)
         finally:
             await opened.close()
-        console.print(
-            f"[green]✓[/] published [bold]{done.release_id}[/]: {done.users} users, {done.blobs} records, "
-            f"{done.bytes / max(done.users, 1):.0f} bytes a user, {done.blobs / done.seconds:,.0f} records/s"
-        )
 
-    asyncio.run(load())
+    return asyncio.run(work())
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ from service.errors import ScoterError
 from service.release.catalogue import Catalogue
 from service.store.keys import history_key, user_tag
 from service.store.open import open_store
-from service.store.records import decode_history
+from service.store.records import History, decode_history
 
 HOST = "127.0.0.1"
 START_SECONDS = 90.0
@@ -260,7 +260,7 @@ async def _histories(store: str, users: list[str]) -> list[list[str]]:
     finally:
         await opened.close()
     histories = [decode_history(record) for record in records]
-    return [history.items if history else [] for history in histories]
+    return [history.items if isinstance(history, History) else [] for history in histories]
 
 
 def _free_port() -> int:

@@ -200,13 +200,16 @@ def _metrics(report: dict[str, Any], name: str) -> dict[str, float]:
 
 
 def _write_reasoning(path: Path, model: Recommender, raw: NDArray[np.float16], entry: ReasoningEntry) -> None:
-    """H of every user as the release stores it, [U, K, width]."""
+    """H of every user, [U, K, width]; what int8 leaves of it is decided where blobs are written."""
     assert model.adapter is not None
     path.parent.mkdir(exist_ok=True)
     if path.is_file():  # raw H, written for another model of this release
         return
     out = np.lib.format.open_memmap(
-        path, mode="w+", dtype=np.dtype(entry.dtype), shape=(len(raw), entry.steps, entry.width)
+        path,
+        mode="w+",
+        dtype=np.dtype("float16" if entry.dtype == "int8" else entry.dtype),
+        shape=(len(raw), entry.steps, entry.width),
     )
     for start in range(0, len(raw), 4096):
         part = raw[start : start + 4096].astype(np.float32)

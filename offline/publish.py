@@ -1,35 +1,50 @@
 """Command `publish`: a release's H, histories and step texts into the user store, then the pointer.
 
-H and steps lie under the release's own keys, so a running service does not meet them before the pointer moves.
-Histories are shared by all releases and replaced as they are written.
+H and steps lie under the release's own keys, so a running service does not meet them before the pointer moves. How far
+it has come stands in the store: called again after it was cut off, it goes on from there, and a release that is there
+already is made live at once, each after a sample was read back. Histories are shared by all releases; events that were
+appended since the release was made stay in them.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from offline.errors import StageError
+from offline.shelf import flip, read_load, spread, update_shelf, write_load
 from offline.stage import console
 from service.errors import ReleaseCorrupt, ReleaseMissing
 from service.release.blob import encode
 from service.release.manifest import ReasoningEntry
 from service.release.release import Release
-from service.store.base import Store
-from service.store.keys import RELEASE_POINTER, history_key, reasoning_key, steps_key, user_tag
-from service.store.records import History, encode_history, encode_steps
+from service.store.base import Change, Store
+from service.store.keys import history_key, reasoning_key, steps_key, user_tag, users_key
+from service.store.records import (
+    History,
+    Load,
+    RecordMiss,
+    Shelf,
+    decode_history,
+    encode_history,
+    encode_steps,
+    encode_tags,
+)
 
 BATCH = 1000  # users written together
 SAMPLE = 100  # users read back before the pointer moves
+ATTEMPTS = 100
 USERS = "reasoning/users.jsonl"
 
 Pair = tuple[bytes, bytes]
@@ -41,9 +56,20 @@ class Published:
 
     release_id: str
     users: int
-    blobs: int
+    skipped: int  # users whose records had been written before
+    records: int
     bytes: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A user's part of a release: `own` lies under the release's own keys."""
+
+    row: int
+    tag: str
+    history: list[str]
+    own: list[Pair]
 
 
 def latest_release(work: Path) -> Path:
@@ -61,63 +87,156 @@ async def publish(path: Path, store: Store) -> Published:
     Raises ReleaseError if the release is damaged, before anything is written; StoreError if the store fails and
     StageError if what was read back is not what was written. The pointer has not moved then.
     """
-    release = Release.open(path)
-    total = _check(release)
-    wanted = set(np.linspace(0, total - 1, min(SAMPLE, total)).astype(int).tolist())
-    sample: dict[int, list[Pair]] = {}
     start = time.monotonic()
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    users, blobs, size = 0, 0, 0
+    release = Release.open(path)
+    total, names = release.manifest.dataset.users, tuple(entry.name for entry, _ in _matrices(release))
+    found = await read_load(store, release.id)
+    load = Load(total, BATCH, names)
+    if isinstance(found, Load) and found == replace(load, done=found.done):
+        # What cannot be read back as it was written is written again.
+        load = found if await _differs(release, found.done, store) is None else load
+    skipped = load.done
+    records, size = 0, 0
+    if load.done < total:
+        _check(release)
+        await update_shelf(store, lambda shelf: replace(shelf, loaded=_with(shelf, release.id)))
+        await write_load(store, release.id, load)
+        records, size = await _load(release, load, store)
+        row = await _differs(release, total, store)
+        if row is not None:
+            raise StageError(
+                f"the store does not return what was written for user row {row}: the pointer was not moved"
+            )
+    await flip(store, release.id)
+    return Published(release.id, total, skipped, records, size, time.monotonic() - start)
+
+
+async def _load(release: Release, load: Load, store: Store) -> tuple[int, int]:
+    """Write what is not done; return the number of records and of their bytes."""
+    known_until = max((entry.written for entry, _ in _matrices(release)), default=0)
+    users, records, size = 0, 0, 0
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), Rate())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(f"publish {release.id}", total=total)
-        rows = _records(release)
-        while batch := list(islice(rows, BATCH)):
-            pairs = [pair for record in batch for pair in record]
+        bar = progress.add_task(
+            f"publish {release.id}", total=load.users, completed=load.done, users=0, records=0, size=0
+        )
+        rows = _records(release, range(load.done, load.users))
+        while batch := list(islice(rows, load.part)):
+            # First, so that `gc` finds whatever else is written.
+            part = load.done // load.part
+            await store.put([(users_key(release.id, part), encode_tags([record.tag for record in batch]))])
+            pairs = [pair for record in batch for pair in record.own]
             await store.put(pairs)
-            sample |= {row: batch[row - users] for row in wanted if users <= row < users + len(batch)}
-            users += len(batch)
-            blobs += len(pairs)
             size += sum(len(key) + len(value) for key, value in pairs)
-            progress.update(bar, completed=users)
-    await _read_back(sample, store)
-    await store.put([(RELEASE_POINTER, release.id.encode())])
-    return Published(release.id, users, blobs, size, time.monotonic() - start)
+            size += await _merge_histories(batch, known_until, store)
+            records += len(pairs) + len(batch)
+            load = replace(load, done=load.done + len(batch))
+            await write_load(store, release.id, load)
+            users += len(batch)
+            progress.update(bar, completed=load.done, users=users, records=records, size=size)
+    return records, size
 
 
-def _records(release: Release) -> Iterator[list[Pair]]:
-    """Every user's keys and values."""
-    matrices = _matrices(release)
-    updated = int(time.time())
-    with (release.path / USERS).open("rb") as lines:
+class Rate(ProgressColumn):
+    """Records a second, and bytes a user."""
+
+    def render(self, task: Task) -> Text:
+        """Of a task with fields `users`, `records` and `size`, all since it began."""
+        users, records, size = (task.fields[name] for name in ("users", "records", "size"))
+        return Text(f"{records / (task.elapsed or 1):,.0f} records/s, {size / max(users, 1):,.0f} bytes a user")
+
+
+async def _merge_histories(batch: Sequence[Record], known_until: int, store: Store) -> int:
+    """Bring the users' histories up to the release, and lose no event that comes meanwhile; return bytes written."""
+    waiting = {history_key(record.tag): record.history for record in batch}
+    size = 0
+    for _ in range(ATTEMPTS):
+        changes: list[Change] = []
+        for key, record in zip(waiting, await store.get(list(waiting)), strict=True):
+            after = merged(decode_history(record), waiting[key], known_until)
+            if after is not None:
+                changes.append((key, record, encode_history(after)))
+        answers = await store.swap_all(changes)
+        size += sum(len(key) + len(new) for (key, _, new), done in zip(changes, answers, strict=True) if done)
+        waiting = {key: waiting[key] for (key, _, _), done in zip(changes, answers, strict=True) if not done}
+        if not waiting:
+            return size
+    raise StageError(f"the histories of {len(waiting)} users changed all the time: publish again, it goes on from here")
+
+
+def merged(stored: History | RecordMiss, items: list[str], known_until: int) -> History | None:
+    """A stored history brought up to a release that knows `items` of the user; None if it need not be changed.
+
+    An event stays unless it is among the release's items, which it can only be if it came before `known_until`
+    (seconds since the epoch, when the release's reasoning was written).
+    """
+    now = int(time.time())
+    if isinstance(stored, RecordMiss):
+        return History(items, now, known_until)
+    if stored.known_until > known_until:  # a later release has been there
+        return None
+    first = len(stored.items) - len(stored.times)
+    room = Counter(items)
+    room.subtract(stored.items[:first])
+    kept: list[int] = []
+    absorbed: list[str] = []
+    for place, (item, moment, mark) in enumerate(zip(stored.items[first:], stored.times, stored.marks, strict=True)):
+        if moment <= known_until * 1000 and room[item] > 0:
+            room[item] -= 1
+            absorbed.append(mark)
+        else:
+            kept.append(place)
+    after = History(
+        items + [stored.items[first + place] for place in kept],
+        now,
+        known_until,
+        [stored.times[place] for place in kept],
+        [stored.marks[place] for place in kept],
+        0,
+        stored.forgotten + absorbed,
+    )
+    return None if replace(after, updated=stored.updated, dropped=stored.dropped) == stored else after
+
+
+def _with(shelf: Shelf, release_id: str) -> tuple[str, ...]:
+    return shelf.loaded if release_id in shelf.loaded else (*shelf.loaded, release_id)
+
+
+def _records(release: Release, rows: Container[int]) -> Iterator[Record]:
+    """What is written of the users in `rows`. Raises ReleaseCorrupt if there are more users than there should be."""
+    formats = [(entry, matrix, entry.blob_format(release.id)) for entry, matrix in _matrices(release)]
+    file, expected = release.path / USERS, release.manifest.dataset.users
+    with file.open("rb") as lines:
         for row, line in enumerate(lines):
-            where = f"{release.path / USERS}, line {row + 1}"
-            if row == release.manifest.dataset.users:
-                raise ReleaseCorrupt(f"{where}: the manifest speaks of {row} users: run `scoter export` again")
-            user, history, steps = _user(line, where)
+            if row == expected:
+                raise ReleaseCorrupt(
+                    f"{file}, line {row + 1}: the manifest speaks of {row} users: run `scoter export` again"
+                )
+            if row not in rows:
+                continue
+            user, history, steps = _user(line, file, row + 1)
             tag = user_tag(user)
-            pairs = [
-                (history_key(tag), encode_history(History(history, updated))),
-                (steps_key(tag, release.id), encode_steps(steps)),
-            ]
-            for entry, matrix in matrices:
-                fmt = entry.blob_format(release.id)
+            own = [(steps_key(tag, release.id), encode_steps(steps))]
+            for entry, matrix, fmt in formats:
                 try:
                     blob = encode(matrix[row], fmt, user, history_length=len(history), written=entry.written)
                 except ValueError as error:
                     raise ReleaseCorrupt(f"{release.path / entry.file}, row {row}: {error}") from error
-                pairs.append((reasoning_key(tag, release.id, entry.name), blob))
-            yield pairs
+                own.append((reasoning_key(tag, release.id, entry.name), blob))
+            yield Record(row, tag, history, own)
 
 
-def _user(line: bytes, where: str) -> tuple[str, list[str], list[str]]:
+def _user(line: bytes, file: Path, number: int) -> tuple[str, list[str], list[str]]:
     """A line's user, history and steps."""
     try:
         body = json.loads(line)
         user, history, steps = body["user"], body["history"], body["steps"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ReleaseCorrupt(f"{where}: not an object with user, history and steps ({error!r})") from error
+        raise ReleaseCorrupt(
+            f"{file}, line {number}: not an object with user, history and steps ({error!r})"
+        ) from error
     if not isinstance(user, str) or not _texts(history) or not _texts(steps):
-        raise ReleaseCorrupt(f"{where}: user is no text, or history or steps no list of texts")
+        raise ReleaseCorrupt(f"{file}, line {number}: user is no text, or history or steps no list of texts")
     return user, history, steps
 
 
@@ -125,17 +244,16 @@ def _texts(value: Any) -> bool:  # noqa: ANN401 - whatever JSON held
     return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
-def _check(release: Release) -> int:
-    """Read all that will be written; return the number of users. Raises ReleaseCorrupt."""
+def _check(release: Release) -> None:
+    """Read all that will be written. Raises ReleaseCorrupt."""
     expected = release.manifest.dataset.users
     if USERS not in release.manifest.files:  # and so was not checked when the release was opened
         raise ReleaseCorrupt(f"{release.path}: the manifest does not list {USERS}: run `scoter export` again")
-    found = sum(1 for _ in _records(release))
+    found = sum(1 for _ in _records(release, range(expected)))
     if found != expected:
         raise ReleaseCorrupt(
             f"{release.path / USERS} holds {found} users, the manifest speaks of {expected}: run `scoter export` again"
         )
-    return found
 
 
 def _matrices(release: Release) -> list[tuple[ReasoningEntry, NDArray[np.floating]]]:
@@ -155,12 +273,10 @@ def _matrices(release: Release) -> list[tuple[ReasoningEntry, NDArray[np.floatin
     return found
 
 
-async def _read_back(sample: dict[int, list[Pair]], store: Store) -> None:
-    """Compare users, by row, with what the store returns."""
-    for row, pairs in sorted(sample.items()):
+async def _differs(release: Release, done: int, store: Store) -> int | None:
+    """A row of the first `done`, of a sample, for which the store does not return what the release writes."""
+    for record in _records(release, {*spread(done, SAMPLE)}):
         # The history is shared by all releases and may have grown meanwhile.
-        own = pairs[1:]
-        if await store.get([key for key, _ in own]) != [value for _, value in own]:
-            raise StageError(
-                f"the store does not return what was written for user row {row}: the pointer was not moved"
-            )
+        if await store.get([key for key, _ in record.own]) != [value for _, value in record.own]:
+            return record.row
+    return None

@@ -121,7 +121,7 @@ class ExportRecipe(_Section):
     """What goes into the release."""
 
     layout: Literal["projected", "raw"] = "projected"
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "float32", "int8"] = "float16"  # of the stored H; int8 has one scale for each step
     warmup_requests: int = Field(64, ge=1)
 
 

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr, ValidationError
 
 from service.app import create_app
-from service.errors import ScoterError
+from service.errors import ScoterError, StoreAddressInvalid
 from service.logs import configure_logs
 from service.settings import LmdbSettings, RedisSettings, Settings
 
@@ -34,7 +34,7 @@ def serve(
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option(help="Folder of an LMDB store, or redis://, rediss:// or unix:// URL.", show_default="store"),
+        typer.Option(help="Folder of an LMDB store, or the URL of a Redis (docs/store.md).", show_default="store"),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default="8000")] = None,
@@ -46,7 +46,8 @@ def serve(
 
         SCOTER_RELEASES, SCOTER_RELEASE, SCOTER_HOST, SCOTER_PORT
         SCOTER_STORE__KIND=redis
-        SCOTER_STORE__URL=redis://redis:6379/0
+        SCOTER_STORE__URL=redis://redis:6379/0, or sentinels, or a cluster: docs/store.md
+        SCOTER_CACHE__ENTRIES, ..._TTL_SECONDS
         SCOTER_ENGINE__THREADS, ..._MAX_BATCH, ..._QUEUE_LIMIT
         SCOTER_LIMITS__BODY_BYTES, ..._HISTORY, ..._EXCLUDE, ..._SEEN, ..._K
 
@@ -57,14 +58,18 @@ def serve(
         curl localhost:8000/recommend -H 'content-type: application/json' -d '{"user_id": "A1YJEY40YUW4SE"}'
     """
     chosen: dict[str, Any] = {"releases": releases, "release": release, "host": host, "port": port}
-    if store is not None:
-        chosen["store"] = store_settings(store)
     try:
+        if store is not None:
+            chosen["store"] = store_settings(store)
         settings = Settings(**{name: value for name, value in chosen.items() if value is not None})
     except ValidationError as error:
         for wrong in error.errors(include_url=False, include_input=False):
-            name = "SCOTER_" + "__".join(str(part) for part in wrong["loc"]).upper()
-            typer.echo(f"scoter-serve: {name}: {wrong['msg']}", err=True)
+            # The kind of store stands in a place as if it were a setting.
+            place = [str(part) for part in wrong["loc"] if part not in {"lmdb", "redis"}]
+            typer.echo(f"scoter-serve: SCOTER_{'__'.join(place).upper()}: {wrong['msg']}", err=True)
+        raise typer.Exit(2) from None
+    except StoreAddressInvalid as error:
+        typer.echo(f"scoter-serve: --store: {error}", err=True)
         raise typer.Exit(2) from None
     configure_logs(log_level.upper())
     try:
@@ -76,10 +81,14 @@ def serve(
 
 
 def store_settings(text: str) -> LmdbSettings | RedisSettings:
-    """The store that a command line names: a URL, or else a folder."""
-    if text.startswith(("redis://", "rediss://", "unix://")):
+    """The store that a command line names: a URL, or else a folder. Raises StoreAddressInvalid."""
+    if "://" not in text:
+        return LmdbSettings(path=Path(text))
+    try:
         return RedisSettings(url=SecretStr(text))
-    return LmdbSettings(path=Path(text))
+    except ValidationError as error:
+        reason = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
+        raise StoreAddressInvalid(f"the URL of the store cannot be used: {reason}") from None
 
 
 async def run(application: FastAPI, settings: Settings) -> None:

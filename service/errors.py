@@ -19,6 +19,7 @@
     │   ├── Overloaded          too many requests are being answered
     │   └── DeadlineExceeded    the caller's time is up
     ├── StoreError              the user store did not answer
+    │   ├── StoreAddressInvalid  its URL cannot be read
     │   ├── StoreUnavailable
     │   └── StoreTimeout
     └── EngineError             the inference engine did not answer
@@ -124,6 +125,10 @@ class UnknownModel(RequestInvalid):
 
 class StoreError(ScoterError):
     """The user store failed."""
+
+
+class StoreAddressInvalid(StoreError):
+    """The URL of the store cannot be read; the message quotes nothing of it."""
 
 
 class StoreUnavailable(StoreError):

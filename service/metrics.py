@@ -73,6 +73,24 @@ class Metrics:
         self._unknown = Counter(
             "scoter_unknown_history_items_total", "History items that the catalogue does not hold", registry=registry
         )
+        self._histories = Counter(
+            "scoter_history_misses_total",
+            "Stored histories that were not there or not readable",
+            ["reason"],
+            registry=registry,
+        )
+        self._cache = Counter(
+            "scoter_store_cache_reads_total",
+            "Reads of reasoning and step texts, by what the cache held",
+            ["result"],
+            registry=registry,
+        )
+        self._events = Counter(
+            "scoter_events_total", "Events received, by what became of them", ["result"], registry=registry
+        )
+        self._contended = Counter(
+            "scoter_event_retries_total", "Appends begun anew because another writer came first", registry=registry
+        )
         self._batches = Histogram(
             "scoter_engine_batch_requests", "Requests run together", ["model"], buckets=BATCH_BUCKETS, registry=registry
         )
@@ -116,6 +134,23 @@ class Metrics:
     def unknown_items(self, count: int) -> None:
         """Count history items that the catalogue does not hold."""
         self._unknown.inc(count)
+
+    def history_missed(self, reason: str) -> None:
+        """Count a stored history that was asked for and is absent or corrupt."""
+        self._histories.labels(reason).inc()
+
+    def cache_read(self, hit: bool) -> None:  # noqa: FBT001 - an observation, not an option
+        """Count a read that the store's cache could have answered."""
+        self._cache.labels("hit" if hit else "miss").inc()
+
+    def events(self, result: str, count: int) -> None:
+        """Count events: accepted, duplicate, or (of the accepted) of an unknown item."""
+        if count:
+            self._events.labels(result).inc(count)
+
+    def contended(self) -> None:
+        """Count an append that another writer got in the way of."""
+        self._contended.inc()
 
     def batch(self, model: str, requests: int) -> None:
         """Observe the size of a batch; safe in any thread."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from service.errors import StoreError, StoreTimeout
@@ -11,7 +12,7 @@ from service.release.blob import BlobMiss, Reasoning, decode
 from service.release.manifest import ReasoningEntry
 from service.store.base import Store
 from service.store.keys import history_key, reasoning_key, steps_key, user_tag
-from service.store.records import decode_history, decode_steps
+from service.store.records import RecordMiss, decode_history, decode_steps
 
 Unasked = Literal["disabled", "unsupported"]  # the request wants no reasoning; the model reads none
 StoreFailure = Literal["store_timeout", "store_unavailable"]
@@ -27,6 +28,20 @@ class Profile:
     history: list[str] | None = None  # item ids, oldest first; None if none is stored or none was asked for
     steps: list[str] = field(default_factory=list)  # text of each step, if asked for and stored
     store_failure: StoreFailure | None = None
+    history_miss: RecordMiss | None = None  # why there is no stored history, if one was asked for
+    history_length: int | None = None  # items the user has had, those that are no longer kept included
+
+    @property
+    def behind(self) -> int | None:
+        """Items the user has had since the reasoning was written; None without reasoning or stored history."""
+        if self.reasoning is None or self.history_length is None:
+            return None
+        return max(0, self.history_length - self.reasoning.history_length)
+
+    @property
+    def age_seconds(self) -> int | None:
+        """Time since the reasoning was written; None without reasoning."""
+        return None if self.reasoning is None else max(0, int(time.time()) - self.reasoning.written)
 
 
 class Profiles:
@@ -67,11 +82,16 @@ class Profiles:
             return Profile(None, unasked or failure, store_failure=failure)
 
         stored = decode_history(next(values)) if history else None
-        items = stored.items if stored else None
+        known = Profile(None, unasked)
+        if isinstance(stored, RecordMiss):
+            known = replace(known, history_miss=stored)
+        elif stored is not None:
+            known = replace(known, history=stored.items, history_length=stored.length)
         if entry is None or not reasoning:
-            return Profile(None, unasked, items)
+            return known
         decoded = decode(next(values), entry.blob_format(self._release), user_id)
+        if decoded is BlobMiss.user:
+            return Profile(None, decoded)  # a reply meant for another user: its history is not to be trusted either
         if isinstance(decoded, BlobMiss):
-            # A reply meant for another user: its history is not to be trusted either.
-            return Profile(None, decoded, None if decoded is BlobMiss.user else items)
-        return Profile(decoded, None, items, (decode_steps(next(values)) or []) if steps else [])
+            return replace(known, miss=decoded)
+        return replace(known, reasoning=decoded, steps=(decode_steps(next(values)) or []) if steps else [])

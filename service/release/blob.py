@@ -4,7 +4,7 @@
     0       4     magic  b"SCTH"
     4       1     version (1)
     5       1     layout  (0 projected, 1 raw)
-    6       1     dtype   (1 float16, 2 float32)
+    6       1     dtype   (1 float16, 2 float32, 3 int8)
     7       1     K, reasoning steps
     8       2     D, width of a step
     10      2     history length the reasoning was written from
@@ -13,6 +13,9 @@
     28      8     written   (seconds since the epoch)
     36      4     CRC-32 of everything else
     40            K * D values, row-major, little-endian
+
+For int8 the values are preceded by K scales in float32, one for each row: value = scale * byte, with bytes from -127
+to 127 and the largest magnitude of the row at 127. A row of zeros has the scale 0.
 
 The header says whose vector it is and which release it belongs to, so that a blob that is stale, foreign
 or damaged is a counted miss and never another user's reasoning.
@@ -25,7 +28,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,11 +59,16 @@ class BlobMiss(StrEnum):
     shape = "shape"  # layout, dtype, K or D differ from the release's
 
 
-_DTYPES: dict[int, np.dtype[np.float16] | np.dtype[np.float32]] = {
+Dtype = Literal["float16", "float32", "int8"]
+
+_DTYPES: dict[int, np.dtype[np.float16] | np.dtype[np.float32] | np.dtype[np.int8]] = {
     1: np.dtype("<f2"),
     2: np.dtype("<f4"),
+    3: np.dtype("i1"),
 }
-_DTYPE_CODES = {"float16": 1, "float32": 2}
+_DTYPE_CODES: dict[Dtype, int] = {"float16": 1, "float32": 2, "int8": 3}
+_INT8 = 3
+_SCALE = np.dtype("<f4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +77,7 @@ class BlobFormat:
 
     release_id: str
     layout: Layout
-    dtype: Literal["float16", "float32"]
+    dtype: Dtype
     steps: int  # K
     width: int  # D of a stored row
 
@@ -108,7 +116,7 @@ def encode(
             f"[{fmt.steps}, {fmt.width}]: rebuild the release with `scoter export`"
         )
     with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(matrix, dtype=_DTYPES[code])
+        values = np.ascontiguousarray(matrix, dtype=_SCALE if code == _INT8 else _DTYPES[code])
     if not np.isfinite(values).all():
         raise ValueError(
             f"reasoning of user {user_id!r} is not finite as {fmt.dtype}: "
@@ -126,7 +134,7 @@ def encode(
         digest(user_id),
         written,
     )
-    payload = values.tobytes()
+    payload = _quantized(values) if code == _INT8 else values.tobytes()
     return head + _CRC.pack(zlib.crc32(payload, zlib.crc32(head))) + payload
 
 
@@ -140,7 +148,8 @@ def decode(blob: bytes | None, fmt: BlobFormat, user_id: str) -> Reasoning | Blo
     if magic != MAGIC or version != VERSION or code not in _DTYPES:
         return BlobMiss.foreign
     dtype = _DTYPES[code]
-    if len(blob) != HEADER_BYTES + steps * width * dtype.itemsize:
+    scales = steps * _SCALE.itemsize if code == _INT8 else 0
+    if len(blob) != HEADER_BYTES + scales + steps * width * dtype.itemsize:
         return BlobMiss.truncated
     view = memoryview(blob)
     (crc,) = _CRC.unpack_from(blob, _HEAD.size)
@@ -152,5 +161,17 @@ def decode(blob: bytes | None, fmt: BlobFormat, user_id: str) -> Reasoning | Blo
         return BlobMiss.user
     if (layout, code, steps, width) != (fmt.layout, _DTYPE_CODES[fmt.dtype], fmt.steps, fmt.width):
         return BlobMiss.shape
-    values = np.frombuffer(blob, dtype=dtype, offset=HEADER_BYTES)
-    return Reasoning(values.astype(np.float32).reshape(steps, width), history, written)
+    values = np.frombuffer(blob, dtype=dtype, offset=HEADER_BYTES + scales).astype(np.float32).reshape(steps, width)
+    if scales:
+        values *= np.frombuffer(blob, dtype=_SCALE, count=steps, offset=HEADER_BYTES)[:, None]
+    return Reasoning(values, history, written)
+
+
+def _quantized(matrix: NDArray[Any]) -> bytes:
+    """Scales and bytes of a finite matrix [K, D]."""
+    scales = (np.abs(matrix).max(axis=1) / 127).astype(_SCALE)  # [K]
+    # A row of zeros, or of numbers too small for a scale, is a row of zeros.
+    inverse = np.divide(1, scales, out=np.zeros_like(scales, np.float64), where=scales > 0, dtype=np.float64)
+    values = np.clip(np.rint(matrix * inverse[:, None]), -127, 127).astype(np.int8)
+    packed: bytes = scales.tobytes() + values.tobytes()
+    return packed

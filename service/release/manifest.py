@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import ReleaseCorrupt, ReleaseMissing, ReleaseUnsupported
-from service.release.blob import BlobFormat, Layout
+from service.release.blob import BlobFormat, Dtype, Layout
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -54,11 +54,11 @@ class ReasoningEntry(_Part):
 
     name: str
     layout: Literal["projected", "raw"]
-    dtype: Literal["float16", "float32"]
+    dtype: Dtype  # of the blobs
     steps: int = Field(ge=1, le=255)  # K
     width: int = Field(ge=1, le=65535)  # D of a stored row
     written: int = Field(ge=0)  # when the chains were written, seconds since the epoch
-    file: str  # float16/float32 [users, K, D], rows in the order of reasoning/users.jsonl
+    file: str  # float16 (also for int8 blobs) or float32 [users, K, D], rows in the order of reasoning/users.jsonl
 
     def blob_format(self, release_id: str) -> BlobFormat:
         """The format of this release's blobs."""

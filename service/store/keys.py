@@ -4,6 +4,9 @@
     scoter:{<user>}:reasoning:<release>:<name> the H blob of one release and projection
     scoter:{<user>}:steps:<release>            the reasoning steps as text
     scoter:release                             id of the live release
+    scoter:releases                            which releases are in the store, and which were live
+    scoter:load:<release>                      how far a release has been loaded
+    scoter:users:<release>:<n>                 a part of the release's users, so that nobody has to scan for them
 
 `<user>` is blake2b-128 of the user id in hex: fixed length, safe for any id, and no user id appears in a key.
 The braces make it Redis Cluster's hash tag, so that all keys of one user are in one slot and one round trip.
@@ -14,6 +17,7 @@ from __future__ import annotations
 import hashlib
 
 RELEASE_POINTER = b"scoter:release"
+RELEASES = b"scoter:releases"
 
 
 def user_tag(user_id: str) -> str:
@@ -34,3 +38,18 @@ def reasoning_key(tag: str, release_id: str, name: str) -> bytes:
 def steps_key(tag: str, release_id: str) -> bytes:
     """Key of a user's reasoning steps as text."""
     return f"scoter:{{{tag}}}:steps:{release_id}".encode()
+
+
+def is_of_release(key: bytes) -> bool:
+    """Whether a key is of a user and one release, so that what it holds never changes."""
+    return b"}:reasoning:" in key or b"}:steps:" in key
+
+
+def load_key(release_id: str) -> bytes:
+    """Key of how far a release has been loaded."""
+    return f"scoter:load:{release_id}".encode()
+
+
+def users_key(release_id: str, part: int) -> bytes:
+    """Key of one part of a release's user tags."""
+    return f"scoter:users:{release_id}:{part}".encode()

@@ -11,6 +11,7 @@ from typing import TypeVar
 import lmdb
 
 from service.errors import StoreUnavailable
+from service.store.base import Change
 
 _T = TypeVar("_T")
 
@@ -50,6 +51,16 @@ class LmdbStore:
         batch = list(pairs)
         await self._write(lambda transaction: _put(transaction, batch))
 
+    async def swap(self, key: bytes, old: bytes | None, new: bytes) -> bool:
+        """Compare and set in one write transaction, synced to disk when this returns."""
+        (swapped,) = await self.swap_all([(key, old, new)])
+        return swapped
+
+    async def swap_all(self, changes: Iterable[Change]) -> list[bool]:
+        """Compare and set every key in one write transaction."""
+        batch = list(changes)
+        return await self._write(lambda transaction: _swap(transaction, batch))
+
     async def delete(self, keys: Iterable[bytes]) -> None:
         """Remove keys in one transaction."""
         batch = list(keys)
@@ -76,18 +87,17 @@ class LmdbStore:
             with transaction:
                 return [transaction.get(key) for key in keys]
 
-    async def _write(self, change: Callable[[lmdb.Transaction], None]) -> None:
+    async def _write(self, change: Callable[[lmdb.Transaction], _T]) -> _T:
         # A commit waits for the disk, and for other processes' writers. Shielded: a cancelled caller must not leave
         # the lock to a thread that nobody waits for.
-        await asyncio.shield(asyncio.to_thread(self._translated, lambda: self._commit(change)))
+        return await asyncio.shield(asyncio.to_thread(self._translated, lambda: self._commit(change)))
 
-    def _commit(self, change: Callable[[lmdb.Transaction], None]) -> None:
+    def _commit(self, change: Callable[[lmdb.Transaction], _T]) -> _T:
         with self._writer:
             while True:
                 try:
                     with self._environment.begin(write=True) as transaction:
-                        change(transaction)
-                    return
+                        return change(transaction)
                 except lmdb.MapFullError:
                     with self._map:
                         self._environment.set_mapsize(2 * self._environment.info()["map_size"])
@@ -105,6 +115,16 @@ class LmdbStore:
 def _put(transaction: lmdb.Transaction, pairs: list[tuple[bytes, bytes]]) -> None:
     for key, value in pairs:
         transaction.put(key, value)
+
+
+def _swap(transaction: lmdb.Transaction, changes: list[Change]) -> list[bool]:
+    answers: list[bool] = []
+    for key, old, new in changes:
+        now = transaction.get(key)
+        if now == old and now != new:
+            transaction.put(key, new)
+        answers.append(now in {old, new})
+    return answers
 
 
 def _delete(transaction: lmdb.Transaction, keys: list[bytes]) -> None:

@@ -1,38 +1,87 @@
-"""Codecs of the small records beside the H blob: recent history and step texts."""
+"""Codecs of the small records beside the H blob: recent history, step texts, and what a store says of its releases."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from base64 import urlsafe_b64encode
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Any
 
 from pydantic_core import from_json
+
+TAG_BYTES = 16
+
+
+class RecordMiss(StrEnum):
+    """Why there is no record to use."""
+
+    absent = "absent"
+    corrupt = "corrupt"
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A user's recent items, oldest first; `updated` in seconds since the epoch."""
+    """A user's recent items, oldest first: those that a release knew, then the events since, by time.
+
+    `times` (ms since the epoch) and `marks` (see `event_mark`) are those of the last items, which came as events.
+    `updated` is when the record was written, `known_until` when the release's reasoning was (seconds since the epoch).
+    `dropped` counts older items that are no longer kept; `forgotten` holds the marks of events among them, latest last.
+    """
 
     items: list[str]
     updated: int
+    known_until: int = 0
+    times: list[int] = field(default_factory=list)
+    marks: list[str] = field(default_factory=list)
+    dropped: int = 0
+    forgotten: list[str] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """How many items the user has had, those that are no longer kept included."""
+        return self.dropped + len(self.items)
+
+
+def event_mark(event_id: str) -> str:
+    """What stands for an event id in a history: 64 bits of its hash, 11 characters."""
+    digest = blake2b(event_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 def encode_history(history: History) -> bytes:
-    """History as compact JSON."""
-    return json.dumps({"items": history.items, "updated": history.updated}, separators=(",", ":")).encode()
+    """History as compact JSON; what is empty is left out."""
+    row: dict[str, Any] = {"items": history.items, "updated": history.updated}
+    if history.known_until:
+        row["known_until"] = history.known_until
+    if history.times:
+        row |= {"times": history.times, "marks": history.marks}
+    if history.dropped:
+        row["dropped"] = history.dropped
+    if history.forgotten:
+        row["forgotten"] = history.forgotten
+    return json.dumps(row, separators=(",", ":")).encode()
 
 
-def decode_history(record: bytes | None) -> History | None:
-    """The stored history, or None if there is none or it cannot be read."""
+def decode_history(record: bytes | None) -> History | RecordMiss:
+    """The stored history, or why there is none. A record without events, as earlier versions wrote it, is one."""
     if record is None:
-        return None
+        return RecordMiss.absent
     try:
         row = from_json(record)
-        items, updated = row["items"], row["updated"]
-        if not isinstance(items, list) or not {*map(type, items)} <= {str}:
-            return None
-        return History(items, int(updated))
-    except (ValueError, KeyError, TypeError):
-        return None
+        items, times, marks = row["items"], row.get("times", []), row.get("marks", [])
+        forgotten = row.get("forgotten", [])
+        whole = (row["updated"], row.get("known_until", 0), row.get("dropped", 0))
+        texts = {*map(type, items), *map(type, marks), *map(type, forgotten)}
+        if not all(isinstance(part, list) for part in (items, times, marks, forgotten)) or not texts <= {str}:
+            return RecordMiss.corrupt
+        if not {*map(type, whole), *map(type, times)} <= {int} or not len(times) == len(marks) <= len(items):
+            return RecordMiss.corrupt
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return RecordMiss.corrupt
+    updated, known_until, dropped = whole
+    return History(items, updated, known_until, times, marks, dropped, forgotten)
 
 
 def encode_steps(steps: list[str]) -> bytes:
@@ -51,3 +100,80 @@ def decode_steps(record: bytes | None) -> list[str] | None:
     if not isinstance(steps, list) or not all(isinstance(s, str) for s in steps):
         return None
     return steps
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Which releases a store holds, in the order of their first loading, and which were live, the latest last."""
+
+    loaded: tuple[str, ...] = ()
+    live: tuple[str, ...] = ()
+
+
+def encode_shelf(shelf: Shelf) -> bytes:
+    """Shelf as JSON."""
+    return json.dumps({"loaded": shelf.loaded, "live": shelf.live}).encode()
+
+
+def decode_shelf(record: bytes | None) -> Shelf | RecordMiss:
+    """The stored shelf, or why there is none."""
+    if record is None:
+        return RecordMiss.absent
+    try:
+        row = from_json(record)
+        loaded, live = row["loaded"], row["live"]
+        if isinstance(loaded, list) and isinstance(live, list) and {*map(type, loaded), *map(type, live)} <= {str}:
+            return Shelf(tuple(loaded), tuple(live))
+    except (ValueError, KeyError, TypeError):
+        pass
+    return RecordMiss.corrupt
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How far a release has been loaded: `done` of its `users` are, in parts of `part` users each.
+
+    `names` are the release's kinds of reasoning, which its keys name. While `leaving`, its records are being removed,
+    the last part first, and `done` counts down.
+    """
+
+    users: int
+    part: int
+    names: tuple[str, ...]
+    done: int = 0
+    leaving: bool = False
+
+
+def encode_load(load: Load) -> bytes:
+    """Load as JSON."""
+    body = {"users": load.users, "part": load.part, "names": load.names, "done": load.done, "leaving": load.leaving}
+    return json.dumps(body).encode()
+
+
+def decode_load(record: bytes | None) -> Load | RecordMiss:
+    """The stored state of loading, or why there is none."""
+    if record is None:
+        return RecordMiss.absent
+    try:
+        row = from_json(record)
+        load = Load(row["users"], row["part"], tuple(row["names"]), row["done"], row["leaving"])
+        kinds = [*map(type, (load.users, load.part, load.done, load.leaving)), *{*map(type, load.names)}]
+        if kinds[:4] == [int, int, int, bool] and kinds[4:] in ([], [str]):
+            return load if load.part > 0 and 0 <= load.done <= load.users else RecordMiss.corrupt
+    except (ValueError, KeyError, TypeError):
+        pass
+    return RecordMiss.corrupt
+
+
+def encode_tags(tags: list[str]) -> bytes:
+    """User tags (`service.store.keys.user_tag`), 16 bytes each."""
+    return b"".join(bytes.fromhex(tag) for tag in tags)
+
+
+def decode_tags(record: bytes | None) -> list[str] | RecordMiss:
+    """The stored user tags, or why there are none."""
+    if record is None:
+        return RecordMiss.absent
+    if len(record) % TAG_BYTES:
+        return RecordMiss.corrupt
+    return [record[start : start + TAG_BYTES].hex() for start in range(0, len(record), TAG_BYTES)]

@@ -1,101 +1,282 @@
-"""The shared store: one Redis server, one client per process."""
+"""The shared store: Redis as one server, behind sentinels or as a cluster."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
+from time import monotonic
 from typing import Any, TypeVar, cast
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeout
 from redis.maint_notifications import MaintNotificationsConfig
 
 from service.errors import StoreTimeout, StoreUnavailable
 from service.settings import RedisSettings
+from service.store.address import Address, parse_address
+from service.store.base import Change
 
 _T = TypeVar("_T")
+Command = tuple[str | bytes | int, ...]
 
 PIPELINE = 500  # commands sent at once, so that a bulk load never holds the server for long
+REFRESH_SECONDS = 0.25  # between two readings of a cluster's map
+
+# A value that is already there is a swap whose reply was lost.
+SWAP = """
+local now = redis.call('GET', KEYS[1])
+if now == ARGV[1] then return 1 end
+if now ~= (ARGV[2] or false) then return 0 end
+redis.call('SET', KEYS[1], ARGV[1])
+return 1
+"""
 
 
 class RedisStore:
     """A user store on Redis.
 
-    Reads are bounded by the sockets' own timeouts and run in a task of their own, so that a caller that is
+    Every command is bounded by the sockets' own timeouts and runs in a task of its own, so that a caller that is
     cancelled, or gives up, never leaves a connection with an unread reply for the next caller to mistake for its own.
     """
 
     def __init__(self, settings: RedisSettings) -> None:
-        self._patience = (settings.connect_timeout_ms + settings.read_timeout_ms) / 1000
-        self._reads = connect(settings, settings.read_timeout_ms)
-        self._writes = connect(settings, settings.write_timeout_ms)  # connects on the first write, if ever
-        self._running: set[asyncio.Task[Any]] = set()  # the loop itself holds tasks only weakly
+        self._reads = Client(settings, settings.read_timeout_ms)
+        self._writes = Client(settings, settings.write_timeout_ms)  # connects on the first write, if ever
 
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Values of `keys`, in order, by one MGET."""
+        """Values of `keys`, in order, by one MGET; by pipelined GETs if they lie in several slots of a cluster."""
         if not keys:
             return []
-        task = asyncio.ensure_future(_translated(self._reads.mget(*keys)))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        try:
-            async with asyncio.timeout(self._patience):  # also bounds the wait for a free connection
-                return cast("list[bytes | None]", await asyncio.shield(task))
-        except TimeoutError as error:
-            raise StoreTimeout(f"Redis did not answer within {self._patience * 1000:.0f} ms") from error
+        if self._reads.clustered and len({_tag(key) for key in keys}) > 1:
+            return cast("list[bytes | None]", await self._reads.pipelined(("GET", key) for key in keys))
+        return cast("list[bytes | None]", await self._reads.run(("MGET", *keys)))
 
     async def put(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """Write pairs by pipelined SETs."""
-        await self._pipelined(("SET", key, value) for key, value in pairs)
+        await self._writes.pipelined(("SET", key, value) for key, value in pairs)
+
+    async def swap(self, key: bytes, old: bytes | None, new: bytes) -> bool:
+        """Compare and set by a script, which the server runs alone."""
+        return bool(await self._writes.run(_swap(key, old, new)))
+
+    async def swap_all(self, changes: Iterable[Change]) -> list[bool]:
+        """Compare and set by pipelined scripts."""
+        return [bool(reply) for reply in await self._writes.pipelined(_swap(*change) for change in changes)]
 
     async def delete(self, keys: Iterable[bytes]) -> None:
         """Remove keys by pipelined UNLINKs."""
-        await self._pipelined(("UNLINK", key) for key in keys)
+        await self._writes.pipelined(("UNLINK", key) for key in keys)
 
     async def ping(self) -> None:
-        """Return if the server answers a PING in time."""
-        await _translated(cast("Awaitable[object]", self._reads.ping()))
+        """Return if the server (of a cluster: every master) answers a PING in time."""
+        await self._reads.run(("PING",))
 
     async def close(self) -> None:
-        """Close every connection, once abandoned reads have met their timeouts."""
+        """Close every connection, once abandoned commands have met their timeouts."""
+        await self._reads.close()
+        await self._writes.close()
+
+
+class Client:
+    """One pool of connections to one Redis, whose commands give up after `timeout_ms` without an answer."""
+
+    def __init__(self, settings: RedisSettings, timeout_ms: float) -> None:
+        address = parse_address(settings.url.get_secret_value())
+        self.clustered = address.kind == "cluster"
+        self._patience = (settings.connect_timeout_ms + timeout_ms) / 1000
+        self._redis, self._sentinel = _connect(address, settings, timeout_ms)
+        # The library's pools refuse who comes when all connections are busy; here they wait.
+        self._turns = asyncio.Semaphore(settings.connections)
+        self._running: set[asyncio.Task[Any]] = set()  # the loop itself holds tasks only weakly
+
+    async def run(self, command: Command) -> object:
+        """One command's reply. Raises StoreTimeout or StoreUnavailable."""
+        send: Callable[..., Awaitable[object]] = self._redis.execute_command
+        return await self._bounded(lambda: send(*command), self._patience)
+
+    async def pipelined(self, commands: Iterable[Command]) -> list[object]:
+        """The replies to many commands, sent a few hundred at a time. Raises StoreTimeout or StoreUnavailable."""
+        waiting = iter(commands)
+        replies: list[object] = []
+        while batch := list(islice(waiting, PIPELINE)):
+            replies += await self._bounded(lambda batch=batch: self._send(batch), None)  # type: ignore[misc]
+        return replies
+
+    async def close(self) -> None:
+        """Close every connection, once what runs has ended."""
         await asyncio.gather(*self._running, return_exceptions=True)
-        await self._reads.aclose()
-        await self._writes.aclose()
+        await (self._redis.end() if isinstance(self._redis, Cluster) else self._redis.aclose())
+        if self._sentinel is not None:
+            await self._sentinel.aclose()
 
-    async def _pipelined(self, commands: Iterator[tuple[str | bytes, ...]]) -> None:
-        while batch := list(islice(commands, PIPELINE)):
-            async with self._writes.pipeline(transaction=False) as pipeline:
-                for command in batch:
-                    pipeline.execute_command(*command)
-                await _translated(pipeline.execute())
+    async def _send(self, batch: list[Command]) -> list[object]:
+        pipeline = self._redis.pipeline(transaction=False)
+        async with pipeline:
+            for command in batch:
+                pipeline.execute_command(*command)
+            return cast("list[object]", await pipeline.execute())
+
+    async def _bounded(self, start: Callable[[], Awaitable[_T]], seconds: float | None) -> _T:
+        try:
+            async with asyncio.timeout(seconds):  # also bounds the wait for a free connection
+                await self._turns.acquire()
+                task = asyncio.ensure_future(_translated(start))
+                self._running.add(task)
+                task.add_done_callback(self._done)
+                return await asyncio.shield(task)
+        except TimeoutError as error:
+            raise StoreTimeout(f"Redis did not answer within {1000 * (seconds or 0):.0f} ms") from error
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        self._turns.release()
+        if not task.cancelled():
+            task.exception()  # seen, also where nobody waits for it any more
 
 
-def connect(settings: RedisSettings, read_timeout_ms: float) -> Redis:
-    """A client with its own pool of connections, made as they are needed; reads give up after `read_timeout_ms`."""
-    pool = BlockingConnectionPool.from_url(
-        settings.url.get_secret_value(),
-        max_connections=settings.connections,
-        timeout=(settings.connect_timeout_ms + read_timeout_ms) / 1000,
-        socket_connect_timeout=settings.connect_timeout_ms / 1000,
-        socket_timeout=read_timeout_ms / 1000,
-        protocol=3,
+class Cluster(RedisCluster):
+    """A cluster's client whose healthy nodes do not feel that another one is down.
+
+    Whenever a node has failed, the library reads the cluster's map and its list of commands before the next command,
+    everyone waiting, and when the cluster says that it is down, it cuts all connections, those in use too. Here one
+    command reads the map, four times a second at most, while the others go on by the map there is.
+    """
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - the library's own
+        super().__init__(**options)
+        self._ready = False  # there is a map to go by
+        self._first = asyncio.Lock()
+        self._reading = False
+        self._read_at = float("-inf")
+
+    async def initialize(self, *args: Any, **names: Any) -> RedisCluster:  # noqa: ANN401 - the library's own
+        """Read the map, unless somebody is at it or has just been."""
+        if not self._ready:
+            async with self._first:
+                await self._begin()
+        elif self._initialize and not self._reading and not self._just_read():
+            self._reading = True
+            try:
+                await self.nodes_manager.initialize(*args, **names)
+                self._initialize = False
+            except (RedisError, RedisClusterException, OSError):
+                pass  # nobody could tell: the map there is, and the next try in a moment
+            finally:
+                self._reading = False
+                self._read_at = monotonic()
+        return self
+
+    async def execute_command(self, *args: Any, **names: Any) -> Any:  # noqa: ANN401 - the library's own
+        """As the library does, which without a map asks any node, the dead one too."""
+        if not self._ready:
+            await self.initialize()
+        return await super().execute_command(*args, **names)
+
+    async def _begin(self) -> None:
+        if self._ready:
+            return
+        if self._just_read():
+            raise RedisClusterException("no node of the cluster could be asked a moment ago")
+        try:
+            await self.nodes_manager.initialize()
+            await self._learn_commands()
+            self._ready, self._initialize = True, False
+        finally:
+            self._read_at = monotonic()
+
+    async def _learn_commands(self) -> None:
+        """Where commands have their keys, from the first master that answers; the library asks one, dead or alive."""
+        failed: Exception = RedisClusterException("the cluster has no master")
+        for node in self.get_primaries():
+            try:
+                await self.commands_parser.initialize(node)
+                return
+            except (RedisError, OSError) as error:
+                failed = error
+        raise failed
+
+    def _just_read(self) -> bool:
+        return monotonic() - self._read_at < REFRESH_SECONDS
+
+    async def aclose(self) -> None:
+        """What the library calls when the map is in doubt: have it read again."""
+        self._initialize = True
+
+    async def end(self) -> None:
+        """Close every connection."""
+        self._initialize = False  # or else the library closes nothing
+        await super().aclose()
+        self._ready = False
+
+
+def _swap(key: bytes, old: bytes | None, new: bytes) -> Command:
+    return ("EVAL", SWAP, 1, key, new) if old is None else ("EVAL", SWAP, 1, key, new, old)
+
+
+def _tag(key: bytes) -> bytes:
+    """What decides the key's slot: the user, of a user's keys."""
+    start = key.find(b"{")
+    return key[start : key.find(b"}", start)] if start >= 0 else key
+
+
+def _connect(address: Address, settings: RedisSettings, timeout_ms: float) -> tuple[Redis | Cluster, Sentinel | None]:
+    options: dict[str, Any] = {
+        "socket_connect_timeout": settings.connect_timeout_ms / 1000,
+        "socket_timeout": timeout_ms / 1000,
+        "protocol": 3,
         # While these are on, redis-py does not check that a connection taken from the pool is alive and has nothing
         # left to read.
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
         # A retry would double the wait of a request that can do without; the pool already replaces dead connections.
-        retry=Retry(NoBackoff(), 0),
-    )
-    return Redis.from_pool(pool)
+        "retry": Retry(NoBackoff(), 0),
+    }
+    files: dict[str, Any] = {
+        "ssl_ca_certs": address.ca_file,
+        "ssl_certfile": address.cert_file,
+        "ssl_keyfile": address.key_file,
+        "ssl_check_hostname": address.check_hostname,
+    }
+    tls = files if address.tls else {}
+    flag: dict[str, Any] = {"ssl": True} if address.tls else {}
+    who: dict[str, Any] = {"username": address.username, "password": address.password}
+    room: dict[str, Any] = {"max_connections": settings.connections}
+    match address.kind:
+        case "socket":
+            where: dict[str, Any] = {"connection_class": UnixDomainSocketConnection, "path": address.path}
+            return Redis.from_pool(ConnectionPool(**where, db=address.db, **options, **who, **room)), None
+        case "server":
+            host, port = address.hosts[0]
+            where = {"connection_class": SSLConnection if address.tls else Connection, "host": host, "port": port}
+            return Redis.from_pool(ConnectionPool(**where, db=address.db, **options, **who, **room, **tls)), None
+        case "sentinel":
+            asks = {"username": address.sentinel_username, "password": address.sentinel_password}
+            # A sentinel answers in the time of a connection, however patient the commands themselves may be.
+            quick = options | {"socket_timeout": settings.connect_timeout_ms / 1000}
+            sentinel = Sentinel(address.hosts, sentinel_kwargs=quick | asks | tls | flag)
+            client = sentinel.master_for(address.service, db=address.db, **options, **who, **room, **tls, **flag)
+            return client, sentinel
+        case "cluster":
+            # One more try, on the map as it is after the failure. A map read anew because of redirections would cost
+            # the connections in use; they correct it slot by slot as well.
+            options |= {"retry": Retry(NoBackoff(), 1), "reinitialize_steps": 0}
+            room = {"max_connections": 2 * settings.connections}  # those being closed are counted
+            nodes = [ClusterNode(host, port) for host, port in address.hosts]
+            return Cluster(startup_nodes=nodes, **options, **who, **room, **tls, **flag), None
 
 
-async def _translated(reply: Awaitable[_T]) -> _T:
+async def _translated(start: Callable[[], Awaitable[_T]]) -> _T:
     try:
-        return await reply
+        return await start()
     except (RedisTimeout, TimeoutError) as error:
         raise StoreTimeout(f"Redis did not answer in time: {error}") from error
     except (RedisError, OSError) as error:
         raise StoreUnavailable(f"Redis failed: {error}") from error
+    except Exception as error:
+        # While a cluster changes, its client looks up nodes and slots that are gone: IndexError, KeyError and the like.
+        raise StoreUnavailable(f"Redis failed: {error!r}") from error

@@ -66,7 +66,19 @@ def test_help_lists_the_stages_in_order_and_the_first_steps(scoter: Scoter, argu
     assert outcome.code == (0 if arguments else 2)
     shown = outcome.out + outcome.err
     commands = shown[shown.index("Commands") :]
-    stages = ["sample", "run", "prepare", "tokenize", "reason", "train", "evaluate", "export", "publish"]
+    stages = [
+        "sample",
+        "run",
+        "prepare",
+        "tokenize",
+        "reason",
+        "train",
+        "evaluate",
+        "export",
+        "publish",
+        "rollback",
+        "gc",
+    ]
     places = [commands.index(f" {stage} ") for stage in stages]
     assert places == sorted(places)
     for step in (
@@ -245,11 +257,22 @@ def test_redis_that_is_down(scoter: Scoter, own: Path, tmp_path: Path) -> None:
     assert "secret" not in said
 
 
-@pytest.mark.parametrize("url", ["redis://:secret@localhost:port/0", "redis://:secret@localhost:99999/0"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:secret@localhost:port/0",
+        "redis://:secret@localhost:99999/0",
+        "redis://:sec/ret@localhost:6379",
+        "redis://:secret@local[host",
+        "rediss+sentinel://:secret@localhost",
+        "redis://:secret@localhost?pool=secret",
+        "mysql://:secret@localhost",
+    ],
+)
 def test_a_store_s_url_that_is_none(scoter: Scoter, own: Path, tmp_path: Path, url: str) -> None:
     said = scoter.fails("publish", "--work", tmp_path, "--store", url, "--release", own.name)
-    assert said.startswith("the URL of the store cannot be read: Port ")
-    assert "secret" not in said
+    assert said.startswith("the URL of the store cannot be used: ")
+    assert not any(part in said for part in ("secret", "sec", "ret@", "localhost"))
 
 
 def test_a_store_that_is_a_file(scoter: Scoter, own: Path, tmp_path: Path) -> None:

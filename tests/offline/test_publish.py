@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import time
@@ -8,16 +9,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from offline import publish as module
 from offline.errors import StageError
 from offline.publish import latest_release, publish
+from offline.shelf import read_load, read_shelf
 from service.errors import ReleaseCorrupt, ReleaseError, ReleaseMissing, StoreUnavailable
+from service.events import Event, Events, EventsRequest, appended
+from service.metrics import Metrics
 from service.release.blob import BlobMiss, Reasoning, decode
-from service.store.base import Store
-from service.store.keys import RELEASE_POINTER, history_key, reasoning_key, steps_key, user_tag
-from service.store.records import decode_history, decode_steps
-from tests.service.tiny_release import TinyRelease, seal, write_release
+from service.release.release import Release
+from service.store.base import Change, Store
+from service.store.keys import RELEASE_POINTER, history_key, load_key, reasoning_key, steps_key, user_tag, users_key
+from service.store.records import (
+    History,
+    Load,
+    RecordMiss,
+    decode_history,
+    decode_steps,
+    decode_tags,
+    encode_history,
+)
+from tests.service.tiny_release import WRITTEN, TinyRelease, seal, write_release
 
 asynchronous = pytest.mark.anyio
 
@@ -40,6 +54,12 @@ class Watched:
         self.writes.append(list(pairs))
         await self.inner.put(pair for pair in self.writes[-1] if self.lose not in pair[0])
 
+    async def swap(self, key: bytes, old: bytes | None, new: bytes) -> bool:
+        return await self.inner.swap(key, old, new)
+
+    async def swap_all(self, changes: Iterable[Change]) -> list[bool]:
+        return await self.inner.swap_all(changes)
+
     async def delete(self, keys: Iterable[bytes]) -> None:
         raise NotImplementedError
 
@@ -60,6 +80,13 @@ async def reasoning(store: Store, tiny: TinyRelease, user: str) -> Reasoning | B
     release = tiny.manifest.release_id
     (blob,) = await store.get([reasoning_key(user_tag(user), release, entry.name)])
     return decode(blob, entry.blob_format(release), user)
+
+
+async def history(store: Store, user: str) -> History:
+    (record,) = await store.get([history_key(user_tag(user))])
+    found = decode_history(record)
+    assert isinstance(found, History)
+    return found
 
 
 def resealed(tiny: TinyRelease, folder: Path) -> TinyRelease:
@@ -89,13 +116,15 @@ async def test_every_user_s_records_are_the_release_s(store: Store, tiny: TinyRe
         tag = user_tag(user.id)
         history, steps = await store.get([history_key(tag), steps_key(tag, tiny.manifest.release_id)])
         kept = decode_history(history)
-        assert kept is not None
-        assert kept.items == user.history
+        assert isinstance(kept, History)
+        assert (kept.items, kept.known_until) == (user.history, entry.written)
         assert before <= kept.updated <= time.time()
         assert decode_steps(steps) == user.steps
     assert await pointer(store) == tiny.manifest.release_id.encode()
-    assert (done.release_id, done.users, done.blobs) == (tiny.manifest.release_id, 6, 18)
+    assert (done.release_id, done.users, done.skipped, done.records) == (tiny.manifest.release_id, 6, 0, 18)
     assert done.seconds > 0
+    shelf = await read_shelf(store)
+    assert (shelf.loaded, shelf.live) == ((tiny.manifest.release_id,), (tiny.manifest.release_id,))
 
 
 @asynchronous
@@ -103,17 +132,31 @@ async def test_the_pointer_moves_last_and_alone(
     store: Store, tiny: TinyRelease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH", 4)
+    release = tiny.manifest.release_id
     watched = Watched(store)
-    done = await publish(tiny.path, watched)
-    assert [len(write) for write in watched.writes] == [12, 6, 1]
-    assert watched.writes[-1] == [(RELEASE_POINTER, tiny.manifest.release_id.encode())]
-    assert all(key != RELEASE_POINTER for write in watched.writes[:-1] for key, _ in write)
-    assert done.bytes == sum(len(key) + len(value) for write in watched.writes[:-1] for key, value in write)
+    await publish(tiny.path, watched)
+    written = [key for write in watched.writes for key, _ in write]
+    assert written.index(users_key(release, 0)) == 1  # before any record, so that they can be found again
+    assert watched.writes[-1] == [(RELEASE_POINTER, release.encode())]
+    assert written.count(RELEASE_POINTER) == 1
 
 
 @asynchronous
-@pytest.mark.parametrize("fail_at", [0, 1, 2])
-async def test_an_interrupted_publication_leaves_the_live_release(
+async def test_the_users_of_a_release_are_listed_beside_it(
+    store: Store, tiny: TinyRelease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 4)
+    release = tiny.manifest.release_id
+    await publish(tiny.path, store)
+    parts = [decode_tags(part) for part in await store.get([users_key(release, n) for n in range(3)])]
+    tags = [user_tag(user.id) for user in tiny.users]
+    assert parts == [tags[:4], tags[4:], RecordMiss.absent]
+    assert await read_load(store, release) == Load(6, 4, ("scoter_h",), done=6)
+
+
+@asynchronous
+@pytest.mark.parametrize("fail_at", range(8))
+async def test_an_interrupted_publication_leaves_the_live_release_and_is_gone_on_with(
     store: Store, tiny: TinyRelease, older: TinyRelease, monkeypatch: pytest.MonkeyPatch, fail_at: int
 ) -> None:
     await publish(older.path, store)
@@ -125,25 +168,130 @@ async def test_an_interrupted_publication_leaves_the_live_release(
         found = await reasoning(store, older, user.id)
         assert isinstance(found, Reasoning)
         np.testing.assert_array_equal(found.matrix, user.matrix)
-    await publish(tiny.path, store)
+    done = await publish(tiny.path, store)
+    assert done.skipped == {0: 0, 1: 0, 2: 0, 3: 0}.get(fail_at, 4 if fail_at < 7 else 6)
     assert await pointer(store) == tiny.manifest.release_id.encode()
+    for user in tiny.users:
+        found = await reasoning(store, tiny, user.id)
+        assert isinstance(found, Reasoning)
+        np.testing.assert_array_equal(found.matrix, user.matrix)
 
 
 @asynchronous
-async def test_going_back_is_publishing_the_older_release_again(
+async def test_what_was_lost_meanwhile_is_written_again(
+    store: Store, tiny: TinyRelease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 4)
+    with pytest.raises(StoreUnavailable):
+        await publish(tiny.path, Watched(store, fail_at=5))
+    await store.delete([steps_key(user_tag("user-0"), tiny.manifest.release_id)])
+    done = await publish(tiny.path, store)
+    assert (done.skipped, done.records) == (0, 18)
+    assert await store.get([steps_key(user_tag("user-0"), tiny.manifest.release_id)]) != [None]
+
+
+@asynchronous
+async def test_going_back_is_quick_and_keeps_the_later_histories(
     store: Store, tiny: TinyRelease, older: TinyRelease
 ) -> None:
-    for release in (older, tiny, older):
+    for release in (older, tiny):
         await publish(release.path, store)
+    watched = Watched(store)
+    done = await publish(older.path, watched)
+    assert (done.skipped, done.records) == (6, 0)
+    assert [key for write in watched.writes for key, _ in write] == [RELEASE_POINTER]
     assert await pointer(store) == older.manifest.release_id.encode()
     for release in (older, tiny):  # the records of both stay
         found = await reasoning(store, release, "user-3")
         assert isinstance(found, Reasoning)
         np.testing.assert_array_equal(found.matrix, release.users[3].matrix)
-    (history,) = await store.get([history_key(user_tag("user-3"))])
-    kept = decode_history(history)
-    assert kept is not None
-    assert kept.items == older.users[3].history
+    assert (await history(store, "user-3")).items == tiny.users[3].history
+    shelf = await read_shelf(store)
+    ids = [older.manifest.release_id, tiny.manifest.release_id]
+    assert (shelf.loaded, shelf.live) == ((*ids,), (*ids, ids[0]))
+
+
+def events(*moments: tuple[str, str, float]) -> list[Event]:
+    return [Event.model_validate({"event_id": i, "item_id": item, "timestamp": when}) for i, item, when in moments]
+
+
+@asynchronous
+async def test_events_outlive_publications(store: Store, tiny: TinyRelease, older: TinyRelease) -> None:
+    await publish(older.path, store)
+    user = tiny.users[3]
+    already = next(item for item in user.history if item not in older.users[3].history)
+    key = history_key(user_tag(user.id))
+    (record,) = await store.get([key])
+    before = decode_history(record)
+    assert isinstance(before, History)
+    came = events(
+        ("known", already, WRITTEN - 10),  # the release holds it by now
+        ("unknown", "elsewhere", WRITTEN - 5),
+        ("later", already, WRITTEN + 5),
+    )
+    after, new = appended(before, came, 100)
+    assert len(new) == 3
+    await store.put([(key, encode_history(after))])
+    for _ in range(2):  # the second finds nothing to do
+        await store.delete([load_key(tiny.manifest.release_id)])
+        await publish(tiny.path, store)
+        found = await history(store, user.id)
+        assert found.items == [*user.history, "elsewhere", already]
+        assert appended(found, came, 100) == (found, [])  # each is still known
+
+
+@asynchronous
+async def test_an_older_release_does_not_replace_what_a_later_one_knows(store: Store, tiny: TinyRelease) -> None:
+    key = history_key(user_tag("user-0"))
+    later = encode_history(History(["from", "later"], 5, known_until=WRITTEN + 1))
+    await store.put([(key, later)])
+    await publish(tiny.path, store)
+    assert await store.get([key]) == [later]
+
+
+@asynchronous
+async def test_no_event_is_lost_that_comes_while_a_release_is_published(any_store: Store, tiny: TinyRelease) -> None:
+    writer = Events(any_store, 500, Metrics(CollectorRegistry()))
+    catalogue = Release.open(tiny.path).catalogue
+    acknowledged: dict[str, list[str]] = {user.id: [] for user in tiny.users}
+    stop = asyncio.Event()
+
+    async def write(user: str) -> None:
+        number = 0
+        while not stop.is_set():
+            item = f"{user}-new-{number}"
+            event = {"event_id": item, "item_id": item, "timestamp": WRITTEN + 1 + number}
+            request = EventsRequest.model_validate({"user_id": user, "events": [event]})
+            assert (await writer.append(request, catalogue)).accepted == 1
+            acknowledged[user].append(item)
+            number += 1
+            await asyncio.sleep(0.002)
+
+    writers = [asyncio.create_task(write(user.id)) for user in tiny.users]
+    for _ in range(5):
+        await any_store.delete([load_key(tiny.manifest.release_id)])
+        await publish(tiny.path, any_store)
+        await asyncio.sleep(0.01)
+    stop.set()
+    await asyncio.gather(*writers)
+    for user in tiny.users:
+        assert (await history(any_store, user.id)).items == user.history + acknowledged[user.id]
+        assert len(acknowledged[user.id]) > 3
+
+
+@asynchronous
+async def test_int8_halves_the_values(store: Store, tiny: TinyRelease, own: Path) -> None:
+    entry = tiny.manifest.models[0].reasoning
+    assert entry is not None
+    model = tiny.manifest.models[0].model_copy(update={"reasoning": entry.model_copy(update={"dtype": "int8"})})
+    small = tiny.manifest.model_copy(update={"models": [model, *tiny.manifest.models[1:]]})
+    altered = resealed(replace(tiny, manifest=small), own)
+    await publish(altered.path, store)
+    for user in tiny.users:
+        found = await reasoning(store, altered, user.id)
+        assert isinstance(found, Reasoning)
+        scale = np.abs(user.matrix).max(axis=1, keepdims=True) / 127
+        assert (np.abs(found.matrix - user.matrix) <= scale * 0.501).all()
 
 
 @asynchronous

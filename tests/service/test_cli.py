@@ -133,6 +133,17 @@ def test_a_setting_that_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert "SCOTER_PORT" in result.output
 
 
+def test_a_url_that_cannot_be_read_is_one_line_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    option = CliRunner().invoke(app, ["--store", "redis://:hunter2@host:port"])
+    monkeypatch.setenv("SCOTER_STORE__URL", "redis+sentinel://:hunter2@host")
+    variable = CliRunner().invoke(app, [])
+    for result, name in ((option, "--store"), (variable, "SCOTER_STORE__URL")):
+        assert result.exit_code == 2
+        (line,) = result.output.splitlines()
+        assert line.startswith(f"scoter-serve: {name}: ")
+        assert "hunter2" not in line
+
+
 def test_help_teaches() -> None:
     result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
@@ -142,7 +153,7 @@ def test_help_teaches() -> None:
 
 def test_a_store_is_a_folder_or_a_url() -> None:
     assert store_settings("out/store") == LmdbSettings(path=Path("out/store"))
-    for url in ("redis://h:1/0", "rediss://h", "unix:///run/redis.sock"):
+    for url in ("redis://h:1/0", "rediss://h", "unix:///run/redis.sock", "redis+cluster://a,b"):
         chosen = store_settings(url)
         assert isinstance(chosen, RedisSettings)
         assert chosen.url.get_secret_value() == url

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import random
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -9,10 +12,12 @@ import pytest
 from service.errors import StoreError, StoreTimeout, StoreUnavailable
 from service.profile import Profile, Profiles
 from service.release.blob import BlobMiss
-from service.store.base import Store
+from service.settings import RedisSettings
+from service.store.base import Change, Store
 from service.store.keys import history_key, reasoning_key, steps_key, user_tag
-from service.store.records import History, encode_history, encode_steps
-from tests.service.tiny_release import TinyRelease, User, blob, publish
+from service.store.records import History, RecordMiss, encode_history, encode_steps
+from service.store.redis import RedisStore
+from tests.service.tiny_release import WRITTEN, TinyRelease, User, blob, publish
 
 pytestmark = pytest.mark.anyio
 
@@ -33,6 +38,12 @@ class Recording:
 
     async def put(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         self.values.update(pairs)
+
+    async def swap(self, key: bytes, old: bytes | None, new: bytes) -> bool:
+        raise NotImplementedError
+
+    async def swap_all(self, changes: Iterable[Change]) -> list[bool]:
+        raise NotImplementedError
 
     async def delete(self, keys: Iterable[bytes]) -> None:
         for key in keys:
@@ -64,7 +75,7 @@ async def test_a_whole_profile_from_every_store(tiny: TinyRelease, store: Store)
         np.testing.assert_array_equal(profile.reasoning.matrix, user.matrix)
         assert profile.steps == user.steps
     nobody = await fetch(tiny, store, "nobody", steps=True)
-    assert nobody == Profile(None, BlobMiss.absent)
+    assert nobody == Profile(None, BlobMiss.absent, history_miss=RecordMiss.absent)
 
 
 async def test_one_round_trip_for_what_is_asked_and_no_more(tiny: TinyRelease) -> None:
@@ -83,9 +94,8 @@ async def test_one_round_trip_for_what_is_asked_and_no_more(tiny: TinyRelease) -
 async def test_a_model_without_reasoning_asks_for_none(tiny: TinyRelease) -> None:
     store = Recording()
     profiles = Profiles(store, tiny.manifest.release_id)
-    assert await profiles.fetch("u", None, history=True, reasoning=True, steps=True, seconds=10) == Profile(
-        None, "unsupported"
-    )
+    profile = await profiles.fetch("u", None, history=True, reasoning=True, steps=True, seconds=10)
+    assert profile == Profile(None, "unsupported", history_miss=RecordMiss.absent)
     assert store.asked == [[history_key(user_tag("u"))]]
 
 
@@ -116,7 +126,7 @@ async def test_a_damaged_blob_keeps_the_history_and_loses_the_steps(tiny: TinyRe
     record = blob(tiny, user)
     for damaged, miss in [(record[:-1], BlobMiss.truncated), (record[:-1] + b"\x7f", BlobMiss.checksum)]:
         profile = await fetch(tiny, stored(tiny, user, damaged), user.id, steps=True)
-        assert profile == Profile(None, miss, user.history)
+        assert profile == Profile(None, miss, user.history, history_length=len(user.history))
 
 
 async def test_another_users_reply_is_not_believed_at_all(tiny: TinyRelease) -> None:
@@ -139,4 +149,54 @@ async def test_unreadable_records_beside_a_good_blob(tiny: TinyRelease) -> None:
     store.values[steps_key(user_tag(user.id), tiny.manifest.release_id)] = b"{"
     profile = await fetch(tiny, store, user.id, steps=True)
     assert profile.reasoning is not None
-    assert (profile.history, profile.steps) == (None, [])
+    assert (profile.history, profile.history_miss, profile.steps) == (None, RecordMiss.corrupt, [])
+    assert (profile.history_length, profile.behind) == (None, None)
+
+
+async def test_reasoning_older_than_the_history_says_by_how_much(tiny: TinyRelease) -> None:
+    user = tiny.users[0]
+    store = stored(tiny, user, blob(tiny, user))
+    fresh = await fetch(tiny, store, user.id)
+    assert (fresh.history_length, fresh.behind) == (len(user.history), 0)
+    assert fresh.age_seconds is not None
+    assert abs(fresh.age_seconds - (time.time() - WRITTEN)) < 5
+    later = History([*user.history[2:], "new", "newer"], 2, times=[7, 8], marks=["a", "b"], dropped=2)
+    store.values[history_key(user_tag(user.id))] = encode_history(later)
+    aged = await fetch(tiny, store, user.id)
+    assert aged.history == [*user.history[2:], "new", "newer"]
+    assert (aged.history_length, aged.behind) == (len(user.history) + 2, 2)
+    own = await fetch(tiny, store, user.id, history=False)
+    assert (own.history_length, own.behind) == (None, None)
+    without = await fetch(tiny, store, user.id, reasoning=False)
+    assert (without.history_length, without.behind, without.age_seconds) == (len(user.history) + 2, None, None)
+
+
+@pytest.mark.slow
+async def test_a_cancelled_fetch_never_shows_one_user_what_is_another_s(
+    tiny: TinyRelease, any_redis: RedisSettings
+) -> None:
+    store = RedisStore(any_redis.model_copy(update={"connections": 4}))
+    await publish(tiny, store)
+    rng = random.Random(5)
+    outcomes = {"cancelled": 0, "answered": 0}
+
+    async def ask(user: User) -> None:
+        task = asyncio.create_task(fetch(tiny, store, user.id, steps=True))
+        if rng.random() < 0.6:
+            await asyncio.sleep(rng.random() * 0.004)
+            task.cancel()
+        try:
+            profile = await task
+        except asyncio.CancelledError:
+            outcomes["cancelled"] += 1
+            return
+        assert profile.miss is None
+        assert profile.reasoning is not None
+        np.testing.assert_array_equal(profile.reasoning.matrix, user.matrix)
+        assert (profile.history, profile.steps) == (user.history, user.steps)
+        outcomes["answered"] += 1
+
+    for _ in range(40):
+        await asyncio.gather(*(ask(tiny.users[number % len(tiny.users)]) for number in range(50)))
+    assert min(outcomes.values()) > 200
+    await store.close()

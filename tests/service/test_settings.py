@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import LmdbSettings, OnnxSettings, RedisSettings, Settings, TritonSettings
+from service.settings import CacheSettings, LmdbSettings, OnnxSettings, RedisSettings, Settings, TritonSettings
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,27 @@ def test_a_triton_engine_from_the_environment(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("SCOTER_ENGINE__KEY", str(tmp_path / "absent.pem"))
     with pytest.raises(ValidationError, match="does not point to a file"):
         Settings()
+
+
+@pytest.mark.parametrize("url", ["redis://:hunter2@redis:port", "redis://:hunter2@a,b", "http://:hunter2@redis"])
+def test_a_url_that_cannot_be_read_is_not_repeated(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("SCOTER_STORE__KIND", "redis")
+    monkeypatch.setenv("SCOTER_STORE__URL", url)
+    with pytest.raises(ValidationError, match=r"(?i)must|belong") as caught:
+        Settings()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_url_alone_is_a_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCOTER_STORE__URL", "redis+cluster://a,b")
+    assert isinstance(Settings().store, RedisSettings)
+
+
+def test_the_cache_is_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().cache.entries == 0
+    monkeypatch.setenv("SCOTER_CACHE__ENTRIES", "1000")
+    monkeypatch.setenv("SCOTER_CACHE__TTL_SECONDS", "60")
+    assert Settings().cache == CacheSettings(entries=1000, ttl_seconds=60)
 
 
 def test_a_path_alone_is_an_lmdb_store(monkeypatch: pytest.MonkeyPatch) -> None:

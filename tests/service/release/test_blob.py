@@ -12,19 +12,25 @@ from numpy.typing import NDArray
 from service.release.blob import HEADER_BYTES, BlobFormat, BlobMiss, Layout, Reasoning, decode, encode
 
 users = st.text(st.characters(codec=None), min_size=1, max_size=40)
-formats = st.builds(
-    BlobFormat,
-    release_id=st.text(min_size=1, max_size=16),
-    layout=st.sampled_from(Layout),
-    dtype=st.sampled_from(["float16", "float32"]),
-    steps=st.integers(1, 6),
-    width=st.integers(1, 24),
-)
+
+
+def formats_of(*dtypes: str) -> st.SearchStrategy[BlobFormat]:
+    return st.builds(
+        BlobFormat,
+        release_id=st.text(min_size=1, max_size=16),
+        layout=st.sampled_from(Layout),
+        dtype=st.sampled_from(dtypes),
+        steps=st.integers(1, 6),
+        width=st.integers(1, 24),
+    )
+
+
+formats = formats_of("float16", "float32", "int8")
 
 
 @st.composite
 def stored(draw: st.DrawFn) -> tuple[BlobFormat, str, NDArray[np.float32], bytes]:
-    """A format, a user, a matrix that the format holds exactly, and the blob."""
+    """A format, a user, a matrix that floats of the format hold exactly, and the blob."""
     fmt, user = draw(formats), draw(users)
     values = st.floats(-100, 100, width=16)
     matrix = draw(arrays(np.float32, (fmt.steps, fmt.width), elements=values))
@@ -37,8 +43,33 @@ def test_round_trip(case: tuple[BlobFormat, str, NDArray[np.float32], bytes]) ->
     reasoning = decode(blob, fmt, user)
     assert isinstance(reasoning, Reasoning)
     assert reasoning.matrix.dtype == np.float32
-    np.testing.assert_array_equal(reasoning.matrix, matrix)
+    if fmt.dtype == "int8":
+        step = np.abs(matrix).max(axis=1, keepdims=True) / 127
+        assert (np.abs(reasoning.matrix - matrix) <= step * 0.501 + 1e-44).all()
+    else:
+        np.testing.assert_array_equal(reasoning.matrix, matrix)
     assert (reasoning.history_length, reasoning.written) == (7, 1_700_000_000)
+
+
+@given(st.data())
+def test_int8_changes_nothing_the_second_time(data: st.DataObject) -> None:
+    fmt = data.draw(formats_of("int8"))
+    values = st.floats(-(2.0**99), 2.0**99, width=32)
+    matrix = data.draw(arrays(np.float32, (fmt.steps, fmt.width), elements=values))
+    once = decode(encode(matrix, fmt, "u", history_length=1, written=1), fmt, "u")
+    assert isinstance(once, Reasoning)
+    assert np.isfinite(once.matrix).all()
+    twice = decode(encode(once.matrix, fmt, "u", history_length=1, written=1), fmt, "u")
+    assert isinstance(twice, Reasoning)
+    # Numbers that are hardly any, below the smallest normal one, have no digits left to keep.
+    np.testing.assert_allclose(twice.matrix, once.matrix, rtol=1e-6, atol=1e-37)
+
+
+def test_int8_stands_as_documented() -> None:
+    fmt = BlobFormat("r", Layout.projected, "int8", 2, 3)
+    blob = encode(np.array([[127, -63.6, 0], [0, 0, 0]], np.float32), fmt, "u", history_length=1, written=1)
+    assert blob[6] == 3
+    assert blob[HEADER_BYTES:] == np.array([1, 0], "<f4").tobytes() + np.array([127, -64, 0, 0, 0, 0], "i1").tobytes()
 
 
 @given(stored(), st.data())
@@ -86,6 +117,7 @@ def test_every_mismatch_has_its_own_name() -> None:
     assert decode(blob, fmt, "v") is BlobMiss.user
     assert decode(blob, replace(fmt, layout=Layout.raw), "u") is BlobMiss.shape
     assert decode(blob, replace(fmt, width=2, steps=3), "u") is BlobMiss.shape
+    assert decode(blob, replace(fmt, dtype="int8"), "u") is BlobMiss.shape
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 70_000.0])

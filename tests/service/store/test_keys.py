@@ -3,7 +3,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.store.keys import RELEASE_POINTER, history_key, reasoning_key, steps_key, user_tag
+from service.store.keys import (
+    RELEASE_POINTER,
+    RELEASES,
+    history_key,
+    is_of_release,
+    load_key,
+    reasoning_key,
+    steps_key,
+    user_tag,
+    users_key,
+)
 
 any_text = st.text(st.characters(codec=None), max_size=300)  # lone surrogates included
 
@@ -41,3 +51,12 @@ def test_keys_stay_what_they_are() -> None:
     assert reasoning_key("t", "r", "n") == b"scoter:{t}:reasoning:r:n"
     assert steps_key("t", "r") == b"scoter:{t}:steps:r"
     assert RELEASE_POINTER == b"scoter:release"
+    assert RELEASES == b"scoter:releases"
+    assert load_key("r") == b"scoter:load:r"
+    assert users_key("r", 3) == b"scoter:users:r:3"
+
+
+def test_only_what_a_release_alone_writes_never_changes() -> None:
+    assert is_of_release(reasoning_key("t", "r", "n"))
+    assert is_of_release(steps_key("t", "r"))
+    assert not any(map(is_of_release, (history_key("t"), RELEASE_POINTER, RELEASES, load_key("r"), users_key("r", 0))))

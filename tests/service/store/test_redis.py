@@ -2,15 +2,24 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import socket
+import tempfile
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from redis import Redis
+from redis.crc import key_slot
 
-from service.errors import StoreTimeout, StoreUnavailable
+from service.errors import StoreError, StoreTimeout, StoreUnavailable
+from service.release.blob import BlobFormat, Layout, Reasoning, decode, encode
+from service.settings import RedisSettings
+from service.store.keys import history_key, reasoning_key, user_tag
 from service.store.redis import RedisStore
 from tests.conftest import redis_settings
+from tests.redis_server import PLAIN, cluster, sentinels, standalone, start, wait_for
 
 pytestmark = pytest.mark.anyio
 
@@ -20,33 +29,59 @@ def admin(redis_port: int) -> Redis:
     return Redis(port=redis_port)
 
 
-async def test_replies_never_change_hands_when_callers_are_cancelled(redis_port: int, admin: Redis) -> None:
-    store = RedisStore(redis_settings(redis_port, connections=4))
-    await store.put((f"k{i}".encode(), f"k{i}".encode() * (1 + i % 50)) for i in range(200))
-    connected = admin.info()["total_connections_received"]
+async def cancelled_under_load(store: RedisStore, blobs: dict[str, bytes], fmt: BlobFormat, requests: int) -> int:
+    """Ask for many users' reasoning, most of the callers leaving at random moments; how many were answered."""
     rng = random.Random(7)
-    cancelled = answered = 0
+    users = list(blobs)
+    outcomes = {"cancelled": 0, "answered": 0}
 
-    async def ask(number: int) -> None:
-        nonlocal cancelled, answered
-        key = f"k{number % 200}".encode()
-        task = asyncio.create_task(store.get([key]))
+    async def ask(user: str) -> None:
+        tag = user_tag(user)
+        task = asyncio.create_task(store.get([history_key(tag), reasoning_key(tag, fmt.release_id, "h")]))
         if rng.random() < 0.7:
             await asyncio.sleep(rng.random() * 0.003)
             task.cancel()
         try:
-            (value,) = await task
+            history, blob = await task
         except asyncio.CancelledError:
-            cancelled += 1
+            outcomes["cancelled"] += 1
             return
-        assert value == key * (1 + (number % 200) % 50)
-        answered += 1
+        assert isinstance(decode(blob, fmt, user), Reasoning)  # by the hash of the user in the blob
+        assert history == user.encode()
+        outcomes["answered"] += 1
 
-    for start in range(0, 3000, 60):
-        await asyncio.gather(*(ask(start + i) for i in range(60)))
-    assert cancelled > 300
-    assert answered > 300
-    # Abandoned replies were read to their end: no connection had to be thrown away.
+    for first in range(0, requests, 60):
+        await asyncio.gather(*(ask(users[(first + number) % len(users)]) for number in range(60)))
+    assert outcomes["cancelled"] > requests / 10
+    return outcomes["answered"]
+
+
+def reasoned(users: int) -> tuple[BlobFormat, dict[str, bytes]]:
+    fmt = BlobFormat("r" * 16, Layout.projected, "float16", 5, 64)
+    rng = np.random.default_rng(3)
+    return fmt, {
+        f"user-{n}": encode(rng.normal(size=(5, 64)).astype(np.float32), fmt, f"user-{n}", history_length=1, written=1)
+        for n in range(users)
+    }
+
+
+async def test_replies_never_change_hands_when_callers_are_cancelled(any_redis: RedisSettings) -> None:
+    store = RedisStore(any_redis.model_copy(update={"connections": 4}))
+    fmt, blobs = reasoned(200)
+    await store.put((reasoning_key(user_tag(user), fmt.release_id, "h"), blob) for user, blob in blobs.items())
+    await store.put((history_key(user_tag(user)), user.encode()) for user in blobs)
+    assert await cancelled_under_load(store, blobs, fmt, 4800) > 300
+    await store.close()
+
+
+async def test_abandoned_replies_are_read_to_their_end(redis_port: int, admin: Redis) -> None:
+    store = RedisStore(redis_settings(redis_port, connections=4))
+    fmt, blobs = reasoned(50)
+    await store.put((reasoning_key(user_tag(user), fmt.release_id, "h"), blob) for user, blob in blobs.items())
+    await store.put((history_key(user_tag(user)), user.encode()) for user in blobs)
+    connected = admin.info()["total_connections_received"]
+    await cancelled_under_load(store, blobs, fmt, 1200)
+    # No connection had to be thrown away.
     assert admin.info()["total_connections_received"] - connected <= 4
     await store.close()
     admin.close()
@@ -123,3 +158,173 @@ async def test_many_more_callers_than_connections_are_all_answered(redis_port: i
     await store.put([(b"a", b"1")])
     assert await asyncio.gather(*(store.get([b"a"]) for _ in range(300))) == [[b"1"]] * 300
     await store.close()
+
+
+async def test_a_swap_that_nobody_waits_for_still_happens(any_redis: RedisSettings) -> None:
+    store = RedisStore(any_redis)
+    await store.delete([b"swapped"])
+    for number in range(20):
+        old = None if not number else str(number - 1).encode()
+        task = asyncio.create_task(store.swap(b"swapped", old, str(number).encode()))
+        await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(*store._writes._running, task, return_exceptions=True)
+    assert await store.get([b"swapped"]) == [b"19"]
+    await store.close()
+
+
+async def test_a_wrong_password_is_unavailable_and_not_told(sentinel_url: str, tls_url: str) -> None:
+    for url in (sentinel_url.replace("//:s3cret@", "//:hunter2@"), tls_url.replace(":p%40ss", ":hunter2")):
+        assert "hunter2" in url
+        store = RedisStore(redis_settings(url))
+        with pytest.raises(StoreUnavailable) as caught:
+            await store.get([b"a"])
+        assert "hunter2" not in str(caught.value)
+        await store.close()
+
+
+async def test_sentinels_have_a_password_of_their_own(sentinel_url: str) -> None:
+    store = RedisStore(redis_settings(sentinel_url.partition("?")[0]))
+    with pytest.raises(StoreUnavailable):
+        await store.get([b"a"])
+    await store.close()
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_refused(tls_url: str) -> None:
+    store = RedisStore(redis_settings(tls_url.partition("?")[0]))
+    with pytest.raises(StoreUnavailable, match=r"CERTIFICATE_VERIFY_FAILED|certificate"):
+        await store.get([b"a"])
+    await store.close()
+
+
+async def test_a_server_that_wants_a_certificate_gets_one(tls_url: str) -> None:
+    store = RedisStore(redis_settings(tls_url.partition("&ssl_certfile")[0]))
+    with pytest.raises(StoreUnavailable):
+        await store.get([b"a"])
+    await store.close()
+
+
+async def test_files_that_are_not_there_are_unavailable(tls_url: str) -> None:
+    store = RedisStore(redis_settings(tls_url.replace("ca.pem", "gone.pem")))
+    with pytest.raises(StoreUnavailable):
+        await store.get([b"a"])
+    await store.close()
+
+
+async def test_a_socket_on_this_machine(tmp_path: Path) -> None:
+    # The path of a socket may hold a hundred bytes and no more.
+    with tempfile.TemporaryDirectory() as short, standalone(tmp_path, "--unixsocket", f"{short}/r.sock"):
+        store = RedisStore(redis_settings(f"unix://{short}/r.sock?db=3"))
+        await store.put([(b"a", b"1")])
+        assert await store.get([b"a"]) == [b"1"]
+        await store.close()
+
+
+async def test_it_speaks_the_third_protocol_by_hiredis(redis_port: int) -> None:
+    store = RedisStore(redis_settings(redis_port))
+    connection = await store._reads._redis.connection_pool.get_connection()  # type: ignore[union-attr]
+    assert type(connection._parser).__name__ == "_AsyncHiredisParser"
+    assert connection.get_protocol() == 3
+    await store._reads._redis.connection_pool.release(connection)  # type: ignore[union-attr]
+    await store.close()
+
+
+async def heals(store: RedisStore, key: bytes, value: bytes, seconds: float) -> float:
+    """Seconds until the store reads and writes again."""
+    started = time.monotonic()
+    while True:
+        before = time.monotonic()
+        try:
+            assert await store.get([key]) == [value]
+            await store.put([(key, value)])
+            return time.monotonic() - started
+        except StoreError:
+            assert time.monotonic() - started < seconds
+            assert time.monotonic() - before < 8  # a put is patient, and never endless
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.slow
+async def test_a_master_that_dies_is_followed_to_the_one_that_takes_over(tmp_path: Path) -> None:
+    with sentinels(tmp_path) as group:
+        store = RedisStore(redis_settings(group.url, read_timeout_ms=500, connect_timeout_ms=500))
+        await store.put([(b"a", b"1")])
+        master, replica = group.servers
+        wait_for(lambda: replica.admin.get("a") == b"1")
+        assert await asyncio.gather(*(store.get([b"a"]) for _ in range(40))) == [[b"1"]] * 40
+        master.kill()
+        with pytest.raises(StoreError):
+            await store.get([b"a"])
+        await heals(store, b"a", b"1", 30)
+        assert replica.admin.get("a") == b"1"
+        assert await store.swap(b"a", b"1", b"2")
+        assert replica.admin.get("a") == b"2"
+        await store.close()
+
+
+@pytest.mark.slow
+async def test_a_master_that_hangs_is_left_too(tmp_path: Path) -> None:
+    with sentinels(tmp_path) as group:
+        store = RedisStore(redis_settings(group.url, read_timeout_ms=200, connect_timeout_ms=200, write_timeout_ms=500))
+        await store.put([(b"a", b"1")])
+        master, replica = group.servers
+        wait_for(lambda: replica.admin.get("a") == b"1")
+        master.process.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(StoreTimeout):
+                await store.get([b"a"])
+            await heals(store, b"a", b"1", 30)
+        finally:
+            master.process.send_signal(signal.SIGCONT)
+        await store.put([(b"a", b"2")])
+        wait_for(lambda: replica.admin.get("a") == b"2")  # not on the master that was
+        await store.close()
+
+
+@pytest.mark.slow
+async def test_a_cluster_node_that_dies_costs_its_slots_until_its_replica_takes_over(tmp_path: Path) -> None:
+    with cluster(tmp_path, replica=True) as group:
+        store = RedisStore(redis_settings(group.url, read_timeout_ms=500, connect_timeout_ms=500))
+        keys = [f"k{number}".encode() for number in range(60)]
+        await store.put((key, key) for key in keys)
+        dead = [key for key in keys if key_slot(key) in group.slots_of_first()]
+        alive = [key for key in keys if key not in dead]
+        wait_for(lambda: group.servers[3].admin.info("keyspace")["db0"]["keys"] == len(dead))
+        group.servers[0].kill()
+        with pytest.raises(StoreError):
+            await store.get(dead[:1])
+        failed = asked = 0
+        started = time.monotonic()
+        promoted = None
+        while promoted is None:
+            answers = await asyncio.gather(*(store.get([key]) for key in keys), return_exceptions=True)
+            assert all(isinstance(a, StoreError) or a == [key] for key, a in zip(keys, answers, strict=True))
+            asked += len(alive)
+            failed += sum(isinstance(a, StoreError) for key, a in zip(keys, answers, strict=True) if key in alive)
+            if not any(isinstance(answer, StoreError) for answer in answers):
+                promoted = time.monotonic() - started
+            assert time.monotonic() - started < 40
+            await asyncio.sleep(0.02)
+        assert failed < asked / 5  # the other nodes go on answering; a busy test machine may be late now and then
+        await heals(store, dead[0], dead[0], 10)
+        assert await store.get(keys) == keys
+        await store.close()
+
+
+async def test_a_server_that_restarts_is_found_again(tmp_path: Path) -> None:
+    with standalone(tmp_path / "one") as first:
+        store = RedisStore(redis_settings(first.port))
+        await store.put([(b"a", b"1")])
+        await asyncio.gather(*(store.get([b"a"]) for _ in range(40)))
+        first.kill()
+        with pytest.raises(StoreUnavailable):
+            await store.get([b"a"])
+        again = start(tmp_path / "one", *PLAIN, port=first.port)
+        try:
+            wait_for(lambda: bool(again.admin.ping()))
+            assert await asyncio.gather(*(store.get([b"a"]) for _ in range(40))) == [[None]] * 40
+            await store.put([(b"a", b"2")])
+            assert await store.get([b"a"]) == [b"2"]
+        finally:
+            again.stop()
+        await store.close()

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from service.settings import CacheSettings
+from service.store.cached import CachedStore, cached
+from service.store.keys import history_key, reasoning_key, steps_key
+from service.store.lmdb import LmdbStore
+
+pytestmark = pytest.mark.anyio
+
+BLOB, STEPS, HISTORY = reasoning_key("t", "r1", "scoter_h"), steps_key("t", "r1"), history_key("t")
+
+
+class Counting(LmdbStore):
+    """A store that remembers what it was asked for."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.asked: list[list[bytes]] = []
+
+    async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        self.asked.append(list(keys))
+        return await super().get(keys)
+
+
+class Setup:
+    def __init__(self, path: Path, entries: int = 100, ttl: float = 60) -> None:
+        self.store = Counting(path)
+        self.hits: list[bool] = []
+        self.cached = CachedStore(self.store, CacheSettings(entries=entries, ttl_seconds=ttl), self.hits.append)
+
+
+async def test_reasoning_is_read_once_and_history_each_time(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    await setup.store.put([(BLOB, b"H"), (STEPS, b"[]"), (HISTORY, b"1")])
+    assert await setup.cached.get([HISTORY, BLOB, STEPS]) == [b"1", b"H", b"[]"]
+    await setup.store.put([(HISTORY, b"2")])
+    assert await setup.cached.get([HISTORY, BLOB, STEPS]) == [b"2", b"H", b"[]"]
+    assert await setup.cached.get([BLOB]) == [b"H"]
+    assert setup.store.asked == [[HISTORY, BLOB, STEPS], [HISTORY]]
+    assert setup.hits == [False, False, True, True, True]
+    await setup.cached.close()
+
+
+async def test_what_is_not_there_is_asked_for_again(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    assert await setup.cached.get([BLOB]) == [None]
+    await setup.store.put([(BLOB, b"H")])
+    assert await setup.cached.get([BLOB]) == [b"H"]
+    await setup.cached.close()
+
+
+async def test_another_release_is_another_key(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    other = reasoning_key("t", "r2", "scoter_h")
+    await setup.store.put([(BLOB, b"one"), (other, b"two")])
+    assert await setup.cached.get([BLOB, other]) == [b"one", b"two"]
+    assert await setup.cached.get([other, BLOB, other]) == [b"two", b"one", b"two"]
+    await setup.cached.close()
+
+
+async def test_the_cache_is_bounded_and_the_least_used_leave(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, entries=2)
+    keys = [reasoning_key(tag, "r1", "scoter_h") for tag in "abc"]
+    await setup.store.put((key, key) for key in keys)
+    for key in (keys[0], keys[1], keys[0], keys[2], keys[0]):
+        assert await setup.cached.get([key]) == [key]
+    assert [asked for (asked,) in setup.store.asked] == [keys[0], keys[1], keys[2]]
+    await setup.cached.get([keys[1]])
+    assert setup.hits[-1] is False
+    assert len(setup.cached._kept) == 2
+    await setup.cached.close()
+
+
+async def test_what_is_kept_grows_old(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, ttl=0.05)
+    await setup.store.put([(BLOB, b"old")])
+    await setup.cached.get([BLOB])
+    await setup.store.put([(BLOB, b"new")])
+    await asyncio.sleep(0.06)
+    assert await setup.cached.get([BLOB]) == [b"new"]
+    await setup.cached.close()
+
+
+async def test_own_changes_are_seen_at_once(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    await setup.cached.put([(BLOB, b"1")])
+    assert await setup.cached.get([BLOB]) == [b"1"]
+    await setup.cached.put([(BLOB, b"2")])
+    assert await setup.cached.get([BLOB]) == [b"2"]
+    assert await setup.cached.swap(BLOB, b"2", b"3")
+    assert await setup.cached.get([BLOB]) == [b"3"]
+    await setup.cached.delete([BLOB])
+    assert await setup.cached.get([BLOB]) == [None]
+    await setup.cached.ping()
+    await setup.cached.close()
+
+
+async def test_without_entries_there_is_no_cache(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    hits: list[bool] = []
+    assert cached(store, CacheSettings(), hits.append) is store
+    assert isinstance(cached(store, CacheSettings(entries=1), hits.append), CachedStore)
+    await store.close()
