@@ -37,7 +37,7 @@ class ServerFailed(Exception):
 
 
 def install(folder: Path, tell: Callable[[], None] = lambda: None) -> Path:
-    """Install the server into `folder` unless it is there; return the installation. About 85 MB come over the network.
+    """Install the server into `folder` unless it is there; return the installation. About 100 MB come over the network.
 
     It appears by one rename, so a second call while the first one runs does no harm. Raises ServerFailed.
     """
