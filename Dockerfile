@@ -22,6 +22,7 @@ RUN --mount=type=cache,target=/var/cache/pip \
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY offline offline
+COPY model_repo/python model_repo/python
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
     && /opt/build/bin/pip --python /opt/scoter/bin/python install --no-deps --no-index /dist/*.whl
 

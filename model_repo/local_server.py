@@ -1,6 +1,6 @@
 """A real Triton Inference Server on this machine, without container, root or GPU.
 
-    python3.11 model_repo/local_server.py --repository out/triton [--folder .triton] [--port 8001]
+    python3.11 model_repo/local_server.py --repository out/triton [--folder .tools/triton] [--port 8001]
 
 NVIDIA publishes its server as a container image, and as a binary inside the wheel of `nvidia-pytriton`. This installs
 that wheel through pip into a folder of its own, with what the Python backend needs to run `python/model.py`, and starts
@@ -37,7 +37,7 @@ class ServerFailed(Exception):
 
 
 def install(folder: Path, tell: Callable[[], None] = lambda: None) -> Path:
-    """Install the server into `folder` unless it is there; return the installation. About 85 MB come over the network.
+    """Install the server into `folder` unless it is there; return the installation. About 100 MB come over the network.
 
     It appears by one rename, so a second call while the first one runs does no harm. Raises ServerFailed.
     """
@@ -184,7 +184,7 @@ def running(
 def main() -> None:
     """Run a server on a deployment repository until Ctrl-C."""
     parser = argparse.ArgumentParser(description="Run a real Triton server on this machine, CPU only.")
-    parser.add_argument("--folder", type=Path, default=Path(".triton"), help="where the server is installed")
+    parser.add_argument("--folder", type=Path, default=Path(".tools/triton"), help="where the server is installed")
     parser.add_argument("--repository", type=Path, help="what `scoter triton add` wrote; none: install only")
     parser.add_argument("--port", type=int, default=8001, help="for gRPC; metrics are on the next one")
     asked = parser.parse_args()

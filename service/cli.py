@@ -21,6 +21,8 @@ from service.settings import LmdbSettings, RedisSettings, Settings
 
 DRAIN_SECONDS = 20  # less than the 30 s that Kubernetes waits between SIGTERM and SIGKILL
 
+_KINDS = {"lmdb", "redis", "onnx", "triton"}  # pydantic puts the chosen one into the path of what is wrong with it
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -49,6 +51,8 @@ def serve(
         SCOTER_STORE__URL=redis://redis:6379/0, or sentinels, or a cluster: docs/store.md
         SCOTER_CACHE__ENTRIES, ..._TTL_SECONDS
         SCOTER_ENGINE__THREADS, ..._MAX_BATCH, ..._QUEUE_LIMIT
+        SCOTER_ENGINE__KIND=triton
+        SCOTER_ENGINE__URL=triton:8001
         SCOTER_LIMITS__BODY_BYTES, ..._HISTORY, ..._EXCLUDE, ..._SEEN, ..._K
 
     Keep a Redis password in the environment: arguments are visible to every user of the machine.
@@ -64,9 +68,8 @@ def serve(
         settings = Settings(**{name: value for name, value in chosen.items() if value is not None})
     except ValidationError as error:
         for wrong in error.errors(include_url=False, include_input=False):
-            # The kind of store stands in a place as if it were a setting.
-            place = [str(part) for part in wrong["loc"] if part not in {"lmdb", "redis"}]
-            typer.echo(f"scoter-serve: SCOTER_{'__'.join(place).upper()}: {wrong['msg']}", err=True)
+            name = "SCOTER_" + "__".join(str(part) for part in wrong["loc"] if part not in _KINDS).upper()
+            typer.echo(f"scoter-serve: {name}: {wrong['msg']}", err=True)
         raise typer.Exit(2) from None
     except StoreAddressInvalid as error:
         typer.echo(f"scoter-serve: --store: {error}", err=True)

@@ -10,7 +10,7 @@ from offline.triton import Backend, Deployment, Profile, add, load
 from service.release.release import Release
 from service.settings import TritonSettings
 
-INSTALLED = Path(__file__).parent.parent / ".triton"
+INSTALLED = Path(__file__).parent.parent / ".tools" / "triton"
 START_SECONDS = 60.0
 
 

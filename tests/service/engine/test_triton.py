@@ -6,6 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,29 @@ async def test_two_releases_are_served_side_by_side(triton: Triton, tiny: TinyRe
     assert (await opened[1].infer("hstu", asked(), PATIENT)).valid.all()
     await opened[1].close()
     await engines.close()
+
+
+@pytest.mark.slow
+async def test_a_polling_server_finds_a_release_by_itself(tmp_path: Path, tiny: TinyRelease) -> None:
+    release = Release.open(tiny.path)
+    polling = Triton.start(tmp_path, "--model-control-mode=poll", "--repository-poll-secs=1")
+    try:
+        engines = TritonEngines(polling.settings())
+        with pytest.raises(EngineUnavailable, match="looking up model"):
+            await engines.open(release)
+        add(release, polling.repository, Deployment(Profile.cpu, Backend.python, 1))
+        end = time.monotonic() + 20
+        engine = None
+        while engine is None:
+            assert time.monotonic() < end, polling.server.tail()
+            with suppress(EngineUnavailable):
+                engine = await engines.open(release)
+            await asyncio.sleep(0.1)
+        assert (await engine.infer("hstu", asked(), PATIENT)).valid.all()
+        await engine.close()
+        await engines.close()
+    finally:
+        polling.server.kill()
 
 
 @pytest.mark.slow
