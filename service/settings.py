@@ -148,7 +148,7 @@ class ExposureSettings(_Section):
     stream_length: int = Field(default=1_000_000, ge=1)  # events kept there, roughly; the oldest go
     user: Literal["id", "tag"] = "tag"  # how the user is named: by id, or by the tag that the store's keys bear
     queue: int = Field(default=20_000, ge=1)  # events that wait for a sink; further ones are dropped and counted
-    batch: int = Field(default=500, ge=1)  # events written at once
+    batch: int = Field(default=100, ge=1)  # events written at once
     linger_seconds: float = Field(default=0.2, ge=0)  # rest between two writes, so that events are written in batches
     close_seconds: float = Field(default=5.0, gt=0)  # time to write what waits when the service stops
 
