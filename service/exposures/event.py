@@ -24,7 +24,7 @@ class ExposedItem:
 class Exposure:
     """One answer, or the answer that a shadow arm would have given. Of `user_id` and `user_tag`, one is set."""
 
-    time: float  # seconds since 1970, UTC
+    ts: float  # when it was answered, seconds since 1970, UTC
     request_id: str
     user_id: str | None  # always set by who records; the log may write its tag instead
     arm: Arm

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 
 def exposure(number: int = 0, user_id: str = "very-private-user") -> Exposure:
     return Exposure(
-        time=1_763_872_086.25,
+        ts=1_763_872_086.25,
         request_id=f"r{number}",
         user_id=user_id,
         arm=Arm(model="scoter_h", reasoning=True),
