@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from offline.abtest.attribution import Attribution
 from offline.abtest.logs import Rejected, read_exposures, read_histories, read_outcomes, read_stream
@@ -40,14 +39,11 @@ def run_abtest(
     rejected = Rejected()
     attribution = Attribution(read_outcomes(outcomes, rejected), window)
     histories = {} if users is None else read_histories(users, rejected)
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True
-    ) as progress:
-        task = progress.add_task("reading exposures", total=None)
+    with Console(stderr=True).status("reading exposures") as status:
 
         def tick() -> None:
             if attribution.counts["read"] % STEP == 0:
-                progress.update(task, description=f"reading exposures: {attribution.counts['read']:,}")
+                status.update(f"reading exposures: {attribution.counts['read']:,}")
 
         async def drain(url: str) -> None:
             async for exposure in read_stream(url, stream, rejected):

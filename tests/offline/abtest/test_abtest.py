@@ -189,8 +189,8 @@ def test_users_seen_in_two_variations_are_left_out_of_both(report: Any, tmp_path
 
 
 def test_several_experiments_and_the_holdout_are_reported_side_by_side(report: Any) -> None:
-    model = EXPERIMENTS["features"]["model"]
-    (rule,) = model["rules"]  # type: ignore[misc]
+    model: Any = EXPERIMENTS["features"]["model"]
+    (rule,) = model["rules"]
     features = {
         "holdout": {"defaultValue": False, "rules": [{"force": True, "coverage": 0.2, "seed": "h", "hashVersion": 2}]},
         "model": model,
