@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Generic, TypeVar
 
-from service.errors import ExperimentsInvalid, FieldError, RequestInvalid
+from service.errors import ExperimentsInvalid, FieldError, HeaderInvalid
 from service.experiments.arm import NO_ARM, Arm
 from service.experiments.format import HOLDOUT, SHADOW, Feature, Payload, Range, Rule, Variation, feature_pointer, parse
 from service.experiments.hashing import Bucketer, hashable_text
@@ -16,6 +16,7 @@ from service.experiments.targeting import Groups, Predicate, compile_condition
 
 V = TypeVar("V")
 
+FORCE_HEADER = "x-scoter-arm"
 LABEL_CEILING = 64  # combinations of variations that get a label of their own
 NOTHING_FORCED: Mapping[str, str] = {}
 # What attributes of an unforeseen kind can raise in a condition; GrowthBook takes such a condition as not met.
@@ -95,21 +96,19 @@ class Experiments:
             raise ExperimentsInvalid(wrong)
 
     def forced(self, header: str) -> dict[str, str]:
-        """The variations that `experiment=variation, ...` asks for. Raises RequestInvalid if there is no such one."""
+        """The variations that `experiment=variation, ...` asks for. Raises HeaderInvalid if there is no such one."""
         wanted: dict[str, str] = {}
         for part in filter(None, map(str.strip, header.split(","))):
             experiment, _, variation = (piece.strip() for piece in part.partition("="))
             known = self.variations.get(experiment)
             if known is None:
                 names = ", ".join(self.variations) or "none"
-                raise RequestInvalid(
-                    [FieldError("", f"X-Scoter-Arm: no experiment {experiment!r}; there are: {names}")]
-                )
+                raise HeaderInvalid(f"{FORCE_HEADER}: no experiment {experiment[:128]!r}; there are: {names}")
             if variation not in known:
-                detail = (
-                    f"X-Scoter-Arm: experiment {experiment!r} has no variation {variation!r}, only {', '.join(known)}"
+                names = ", ".join(known)
+                raise HeaderInvalid(
+                    f"{FORCE_HEADER}: experiment {experiment!r} has no variation {variation[:128]!r}, only {names}"
                 )
-                raise RequestInvalid([FieldError("", detail)])
             wanted[experiment] = variation
         return wanted
 

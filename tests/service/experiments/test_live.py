@@ -49,7 +49,7 @@ async def live(
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -20,10 +20,11 @@ from pydantic import SecretStr, TypeAdapter
 from redis import Redis
 
 from service.experiments.arm import Arm
-from service.experiments.assignment import Assigned
+from service.experiments.assignment import UNASSIGNED, Assigned, Assignment
 from service.exposures.event import ExposedItem, Exposure, encode
 from service.exposures.log import ExposureLog
 from service.metrics import Metrics
+from service.schemas import RecommendResponse
 from service.settings import ExposureSettings, RedisSettings
 from service.store.keys import user_tag
 from tests.conftest import redis_settings
@@ -81,7 +82,7 @@ async def logging(**changes: Any) -> AsyncIterator[tuple[ExposureLog, Counts]]:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread or process
+        while not condition():
             await asyncio.sleep(0.005)
 
 
@@ -99,6 +100,35 @@ def test_an_event_is_one_line_that_reads_back() -> None:
         {"experiment": "model", "variation": "scoter", "weight": 0.5, "bucket": 0.1234, "forced": False}
     ]
     assert fields["items"][0] == {"id": "i1", "position": 1, "score": -1.5}
+
+
+def response(**changes: Any) -> RecommendResponse:
+    given: dict[str, Any] = RecommendResponse.model_json_schema()["examples"][0]
+    return RecommendResponse.model_validate({**given, **changes})
+
+
+def test_an_event_says_what_was_answered_and_why() -> None:
+    assigned = Assignment(Arm(model="scoter_h"), (Assigned("m", "a", 0.5, 0.1, forced=False),), (), False, "m=a")
+    event = Exposure.of(response(), "u1", assigned, 4.25)
+    assert (event.request_id, event.user_id, event.label) == ("0f8fad5bd9cb469fa165708b3a6c7c4e", "u1", "m=a")
+    assert (event.arm, event.experiments, event.shadow) == (assigned.arm, assigned.experiments, False)
+    assert (event.model, event.reasoning, event.history_length) == ("scoter_h", True, 9)
+    assert event.items == (ExposedItem("B0002JHI1I", 1, -2.31),)
+    assert event.reasoning_age == pytest.approx(time.time() - 1_748_747_565, abs=60)
+    assert TypeAdapter(Exposure).validate_json(encode(event, tagged=False)) == event
+    shadow = Exposure.of(response(), "u1", assigned, 4.25, Arm(model="hstu"))
+    assert (shadow.arm, shadow.shadow) == (Arm(model="hstu"), True)
+
+
+def test_an_event_of_a_lesser_answer_names_no_model_and_no_history_it_does_not_know() -> None:
+    silent = {"used": False, "reason": "store_timeout", "written": None, "history_length": None, "steps": None}
+    nothing = {"source": "none", "used": 0, "unknown": 0, "excluded": 0}
+    lesser = response(source="popular", reasoning=silent, history=nothing, degraded=["store_timeout", "no_history"])
+    event = Exposure.of(lesser, "u1", UNASSIGNED, 4.25)
+    assert (event.model, event.reasoning, event.reasoning_age, event.history_length) == (None, False, None, None)
+    assert event.degraded == ("store_timeout", "no_history")
+    stranger = response(source="popular", reasoning=silent, history=nothing, degraded=["no_history"])
+    assert Exposure.of(stranger, "u1", UNASSIGNED, 4.25).history_length == 0
 
 
 def test_users_are_named_by_tag_unless_asked_otherwise() -> None:
@@ -254,6 +284,7 @@ import asyncio, sys
 from prometheus_client import CollectorRegistry
 from service.exposures.log import ExposureLog
 from service.metrics import Metrics
+from service.schemas import RecommendResponse
 from service.settings import ExposureSettings
 from tests.service.exposures.test_exposures import exposure
 
