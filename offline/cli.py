@@ -283,6 +283,58 @@ def gc(
         console.print("[green]✓[/] nothing to remove")
 
 
+@app.command()
+def abtest(
+    exposures: Annotated[list[str], typer.Argument(help="JSONL files (.gz too), or a Redis URL.")],
+    outcomes: Annotated[list[Path], typer.Option(help="JSONL or CSV file; repeat the option for more.")],
+    users: Annotated[
+        Path | None,
+        typer.Option(help="JSONL or CSV with user_id and history_length.", show_default="the lengths that were logged"),
+    ] = None,
+    experiment: Annotated[str | None, typer.Option(help="Only this one.", show_default="all")] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Variation to compare with.", show_default="control, or the first")
+    ] = None,
+    window: Annotated[float, typer.Option(min=0, help="Hours after an answer that its outcomes count.")] = 24.0,
+    groups: Annotated[int, typer.Option(min=1, max=10, help="Strata by history length; 1 for none.")] = 2,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+    stream: Annotated[str, typer.Option(help="Key of the Redis Stream.")] = "scoter:exposures",
+    html: Annotated[Path | None, typer.Option(help="Also write a page with plots.", show_default="none")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Compare arms: lift in clicks, purchases and GMV with confidence intervals, from logged exposures and outcomes.
+
+    Exposures are what the service logs (SCOTER_EXPOSURES__FILE, or __REDIS__URL). Outcomes come from elsewhere, one
+    per row, with these columns or keys:
+
+        event         click, purchase or negative ("not interested")
+        ts            when: seconds since 1970, or ISO 8601
+        item_id       of which item
+        request_id    of the answer, or else user_id: the user's latest answer that held the item gets the credit
+        value         of a purchase
+
+    The check for a sample ratio mismatch comes first: if it fails, nothing else means anything.
+
+    Example: scoter abtest exposures.jsonl --outcomes clicks.csv --outcomes orders.jsonl --html abtest.html
+    """
+    from offline.abtest.run import run_abtest
+
+    run_abtest(
+        console,
+        exposures,
+        outcomes,
+        users=users,
+        experiment=experiment,
+        control=control,
+        window=window * 3600,
+        groups=groups,
+        confidence=confidence,
+        stream=stream,
+        html=html,
+        as_json=json,
+    )
+
+
 def _run_to(last: Last, recipe: str, data: Path, work: Path) -> Path:
     chosen = load_recipe(recipe)
     from offline.run import run

@@ -1,4 +1,4 @@
-"""The evaluation report as one self-contained HTML page."""
+"""Reports as self-contained HTML pages: the evaluation's, and the parts that other reports are made of."""
 
 from __future__ import annotations
 
@@ -28,21 +28,24 @@ def write_page(path: Path, report: dict[str, Any], curves: dict[str, list[dict[s
     parts = [
         f"<h1>{escape(report['dataset'])}, recipe {escape(report['recipe'])}</h1>",
         f"<p>{report['users']:,} users of the {escape(report['split'])} split, {report['items']:,} items.</p>",
-        _figure(_bars(report["results"]), "Recall@10 by model, with the user's history masked"),
+        picture(_bars(report["results"]), "Recall@10 by model, with the user's history masked"),
         "<h2>Results, with the switches they were measured under</h2>",
-        _table(report["results"]),
+        table(report["results"]),
         "<h2>How often the beam is exact</h2>",
-        _table(report["beam"]),
-        _figure(_curves(curves), "Training loss, and NDCG@10 on validation users"),
+        table(report["beam"]),
+        picture(_curves(curves), "Training loss, and NDCG@10 on validation users"),
         "<h2>Seconds by stage</h2>",
-        _table([{"stage": name, "seconds": seconds} for name, seconds in report["seconds"].items()]),
+        table([{"stage": name, "seconds": seconds} for name, seconds in report["seconds"].items()]),
     ]
-    title = f"SCoTER report: {escape(report['dataset'])}"
-    path.write_text(
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+    path.write_text(html(f"SCoTER report: {report['dataset']}", parts), encoding="utf-8")
+
+
+def html(title: str, parts: list[str]) -> str:
+    """A page of its own from parts that are HTML already; the title is not."""
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
         + "".join(parts)
-        + "</html>\n",
-        encoding="utf-8",
+        + "</html>\n"
     )
 
 
@@ -81,7 +84,8 @@ def _curves(curves: dict[str, list[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def _figure(figure: Figure, caption: str) -> str:
+def picture(figure: Figure, caption: str) -> str:
+    """A figure, drawn into the page and closed."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130, bbox_inches="tight")
     plt.close(figure)
@@ -90,7 +94,8 @@ def _figure(figure: Figure, caption: str) -> str:
     return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"><figcaption>{alt}</figcaption></figure>'
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
+    """A table; the first row names the columns."""
     if not rows:
         return "<p>none</p>"
 

@@ -22,10 +22,13 @@
     │   ├── StoreAddressInvalid  its URL cannot be read
     │   ├── StoreUnavailable
     │   └── StoreTimeout
-    └── EngineError             the inference engine did not answer
-        ├── EngineUnavailable
-        ├── EngineTimeout
-        └── EngineOverloaded
+    ├── EngineError             the inference engine did not answer
+    │   ├── EngineUnavailable
+    │   ├── EngineTimeout
+    │   └── EngineOverloaded
+    └── ExperimentsError        experiments cannot be loaded; those that run stay
+        ├── ExperimentsUnavailable  the file or URL cannot be read
+        └── ExperimentsInvalid  it was read, and says what cannot be
 
 Third-party exceptions (redis, lmdb, onnxruntime) are translated into this tree where the library is
 called, and nowhere else. `service.problems` maps the tree to HTTP.
@@ -153,3 +156,19 @@ class EngineTimeout(EngineError):
 
 class EngineOverloaded(EngineError):
     """The engine's queue is full."""
+
+
+class ExperimentsError(ScoterError):
+    """Experiments cannot be loaded."""
+
+
+class ExperimentsUnavailable(ExperimentsError):
+    """The file or URL that holds the experiments cannot be read."""
+
+
+class ExperimentsInvalid(ExperimentsError):
+    """The experiments were read and cannot be accepted; `fields` says where, as pointers into them, and why."""
+
+    def __init__(self, fields: list[FieldError]) -> None:
+        self.fields = fields
+        super().__init__("; ".join(f"{field.pointer or 'experiments'}: {field.detail}" for field in fields))

@@ -106,6 +106,27 @@ class Metrics:
         self._release = Gauge(
             "scoter_release_info", "1 for the release that is served", ["release", "dataset"], registry=registry
         )
+        self._reloads = Counter(
+            "scoter_experiments_reloads_total",
+            "Looks at the experiments' source, by outcome",
+            ["outcome"],
+            registry=registry,
+        )
+        self._experiments_ok = Gauge(
+            "scoter_experiments_ok", "1 if the last look at the experiments' source found them good", registry=registry
+        )
+        self._experiments = Gauge(
+            "scoter_experiments_info", "1 for the version of the experiments in use", ["version"], registry=registry
+        )
+        self._exposures = Counter(
+            "scoter_exposures_written_total", "Exposures written, by sink", ["sink"], registry=registry
+        )
+        self._exposures_dropped = Counter(
+            "scoter_exposures_dropped_total",
+            "Exposures that were not written, by sink and reason",
+            ["sink", "reason"],
+            registry=registry,
+        )
 
     def responded(self, route: str, status: int) -> None:
         """Count a response."""
@@ -174,3 +195,21 @@ class Metrics:
         """Say which release is served."""
         self._release.clear()
         self._release.labels(release, dataset).set(1)
+
+    def experiments_looked(self, outcome: str, *, good: bool) -> None:
+        """Count a look at the experiments' source: `loaded`, `unchanged`, `refused` or `unavailable`."""
+        self._reloads.labels(outcome).inc()
+        self._experiments_ok.set(good)
+
+    def experimenting(self, version: str) -> None:
+        """Say which version of the experiments is in use."""
+        self._experiments.clear()
+        self._experiments.labels(version).set(1)
+
+    def exposures_written(self, sink: str, count: int) -> None:
+        """Count exposures that a sink has taken."""
+        self._exposures.labels(sink).inc(count)
+
+    def exposures_dropped(self, sink: str, reason: str, count: int) -> None:
+        """Count exposures that a sink will never see."""
+        self._exposures_dropped.labels(sink, reason).inc(count)

@@ -152,6 +152,32 @@ class LimitSettings(_Section):
     stored_history: int = Field(default=200, ge=1, le=HISTORY_CEILING)  # newest items kept once events are appended
 
 
+class ExperimentSettings(_Section):
+    """Where experiments come from, in GrowthBook's feature format (docs/experiments.md)."""
+
+    source: str | None = None  # a file, or a URL such as https://cdn.growthbook.io/api/features/<client key>
+    api_key: SecretStr | None = None  # sent to the URL as `Authorization: Bearer`
+    prefix: str = ""  # only features whose key begins so are ours; for a payload shared with other programs
+    reload_seconds: float = Field(default=15.0, gt=0)  # how often to look for a change
+    timeout_seconds: float = Field(default=5.0, gt=0)  # for the URL to answer
+    allow_forced: bool = False  # honour X-Scoter-Arm: for test systems, or behind a gateway that strips it
+
+
+class ExposureSettings(_Section):
+    """Where exposures are logged: any of the three sinks, or none."""
+
+    stdout: bool = False
+    file: Path | None = None  # appended to by this process alone; follows the path when the file is moved away
+    redis: RedisSettings | None = None  # adds to a stream there
+    stream: str = Field(default="scoter:exposures", min_length=1)  # the stream's key
+    stream_length: int = Field(default=1_000_000, ge=1)  # events kept there, roughly; the oldest go
+    user: Literal["id", "tag"] = "tag"  # how the user is named: by id, or by the tag that the store's keys bear
+    queue: int = Field(default=20_000, ge=1)  # events that wait for a sink; further ones are dropped and counted
+    batch: int = Field(default=100, ge=1)  # events written at once
+    linger_seconds: float = Field(default=0.2, ge=0)  # rest between two writes, so that events are written in batches
+    close_seconds: float = Field(default=5.0, gt=0)  # time to write what waits when the service stops
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Arguments win over the environment."""
 
@@ -171,6 +197,8 @@ class Settings(BaseSettings):
     breaker: BreakerSettings = BreakerSettings()
     cache: CacheSettings = CacheSettings()
     limits: LimitSettings = LimitSettings()
+    experiments: ExperimentSettings = ExperimentSettings()
+    exposures: ExposureSettings = ExposureSettings()
     access: AccessSettings = AccessSettings()
     poll_seconds: float = Field(default=5.0, gt=0)  # how often the store's pointer is looked at for a new release
     drain_seconds: float = Field(default=0.0, ge=0)  # from SIGTERM, when /readyz turns red, until the port closes

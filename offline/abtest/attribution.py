@@ -1,0 +1,248 @@
+"""Joins outcomes to the answers that they came from, and sums both up by user."""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offline.abtest.logs import Outcome
+from service.exposures.event import Exposure
+from service.store.keys import user_tag
+
+HOLDOUT = "(holdout)"  # beside the experiments: who is kept out of all of them, against everybody else
+UNSEEN = "(not in the log)"
+WEIGHT_TOLERANCE = 1e-4
+
+Part = tuple[str, str, float]  # experiment, variation, weight
+
+
+@dataclass(slots=True)
+class Answers:
+    """Every exposure that counts, as columns; row n of each is about the same answer."""
+
+    users: list[str]  # tags, by number
+    parts: list[tuple[Part, ...]]  # what users took part in, by number
+    user: NDArray[np.int64]  # number of the user
+    part: NDArray[np.int64]  # number of the parts
+    ts: NDArray[np.float64]
+    history: NDArray[np.int64]  # history length, -1 if unknown
+    reasoned: NDArray[np.bool_]
+    degraded: NDArray[np.bool_]
+    clicked: NDArray[np.bool_]
+    disliked: NDArray[np.bool_]
+    bought: NDArray[np.bool_]
+    value: NDArray[np.float64]  # GMV of the attributed purchases
+    counts: dict[str, int] = field(default_factory=dict)  # of what was read and what was left out
+
+
+class Attribution:
+    """Takes exposures one at a time; outcomes are known beforehand, as they are the fewer.
+
+    An outcome goes to the answer with its request id, or else to its user's latest answer that held its item, within
+    `window` seconds after that answer.
+    """
+
+    def __init__(self, outcomes: Iterable[Outcome], window: float) -> None:
+        self._window = window
+        self._outcomes = list(outcomes)
+        self._by_request: dict[str, list[int]] = defaultdict(list)
+        self._by_user: dict[str, list[int]] = defaultdict(list)
+        self._seconds = [outcome.seconds() for outcome in self._outcomes]
+        for number, outcome in enumerate(self._outcomes):
+            user = outcome.user()
+            if outcome.request_id is not None:
+                self._by_request[outcome.request_id].append(number)
+            elif user is not None:
+                self._by_user[user].append(number)
+        self._answer = [-1] * len(self._outcomes)  # row of the answer that each outcome goes to
+        self._users: dict[str, int] = {}
+        self._parts: dict[tuple[Part, ...], int] = {}
+        self._seen: set[int] = set()
+        self._user, self._part, self._history = array("q"), array("q"), array("q")
+        self._ts = array("d")
+        self._reasoned, self._degraded = bytearray(), bytearray()
+        self.counts = dict.fromkeys(("read", "used", "shadow", "forced", "repeated"), 0)
+
+    def add(self, exposure: Exposure) -> None:
+        """Take an exposure; shadow and forced ones, and those written twice, are counted and left out."""
+        self.counts["read"] += 1
+        user = exposure.user_tag or user_tag(exposure.user_id or "")
+        if exposure.shadow:
+            self.counts["shadow"] += 1
+            return
+        if any(one.forced for one in exposure.experiments):
+            self.counts["forced"] += 1
+            return
+        identity = hash((exposure.request_id, user, exposure.ts))
+        if identity in self._seen:  # a sink that failed half-way was given the batch again
+            self.counts["repeated"] += 1
+            return
+        self._seen.add(identity)
+        self.counts["used"] += 1
+        parts = tuple((one.experiment, one.variation, one.weight) for one in exposure.experiments)
+        parts += ((HOLDOUT, "holdout" if exposure.holdout else "experiments", 0.0),)
+        row = len(self._ts)
+        self._user.append(self._users.setdefault(user, len(self._users)))
+        self._part.append(self._parts.setdefault(parts, len(self._parts)))
+        self._ts.append(exposure.ts)
+        self._history.append(-1 if exposure.history_length is None else exposure.history_length)
+        self._reasoned.append(exposure.reasoning)
+        self._degraded.append(bool(exposure.degraded))
+        self._attribute(exposure, user, row)
+
+    def answers(self, histories: Mapping[str, int]) -> Answers:
+        """All that was taken; `histories` overrides the history lengths that were logged."""
+        rows = len(self._ts)
+        clicked, disliked, bought = (np.zeros(rows, np.bool_) for _ in range(3))
+        value = np.zeros(rows)
+        attributed = 0
+        for outcome, row in zip(self._outcomes, self._answer, strict=True):
+            if row < 0:
+                continue
+            attributed += 1
+            {"click": clicked, "negative": disliked, "purchase": bought}[outcome.event][row] = True
+            if outcome.event == "purchase":
+                value[row] += outcome.value
+        users = list(self._users)
+        user = np.array(self._user, np.int64)
+        history = np.array(self._history, np.int64)
+        if histories:
+            given = np.array([histories.get(tag, -1) for tag in users], np.int64)
+            history = np.where(given[user] >= 0, given[user], history)
+        counts = {**self.counts, "outcomes": len(self._outcomes), "attributed": attributed}
+        return Answers(
+            users=users,
+            parts=list(self._parts),
+            user=user,
+            part=np.array(self._part, np.int64),
+            ts=np.array(self._ts),
+            history=history,
+            reasoned=np.frombuffer(bytes(self._reasoned), np.bool_),
+            degraded=np.frombuffer(bytes(self._degraded), np.bool_),
+            clicked=clicked,
+            disliked=disliked,
+            bought=bought,
+            value=value,
+            counts=counts,
+        )
+
+    def _attribute(self, exposure: Exposure, user: str, row: int) -> None:
+        candidates = self._by_request.get(exposure.request_id, ())
+        mine = self._by_user.get(user, ())
+        if not candidates and not mine:
+            return
+        shown = {item.id for item in exposure.items}
+        for number in (*candidates, *mine):
+            item = self._outcomes[number].item_id
+            after = self._seconds[number] - exposure.ts
+            if (item is not None and item not in shown) or not 0 <= after <= self._window:
+                continue
+            before = self._answer[number]
+            if before < 0 or self._ts[before] < exposure.ts:
+                self._answer[number] = row
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """The users of one variation, as sums by user."""
+
+    variation: str
+    weight: float | None  # its intended share of the users; None if that is not known or has changed
+    history: NDArray[np.int64]  # at the user's first answer; -1 if unknown
+    answers: NDArray[np.float64]
+    clicked: NDArray[np.float64]  # answers with a click
+    disliked: NDArray[np.float64]  # answers with negative feedback
+    buyer: NDArray[np.float64]  # 1 if the user bought
+    value: NDArray[np.float64]  # GMV
+    reasoned: float  # share of answers
+    degraded: float  # share of answers
+
+    def where(self, chosen: NDArray[np.bool_]) -> Arm:
+        """The same for some of the users."""
+        return replace(
+            self,
+            history=self.history[chosen],
+            answers=self.answers[chosen],
+            clicked=self.clicked[chosen],
+            disliked=self.disliked[chosen],
+            buyer=self.buyer[chosen],
+            value=self.value[chosen],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One experiment's users by variation."""
+
+    name: str
+    arms: list[Arm]
+    crossed: int  # users who were seen in several variations, and are left out
+    reweighted: bool  # the shares of the variations changed during the log
+
+
+def experiments(answers: Answers) -> list[Experiment]:
+    """Every experiment in the log; the holdout, if there is one, last."""
+    names = dict.fromkeys(name for parts in answers.parts for name, _, _ in parts if name != HOLDOUT)
+    found = [_experiment(answers, name) for name in names]
+    holdout = _experiment(answers, HOLDOUT) if answers.parts else None
+    return found + ([holdout] if holdout is not None and len(holdout.arms) > 1 else [])
+
+
+def _experiment(answers: Answers, name: str) -> Experiment:
+    weights: dict[str, set[float]] = defaultdict(set)
+    for parts in answers.parts:
+        for experiment, variation, weight in parts:
+            if experiment == name:
+                weights[variation].add(weight)
+    variations = sorted(weights)
+    number = {variation: place for place, variation in enumerate(variations)}
+    table = np.full(len(answers.parts), -1)
+    for place, parts in enumerate(answers.parts):
+        for experiment, variation, _ in parts:
+            if experiment == name:
+                table[place] = number[variation]
+    variation_of = table[answers.part]  # [rows], -1: not in this experiment
+    inside = np.flatnonzero(variation_of >= 0)
+    user, variation_of = answers.user[inside], variation_of[inside]
+
+    order = np.lexsort((inside, answers.ts[inside]))
+    known, first = np.unique(user[order], return_index=True)  # users in order, and the row of each one's first answer
+    first = order[first]
+    lowest = np.full(len(answers.users), len(variations))
+    highest = np.full(len(answers.users), -1)
+    np.minimum.at(lowest, user, variation_of)
+    np.maximum.at(highest, user, variation_of)
+    crossed = (lowest != highest)[known]
+    reweighted = any(len(seen) > 1 for seen in weights.values())
+
+    def by_user(column: NDArray[np.generic], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        sums = np.bincount(user[rows], column[inside[rows]].astype(np.float64), len(answers.users))
+        return sums.astype(np.float64)
+
+    arms: list[Arm] = []
+    for variation in variations:
+        mine = (lowest[known] == number[variation]) & ~crossed
+        members = known[mine]
+        rows = np.flatnonzero((variation_of == number[variation]) & ~(lowest != highest)[user])
+        (weight,) = weights[variation] if not reweighted else (0.0,)
+        counted = max(len(rows), 1)
+        arms.append(
+            Arm(
+                variation=variation,
+                weight=weight or None,
+                history=answers.history[inside[first[mine]]],
+                answers=np.bincount(user[rows], minlength=len(answers.users))[members].astype(np.float64),
+                clicked=by_user(answers.clicked, rows)[members],
+                disliked=by_user(answers.disliked, rows)[members],
+                buyer=(by_user(answers.bought, rows)[members] > 0).astype(np.float64),
+                value=by_user(answers.value, rows)[members],
+                reasoned=float(answers.reasoned[inside[rows]].sum() / counted),
+                degraded=float(answers.degraded[inside[rows]].sum() / counted),
+            )
+        )
+    return Experiment(name, arms, int(crossed.sum()), reweighted)

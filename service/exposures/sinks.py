@@ -1,0 +1,184 @@
+"""Where exposures go. A sink is slow, full or gone without anyone else noticing: it says so, and is asked again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeout
+
+from service.settings import RedisSettings
+from service.store.redis import connect
+
+Failure = Literal["disk_full", "unavailable", "timeout", "unwritable"]
+FIELD = "exposure"  # of each entry of the stream
+
+
+class SinkFailed(Exception):
+    """A batch was not written; never leaves this package."""
+
+    def __init__(self, reason: Failure, detail: str) -> None:
+        self.reason = reason
+        super().__init__(detail)
+
+
+class Sink(Protocol):
+    """Takes batches of exposures."""
+
+    name: str  # for metrics
+
+    async def write(self, lines: Sequence[bytes]) -> None:
+        """Write all lines, or raise SinkFailed; what was written of them then may be written again."""
+        ...
+
+    async def close(self) -> None:
+        """Give connections and files back."""
+        ...
+
+
+class FileSink:
+    """Appends lines to a file, opened by its path again when it was moved away, as log rotation does."""
+
+    name = "file"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+        self._writing = threading.Lock()
+
+    async def write(self, lines: Sequence[bytes]) -> None:
+        """Append the lines. Raises SinkFailed, with nothing of the batch left in the file."""
+        await in_daemon(lambda: self._append(b"".join(line + b"\n" for line in lines)))
+
+    async def close(self) -> None:
+        """Close the file, unless a write that was given up still hangs in it."""
+        if self._writing.acquire(blocking=False):
+            self._leave()
+            self._writing.release()
+
+    def _append(self, content: bytes) -> None:
+        with self._writing:
+            self._append_alone(content)
+
+    def _append_alone(self, content: bytes) -> None:
+        try:
+            file = self._opened()
+            start = os.fstat(file).st_size
+            try:
+                _write(file, content)
+            except OSError:
+                with contextlib.suppress(OSError):  # half a line would spoil the next one
+                    os.ftruncate(file, start)
+                raise
+        except OSError as error:
+            raise _failed(error, str(self._path)) from error
+
+    def _opened(self) -> int:
+        if self._file is not None:
+            mine = os.fstat(self._file)
+            try:
+                there = self._path.stat()
+            except FileNotFoundError:
+                there = None
+            if there is not None and (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
+                return self._file
+            self._leave()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        return self._file
+
+    def _leave(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+class StdoutSink:
+    """Writes lines to standard output; the service's logs go to standard error."""
+
+    name = "stdout"
+
+    async def write(self, lines: Sequence[bytes]) -> None:
+        """Write the lines. Raises SinkFailed."""
+        await in_daemon(lambda: self._print(b"".join(line + b"\n" for line in lines)))
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    def _print(self, content: bytes) -> None:
+        try:
+            _write(sys.__stdout__.fileno() if sys.__stdout__ else 1, content)
+        except (OSError, ValueError) as error:
+            raise _failed(error, "standard output") from error
+
+
+class StreamSink:
+    """Adds entries with one field, `exposure`, to a Redis Stream of bounded length."""
+
+    name = "redis"
+
+    def __init__(self, settings: RedisSettings, stream: str, length: int) -> None:
+        self._client = connect(settings, settings.write_timeout_ms)
+        self._stream = stream
+        self._length = length  # entries; the server keeps some more, as that is cheaper
+
+    async def write(self, lines: Sequence[bytes]) -> None:
+        """Add the lines by pipelined XADDs. Raises SinkFailed."""
+        try:
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for line in lines:
+                    pipeline.xadd(self._stream, {FIELD: line}, maxlen=self._length, approximate=True)
+                await pipeline.execute()
+        except (RedisTimeout, TimeoutError) as error:
+            raise SinkFailed("timeout", f"Redis did not answer in time: {error}") from error
+        except (RedisError, OSError) as error:
+            raise SinkFailed("unavailable", f"Redis failed: {error}") from error
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.aclose()
+
+
+async def in_daemon(work: Callable[[], None]) -> None:
+    """Run blocking work in a thread that ends with the process: a pipe nobody reads must not keep it from stopping."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: Exception | None) -> None:
+        if done.done():
+            return  # the caller has given up
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        failed: Exception | None = None
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - handed to the caller
+            failed = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
+            loop.call_soon_threadsafe(settle, failed)
+
+    threading.Thread(target=run, name="exposures", daemon=True).start()
+    await done
+
+
+def _write(file: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(file, left) :]
+
+
+def _failed(error: OSError | ValueError, where: str) -> SinkFailed:
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    return SinkFailed("disk_full" if full else "unwritable", f"cannot write exposures to {where}: {error}")
