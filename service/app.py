@@ -19,12 +19,12 @@ from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext
 from service.openapi import openapi
 from service.problems import problem_response
-from service.routes import Recommend, RecommendBatch
+from service.routes import AppendEvents, Recommend, RecommendBatch
 from service.schemas import ReleaseRequest, ReleaseResponse
 from service.serving import Serving
 from service.settings import Settings
 
-ROUTES = frozenset({"/recommend", "/recommend/batch", "/admin/release", "/livez", "/readyz", "/metrics"})
+ROUTES = frozenset({"/recommend", "/recommend/batch", "/events", "/admin/release", "/livez", "/readyz", "/metrics"})
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -49,6 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
         routes=[
             Route("/recommend", Recommend(*path), methods=["POST"]),
             Route("/recommend/batch", RecommendBatch(*path), methods=["POST"]),
+            Route("/events", AppendEvents(access), methods=["POST"]),
         ],
     )
     app.state.metrics = metrics

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 
@@ -23,7 +22,7 @@ class Context:
     request_id: str
     timings: StageTimings
     deadline: Deadline
-    forced: Mapping[str, str] = field(default_factory=dict)  # experiment -> variation that the caller insists on
+    forced: str = ""  # "experiment=variation, ..." that the caller insists on
 
 
 def allowed_seconds(headers: Headers, limits: LimitSettings) -> float:

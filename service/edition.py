@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from time import perf_counter
 from types import TracebackType
+from typing import Self
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -35,10 +36,11 @@ WARMUP_SECONDS = 30.0  # for one request: a first inference may compile kernels
 class Edition:
     """A release being served. `with edition:` keeps it open for one request, whatever is swapped in meanwhile."""
 
-    def __init__(self, release: Release, ladder: Ladder, recommender: Recommender) -> None:
+    def __init__(self, release: Release, ladder: Ladder, recommender: Recommender, unseen: Recommender) -> None:
         self.release = release
         self.ladder = ladder
         self.recommender = recommender
+        self.unseen = unseen  # the same for answers that nobody gets, counted where nobody looks
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -75,7 +77,10 @@ class Edition:
                     opened.append(AbsentEngine(maker, release, local=False))
             log.info("release_opened", release=release.id, seconds=round(perf_counter() - started, 3))
             ladder = Ladder(opened, settings.breaker)
-            recommender = Recommender(release, store, ladder, settings.limits, metrics)
+            recommender, unseen = (
+                Recommender(release, store, ladder, settings.limits, counted)
+                for counted in (metrics, Metrics(CollectorRegistry()))
+            )
             for engine in opened:
                 if not isinstance(engine, AbsentEngine):
                     await _warm_up(release, store, engine, settings)
@@ -83,13 +88,13 @@ class Edition:
             for engine in opened:
                 await engine.close()
             raise
-        return cls(release, ladder, recommender)
+        return cls(release, ladder, recommender, unseen)
 
-    def __enter__(self) -> Recommender:
+    def __enter__(self) -> Self:
         """Begin a request."""
         self._running += 1
         self._idle.clear()
-        return self.recommender
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from service.events import EventsRequest, EventsResponse
 from service.problems import MEDIA_TYPE, RECOMMEND_STATUSES
 from service.schemas import BatchRequest, BatchResponse, Problem, RecommendRequest, RecommendResponse
 
 _COMPONENT = "#/components/schemas/{model}"
-_HEADERS = [
+_HEADERS: list[tuple[str, dict[str, Any], str]] = [
     (
         "X-Deadline-Ms",
         {"type": "number", "exclusiveMinimum": 0},
         "Milliseconds that the caller will wait; the answer is a lesser one rather than late.",
+    ),
+    (
+        "X-Scoter-Arm",
+        {"type": "string"},
+        "Experiments and variations to use, `experiment=variation, ...`, where the service allows it.",
     ),
     ("X-Request-Id", {"type": "string"}, "Comes back in the answer; made up if left out."),
 ]
@@ -32,6 +39,8 @@ def openapi(app: FastAPI) -> dict[str, Any]:
                 (RecommendResponse, "serialization"),
                 (BatchRequest, "validation"),
                 (BatchResponse, "serialization"),
+                (EventsRequest, "validation"),
+                (EventsResponse, "serialization"),
                 (Problem, "serialization"),
             ],
             ref_template=_COMPONENT,
@@ -45,12 +54,25 @@ def openapi(app: FastAPI) -> dict[str, Any]:
                 "BatchRequest",
                 "BatchResponse",
             ),
+            "/events": _post(
+                "events",
+                "Append interactions to a user's stored history: each event id once, in order of time.",
+                "EventsRequest",
+                "EventsResponse",
+                [_HEADERS[-1]],
+            ),
             **document["paths"],
         }
     return document
 
 
-def _post(operation: str, description: str, request: str, response: str) -> dict[str, Any]:
+def _post(
+    operation: str,
+    description: str,
+    request: str,
+    response: str,
+    headers: Sequence[tuple[str, dict[str, Any], str]] = _HEADERS,
+) -> dict[str, Any]:
     return {
         "post": {
             "summary": operation.replace("_", " ").capitalize(),
@@ -58,11 +80,11 @@ def _post(operation: str, description: str, request: str, response: str) -> dict
             "operationId": operation,
             "parameters": [
                 {"name": name, "in": "header", "required": False, "schema": schema, "description": text}
-                for name, schema, text in _HEADERS
+                for name, schema, text in headers
             ],
             "requestBody": {"required": True, "content": _content("application/json", request)},
             "responses": {
-                "200": {"description": "Ranked items", "content": _content("application/json", response)},
+                "200": {"description": "What came of it", "content": _content("application/json", response)},
                 **{
                     str(status): {"description": HTTPStatus(status).phrase, "content": _content(MEDIA_TYPE, "Problem")}
                     for status in RECOMMEND_STATUSES

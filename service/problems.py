@@ -17,6 +17,7 @@ from service.errors import (
     DeadlineExceeded,
     EngineError,
     EngineOverloaded,
+    ExperimentsError,
     Forbidden,
     HeaderInvalid,
     Overloaded,
@@ -58,6 +59,7 @@ _TABLE: dict[type[Exception], _Kind] = {
     EngineOverloaded: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "The service is overloaded", retry_after=1),
     EngineError: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "engine", "The inference engine is not available", 1),
     StoreError: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "store", "The user store is not available", 1),
+    ExperimentsError: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "experiments", "The experiments cannot be used", 1),
     ReleaseError: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "release", "The release cannot be served", 1),
     Exception: _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "The service failed"),
 }

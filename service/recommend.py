@@ -23,12 +23,22 @@ from service.context import Context
 from service.engine.base import ModelInput, Ranking
 from service.engine.ladder import Ladder
 from service.errors import DeadlineExceeded, EngineUnavailable, FieldError, RequestInvalid
+from service.experiments.arm import NO_ARM, Arm
+from service.experiments.assignment import UNASSIGNED, Assignment
 from service.metrics import Metrics
 from service.profile import Profile, Profiles
 from service.release.catalogue import Catalogue
 from service.release.manifest import ModelEntry
 from service.release.release import Release
-from service.schemas import HistoryReport, RankedItem, ReasoningReport, RecommendRequest, RecommendResponse, Step
+from service.schemas import (
+    ExperimentReport,
+    HistoryReport,
+    RankedItem,
+    ReasoningReport,
+    RecommendRequest,
+    RecommendResponse,
+    Step,
+)
 from service.settings import LimitSettings
 from service.store.base import Store
 
@@ -60,15 +70,17 @@ class Recommender:
         self._limits = limits
         self._metrics = metrics
 
-    async def recommend(self, request: RecommendRequest, context: Context) -> RecommendResponse:
-        """Rank items for one user.
+    async def recommend(
+        self, request: RecommendRequest, context: Context, assignment: Assignment = UNASSIGNED
+    ) -> RecommendResponse:
+        """Rank items for one user, by the arm that was assigned where the request itself leaves the choice.
 
         Raises RequestInvalid, UnknownModel, EngineOverloaded or DeadlineExceeded; any other failure yields a labelled,
         lesser answer.
         """
         if context.deadline.left() <= 0:
             raise DeadlineExceeded("the time to answer was up before work on the request began")
-        prepared = await self.prepare(request, context)
+        prepared = await self.prepare(request, context, assignment.arm)
         degraded: list[str] = [] if prepared.profile.store_failure is None else [prepared.profile.store_failure]
         ranked: list[tuple[int, float]] | None = None
         if prepared.known:
@@ -83,18 +95,18 @@ class Recommender:
             degraded += outcome.reasons
         else:
             degraded.append("no_history")
-        return self._response(prepared, ranked, degraded, context)
+        return self._response(prepared, ranked, degraded, context, assignment)
 
-    async def prepare(self, request: RecommendRequest, context: Context) -> Prepared:
+    async def prepare(self, request: RecommendRequest, context: Context, arm: Arm = NO_ARM) -> Prepared:
         """Check a request, fetch what is known about its user and build the model's input."""
-        model = self.release.model(request.model or self.release.manifest.default_model)
+        model = self.release.model(request.model or arm.model or self.release.manifest.default_model)
         k = self._checked(request, model)
         with context.timings.stage("store"):
             profile = await self._profiles.fetch(
                 request.user_id,
                 model.reasoning,
                 history=request.history is None,
-                reasoning=request.reasoning,
+                reasoning=request.reasoning and arm.reasoning is not False,
                 steps=request.explain,
                 seconds=min(self._limits.store_ms / 1000, context.deadline.left() / 2),
             )
@@ -145,6 +157,7 @@ class Recommender:
         ranked: list[tuple[int, float]] | None,
         degraded: list[str],
         context: Context,
+        assignment: Assignment,
     ) -> RecommendResponse:
         catalogue = self.release.catalogue
         chosen = ranked if ranked is not None else _popular(catalogue, prepared)
@@ -160,12 +173,17 @@ class Recommender:
             items=items,
             reasoning=self._reasoning(prepared, None if ranked is not None else degraded[-1]),
             history=prepared.history,
+            experiments=[
+                ExperimentReport(experiment=one.experiment, variation=one.variation, forced=one.forced)
+                for one in assignment.experiments
+            ],
+            holdout=assignment.holdout,
             complete=len(items) == prepared.k,
             degraded=degraded,
         )
         self._count(response, prepared)
         context.timings.answered = (
-            "none",
+            assignment.label,
             prepared.model.name,
             "none" if ranked is None else "used" if response.reasoning.used else "masked",
         )
@@ -180,6 +198,8 @@ class Recommender:
                 reason=profile.miss or unranked,
                 written=None,
                 history_length=None,
+                age_seconds=None,
+                behind=None,
                 steps=[] if explain else None,
             )
         # Texts without a step of the template, or steps without a text, are not shown: they explain nothing.
@@ -192,12 +212,16 @@ class Recommender:
             reason=None,
             written=datetime.fromtimestamp(min(profile.reasoning.written, _LAST_SECOND), UTC),
             history_length=profile.reasoning.history_length,
+            age_seconds=profile.age_seconds,
+            behind=profile.behind,
             steps=steps if explain else None,
         )
 
     def _count(self, response: RecommendResponse, prepared: Prepared) -> None:
         if prepared.profile.miss is not None:
             self._metrics.reasoning_missed(prepared.profile.miss)
+        if prepared.profile.history_miss is not None:
+            self._metrics.history_missed(prepared.profile.history_miss)
         if prepared.history.unknown:
             self._metrics.unknown_items(prepared.history.unknown)
         for reason in response.degraded:

@@ -1,4 +1,4 @@
-"""POST /recommend and POST /recommend/batch as bare ASGI, from bytes to bytes.
+"""POST /recommend, /recommend/batch and /events as bare ASGI, from bytes to bytes.
 
 FastAPI's own route parses, copies and checks the same values several times over, and a model that has just run has
 emptied the processor's caches: every layer less is tens of microseconds off each answer.
@@ -19,6 +19,7 @@ from service.access import Access
 from service.context import Context, allowed_seconds
 from service.deadline import Deadline
 from service.errors import BodyMalformed, BodyUnsupported, FieldError, RequestInvalid, ScoterError
+from service.events import EventsRequest
 from service.metrics import Metrics
 from service.problems import problem
 from service.schemas import BatchRequest, BatchResponse, BatchResult, RecommendRequest
@@ -59,7 +60,8 @@ class Recommend:
     ) -> None:
         """Answer, unless the caller leaves before."""
         request = parsed(RecommendRequest, headers, body)
-        context = Context(scope["state"]["request_id"], scope["state"]["timings"], deadline)
+        forced = headers.get("x-scoter-arm", "")
+        context = Context(scope["state"]["request_id"], scope["state"]["timings"], deadline, forced)
         answer = await unless_gone(serving.recommend(request, context), receive)
         if answer is None:
             self._metrics.caller_gone()
@@ -85,8 +87,9 @@ class RecommendBatch(Recommend):
         if len(batch.requests) > self._limits.batch:
             raise RequestInvalid([FieldError("/requests", f"must hold at most {self._limits.batch} requests")])
         request_id: str = scope["state"]["request_id"]
+        forced = headers.get("x-scoter-arm", "")
         contexts = [
-            Context(f"{request_id}.{number}", StageTimings(), deadline) for number in range(len(batch.requests))
+            Context(f"{request_id}.{number}", StageTimings(), deadline, forced) for number in range(len(batch.requests))
         ]
         work = (self._one(serving, *pair) for pair in zip(batch.requests, contexts, strict=True))
         results = await unless_gone(_gathered(work), receive)
@@ -105,6 +108,21 @@ class RecommendBatch(Recommend):
         context.timings.stop()
         self._metrics.answered(context.timings)
         return BatchResult(status=200, response=response, problem=None)
+
+
+class AppendEvents:
+    """POST /events."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Append interactions to one user's stored history; what is acknowledged is stored."""
+        headers = Headers(scope=scope)
+        self._access.check(headers)
+        body: bytes = (await receive())["body"]  # whole, from BodyLimit
+        answer = await scope["app"].state.serving.append(parsed(EventsRequest, headers, body))
+        await Response(answer.model_dump_json(), media_type="application/json")(scope, receive, send)
 
 
 def parsed(model: type[_Body], headers: Headers, body: bytes) -> _Body:

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.settings import BATCH_CEILING, EXCLUDE_CEILING, HISTORY_CEILING
 
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
+AttributeName = Annotated[str, Field(min_length=1, max_length=64)]
+AttributeText = Annotated[str, Field(max_length=256)]
+Attribute = AttributeText | bool | int | float | Annotated[list[AttributeText], Field(max_length=64)]
 
 
 class RecommendRequest(BaseModel):
@@ -47,7 +50,12 @@ class RecommendRequest(BaseModel):
     )
     reasoning: bool = Field(default=True, description="False ranks without the user's reasoning.")
     explain: bool = Field(default=False, description="Also return the text of the reasoning steps that were used.")
-    model: str | None = Field(default=None, description="A model of the release; its default model if left out.")
+    model: str | None = Field(
+        default=None, description="A model of the release. If left out, experiments decide, or else it is the default."
+    )
+    attributes: dict[AttributeName, Attribute] = Field(
+        default={}, max_length=64, description="What experiments may target: country, app version and the like."
+    )
 
 
 class RankedItem(BaseModel):
@@ -73,7 +81,19 @@ class ReasoningReport(BaseModel):
     reason: str | None = Field(description="Why it was not used; null if it was.")
     written: datetime | None = Field(description="When it was generated; null if it was not used.")
     history_length: int | None = Field(description="Items of history that it was generated from; null if not used.")
+    age_seconds: int | None = Field(description="Time since it was generated; null if it was not used.")
+    behind: int | None = Field(
+        description="Items that the user has had since it was generated; null if not used or not known."
+    )
     steps: list[Step] | None = Field(description="Null unless the request asks to explain.")
+
+
+class ExperimentReport(BaseModel):
+    """The user's part in one experiment."""
+
+    experiment: str
+    variation: str
+    forced: bool = Field(description="Asked for by X-Scoter-Arm; no analysis counts it.")
 
 
 class HistoryReport(BaseModel):
@@ -102,9 +122,13 @@ class RecommendResponse(BaseModel):
                         "reason": None,
                         "written": "2025-06-01T03:12:45Z",
                         "history_length": 9,
+                        "age_seconds": 86400,
+                        "behind": 0,
                         "steps": [{"step": "Summarise the history", "text": "Gentle skin care, mid price."}],
                     },
                     "history": {"source": "stored", "used": 9, "unknown": 0, "excluded": 9},
+                    "experiments": [{"experiment": "model", "variation": "scoter", "forced": False}],
+                    "holdout": False,
                     "complete": True,
                     "degraded": [],
                 }
@@ -119,6 +143,8 @@ class RecommendResponse(BaseModel):
     items: list[RankedItem] = Field(description="Best first, never more than k.")
     reasoning: ReasoningReport
     history: HistoryReport
+    experiments: list[ExperimentReport] = Field(description="Experiments that this user takes part in.")
+    holdout: bool = Field(description="The user is kept out of every experiment.")
     complete: bool = Field(description="False if fewer than k items could be returned.")
     degraded: list[str] = Field(description="Reasons why this answer is worse than it should be; empty if it is not.")
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Literal
 
 import structlog
 
 from service.admission import Admission
 from service.context import Context
+from service.deadline import Deadline
 from service.edition import UNANSWERED, Edition
 from service.engine.base import Engines
 from service.engine.open import open_engines
@@ -23,6 +25,8 @@ from service.errors import (
     DeadlineExceeded,
     EngineError,
     EngineOverloaded,
+    ExperimentsError,
+    ExperimentsInvalid,
     Overloaded,
     ReleaseCorrupt,
     ReleaseError,
@@ -30,15 +34,23 @@ from service.errors import (
     ScoterError,
     StoreError,
 )
+from service.events import Events, EventsRequest, EventsResponse
+from service.experiments.assignment import UNASSIGNED, Assignment
+from service.experiments.live import LiveExperiments
+from service.exposures.event import Exposure
+from service.exposures.log import ExposureLog
 from service.metrics import Metrics
 from service.schemas import RecommendRequest, RecommendResponse
 from service.settings import Settings
 from service.store.base import Store
+from service.store.cached import cached
 from service.store.keys import RELEASE_POINTER
 from service.store.open import open_store
+from service.timings import StageTimings
 
 log = structlog.get_logger(__name__)
 
+_BY_REQUEST = replace(UNASSIGNED, label="request")
 RETIRE_SECONDS = 30.0  # an edition's last requests are long past their deadlines by then
 PATIENCE_CEILING = 300.0  # seconds between attempts at a release that cannot be served
 
@@ -56,6 +68,9 @@ class Serving:
         self._edition: Edition | None = None
         self._swapping = asyncio.Lock()
         self._look = asyncio.Event()  # set: look at the pointer now
+        self._experiments: LiveExperiments | None = None
+        self._exposures = ExposureLog(settings.exposures, metrics)
+        self._events = Events(store, settings.limits.stored_history, metrics)
         self._pointed: str | None = None  # what the store's pointer named when it was last followed
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
 
@@ -66,7 +81,7 @@ class Serving:
         Raises ReleaseError if the release cannot be served, StoreError if a pointer is needed and cannot be read,
         EngineUnavailable if a model does not answer.
         """
-        store = open_store(settings.store)
+        store = cached(open_store(settings.store), settings.cache, metrics.cache_read)
         engines = [open_engines(settings.engine, metrics.batch)]
         if settings.fallback is not None:
             engines.append(open_engines(settings.fallback, metrics.batch))
@@ -74,6 +89,7 @@ class Serving:
         try:
             serving._pointed = None if settings.release else await published(store)
             await serving.swap(settings.release or serving._pointed or "")
+            serving._experiments = await LiveExperiments.open(settings.experiments, serving.models, metrics)
         except BaseException:
             await serving.close()
             raise
@@ -96,17 +112,65 @@ class Serving:
         assert self._edition is not None, "only an opened service has an edition"  # noqa: S101
         return self._edition
 
+    def models(self) -> Collection[str]:
+        """The models that an experiment may name."""
+        return [model.name for model in self.edition.release.manifest.models]
+
     async def recommend(self, request: RecommendRequest, context: Context) -> RecommendResponse:
-        """Answer one request. Raises Overloaded, and what `Recommender.recommend` raises."""
+        """Answer one request. Raises Overloaded, HeaderInvalid, and what `Recommender.recommend` raises."""
         try:
-            with self.admission, self.edition as recommender:
-                return await recommender.recommend(request, context)
+            with self.admission, self.edition as edition:
+                assignment = self._assigned(request, context)
+                response = await edition.recommender.recommend(request, context, assignment)
         except (Overloaded, EngineOverloaded):
             self._metrics.refused("overloaded")
             raise
         except DeadlineExceeded:
             self._metrics.refused("deadline")
             raise
+        if self._exposures.enabled:
+            # Once the answer is on its way.
+            asyncio.get_running_loop().call_soon(self._expose, response, request, context, assignment)
+            if assignment.shadow and self.admission.spare():
+                self.spawn(self._shadow(edition, request, context.request_id, assignment))
+        return response
+
+    async def append(self, request: EventsRequest) -> EventsResponse:
+        """Append events to a user's stored history. Raises Overloaded, RequestInvalid or StoreError."""
+        with self.admission:
+            return await self._events.append(request, self.edition.release.catalogue)
+
+    def _assigned(self, request: RecommendRequest, context: Context) -> Assignment:
+        if request.model is not None or not request.reasoning:
+            return _BY_REQUEST  # the caller has decided: no experiment may count this answer
+        if self._experiments is None:
+            return UNASSIGNED
+        experiments = self._experiments.current
+        insisted = context.forced if self._settings.experiments.allow_forced else ""
+        forced = experiments.forced(insisted) if insisted else {}
+        return experiments.assign(request.user_id, request.attributes, forced)
+
+    def _expose(
+        self, response: RecommendResponse, request: RecommendRequest, context: Context, assignment: Assignment
+    ) -> None:
+        latency = context.timings.total() * 1000
+        self._exposures.record(Exposure.of(response, request.user_id, assignment, latency))
+
+    async def _shadow(
+        self, edition: Edition, request: RecommendRequest, request_id: str, assignment: Assignment
+    ) -> None:
+        """Log what the shadow arms would have answered, one after the other."""
+        for arm in assignment.shadow:
+            timings = StageTimings()
+            context = Context(request_id, timings, Deadline(self._settings.limits.deadline_ms / 1000))
+            try:
+                with edition:
+                    response = await edition.unseen.recommend(request, context, replace(assignment, arm=arm))
+            except ScoterError as error:
+                log.warning("shadow_failed", arm=arm.name or arm.model, error=str(error))
+                continue
+            exposure = Exposure.of(response, request.user_id, assignment, timings.total() * 1000, shadow=arm)
+            self._exposures.record(exposure)
 
     def broken(self) -> int:
         """Circuit breakers of the live release that are open."""
@@ -126,6 +190,12 @@ class Serving:
                 new = await Edition.load(
                     wanted, self._settings, self.store, self._engines, self._metrics, starting=old is None
                 )
+                if self._experiments is not None:
+                    try:
+                        self._experiments.current.check([model.name for model in new.release.manifest.models])
+                    except ExperimentsInvalid:
+                        await new.retire(0)
+                        raise
             except ScoterError as error:
                 if old is not None:
                     self._metrics.swapped("refused")
@@ -157,6 +227,8 @@ class Serving:
         except StoreError as error:
             parts["store"] = str(error)
         parts |= await self.edition.readiness()
+        if self._experiments is not None and (problem := self._experiments.status().problem) is not None:
+            parts["experiments"] = problem
         if self.draining:
             parts["draining"] = "the service is about to stop"
         own = self.edition.ladder.local and UNANSWERED in parts.values()
@@ -174,8 +246,11 @@ class Serving:
         for task in [*self._tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._experiments is not None:
+            await self._experiments.close()
         if self._edition is not None:
             await self._edition.retire(0)
+        await self._exposures.close()
         for maker in self._engines:
             await maker.close()
         await self.store.close()
@@ -193,7 +268,7 @@ class Serving:
                 if wanted != self._pointed:
                     await self.swap(wanted)
                     self._pointed = wanted
-            except (ReleaseError, EngineError):
+            except (ReleaseError, EngineError, ExperimentsError):
                 patience = min(2 * patience, PATIENCE_CEILING)
             except StoreError as error:
                 log.warning("release_pointer_unread", error=str(error))

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, model_validator
-from redis.exceptions import RedisError
 
 from offline.errors import DataError
+from service.errors import StoreError
 from service.exposures.event import Exposure
 from service.exposures.sinks import FIELD
 from service.settings import RedisSettings
 from service.store.keys import user_tag
-from service.store.redis import connect
+from service.store.redis import Client
 
 EVENTS = ("click", "purchase", "negative")
 REMEMBERED = 100  # rejected rows whose place and reason are kept
@@ -98,13 +98,13 @@ def parse_exposure(line: bytes, place: str, rejected: Rejected) -> Exposure | No
 async def read_stream(url: str, stream: str, rejected: Rejected) -> AsyncIterator[Exposure]:
     """Exposures of a Redis Stream, oldest first. Raises DataError if Redis fails."""
     try:
-        client = connect(RedisSettings(url=SecretStr(url), connect_timeout_ms=5_000), 30_000)
+        client = Client(RedisSettings(url=SecretStr(url), connect_timeout_ms=5_000), 30_000)
     except ValueError as error:  # not the URL itself, which may hold a password
         raise DataError(f"the URL of the exposures cannot be read: {error}") from error
     try:
         start = "-"
         while True:
-            entries: Any = await client.xrange(stream, start, "+", count=PAGE)
+            entries: Any = await client.run(("XRANGE", stream, start, "+", "COUNT", str(PAGE)))
             if not entries:
                 break
             for identity, fields in entries:
@@ -116,10 +116,10 @@ async def read_stream(url: str, stream: str, rejected: Rejected) -> AsyncIterato
                 elif exposure := parse_exposure(line, place, rejected):
                     yield exposure
                 start = f"({name}"
-    except (RedisError, OSError) as error:
+    except StoreError as error:
         raise DataError(f"cannot read the stream {stream}: {error}") from error
     finally:
-        await client.aclose()
+        await client.close()
 
 
 def read_outcomes(paths: Sequence[Path], rejected: Rejected) -> Iterator[Outcome]:

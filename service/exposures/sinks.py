@@ -12,11 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeout
-
+from service.errors import StoreError, StoreTimeout
 from service.settings import RedisSettings
-from service.store.redis import connect
+from service.store.redis import Client
 
 Failure = Literal["disk_full", "unavailable", "timeout", "unwritable"]
 FIELD = "exposure"  # of each entry of the stream
@@ -126,25 +124,22 @@ class StreamSink:
     name = "redis"
 
     def __init__(self, settings: RedisSettings, stream: str, length: int) -> None:
-        self._client = connect(settings, settings.write_timeout_ms)
-        self._stream = stream
-        self._length = length  # entries; the server keeps some more, as that is cheaper
+        self._client = Client(settings, settings.write_timeout_ms)
+        # The server keeps some entries more, as that is cheaper.
+        self._add = ("XADD", stream, "MAXLEN", "~", str(length), "*", FIELD)
 
     async def write(self, lines: Sequence[bytes]) -> None:
         """Add the lines by pipelined XADDs. Raises SinkFailed."""
         try:
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for line in lines:
-                    pipeline.xadd(self._stream, {FIELD: line}, maxlen=self._length, approximate=True)
-                await pipeline.execute()
-        except (RedisTimeout, TimeoutError) as error:
-            raise SinkFailed("timeout", f"Redis did not answer in time: {error}") from error
-        except (RedisError, OSError) as error:
-            raise SinkFailed("unavailable", f"Redis failed: {error}") from error
+            await self._client.pipelined((*self._add, line) for line in lines)
+        except StoreTimeout as error:
+            raise SinkFailed("timeout", str(error)) from error
+        except StoreError as error:
+            raise SinkFailed("unavailable", str(error)) from error
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._client.aclose()
+        await self._client.close()
 
 
 async def in_daemon(work: Callable[[], None]) -> None:

@@ -315,7 +315,7 @@ def test_a_store_that_is_down_takes_no_replica_out_of_rotation(
 
 
 def test_metrics(client: TestClient, tiny: TinyRelease) -> None:
-    used = 'scoter_request_seconds_count{arm="none",model="scoter_h",reasoning="used"}'
+    used = 'scoter_request_seconds_count{arm="default",model="scoter_h",reasoning="used"}'
     before = sample(client, used)
     ask(client, user_id=tiny.users[0].id)
     client.get("/nothing/at/all")
@@ -325,7 +325,7 @@ def test_metrics(client: TestClient, tiny: TinyRelease) -> None:
     assert f'scoter_release_info{{dataset="tiny",release="{tiny.manifest.release_id}"}} 1.0' in text
     assert 'scoter_responses_total{route="other",status="404"}' in text
     assert 'scoter_responses_total{route="/recommend",status="422"}' in text
-    assert 'scoter_request_seconds_bucket{arm="none",le="0.025",model="scoter_h",reasoning="used"}' in text
+    assert 'scoter_request_seconds_bucket{arm="default",le="0.025",model="scoter_h",reasoning="used"}' in text
     assert "scoter_engine_queue_requests 0.0" in text
     assert 'scoter_engine_batch_requests_count{model="scoter_h"}' in text
     assert "user-" not in text

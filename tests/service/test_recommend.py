@@ -95,7 +95,9 @@ async def test_the_whole_answer(bench: MakeBench, tiny: TinyRelease) -> None:
     user = tiny.users[2]
     one = bench()
     response = await one.ask(user_id=user.id, k=3, explain=True)
-    assert response.model_dump(mode="json") == {
+    body = response.model_dump(mode="json")
+    assert body["reasoning"].pop("age_seconds") > 3e7
+    assert body == {
         "request_id": "r-1",
         "release": tiny.manifest.release_id,
         "model": "scoter_h",
@@ -109,9 +111,12 @@ async def test_the_whole_answer(bench: MakeBench, tiny: TinyRelease) -> None:
             "reason": None,
             "written": "2025-06-01T03:12:45Z",
             "history_length": 5,
+            "behind": 0,
             "steps": [{"step": step, "text": f"{step}: user 2"} for step in TEMPLATE],
         },
         "history": {"source": "stored", "used": 5, "unknown": 0, "excluded": 5},
+        "experiments": [],
+        "holdout": False,
         "complete": True,
         "degraded": [],
     }
@@ -122,7 +127,7 @@ async def test_the_whole_answer(bench: MakeBench, tiny: TinyRelease) -> None:
     assert asked.exclude.tolist() == seen[::-1]
     assert asked.reasoning is not None
     assert asked.reasoning.shape == (K, 16)
-    assert one.timings.answered == ("none", "scoter_h", "used")
+    assert one.timings.answered == ("default", "scoter_h", "used")
     assert list(one.timings.stages) == ["store", "engine"]
 
 
@@ -157,7 +162,7 @@ async def test_no_reasoning_when_the_request_wants_none(bench: MakeBench, tiny: 
     assert response.reasoning.steps == []
     assert response.degraded == []
     assert one.counted("scoter_reasoning_misses_total", reason="disabled") == 1
-    assert one.timings.answered == ("none", "scoter_h", "masked")
+    assert one.timings.answered == ("default", "scoter_h", "masked")
 
 
 async def test_a_model_that_reads_no_reasoning(bench: MakeBench, tiny: TinyRelease) -> None:
@@ -179,7 +184,7 @@ async def test_an_unknown_user_gets_popular_items(bench: MakeBench, tiny: TinyRe
     assert one.engine.asked == []
     assert [item.score for item in response.items] == sorted((item.score for item in response.items), reverse=True)
     assert one.counted("scoter_degraded_total", reason="no_history") == 1
-    assert one.timings.answered == ("none", "scoter_h", "none")
+    assert one.timings.answered == ("default", "scoter_h", "none")
 
 
 @pytest.mark.parametrize("history", [[], ["gone"], ["gone"] * 100])

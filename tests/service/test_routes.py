@@ -119,7 +119,7 @@ def test_one_request_more_than_there_are_places_is_turned_away_at_once(client: T
 
 def test_each_request_of_a_batch_has_an_answer_of_its_own(client: TestClient, tiny: TinyRelease) -> None:
     alone = [client.post("/recommend", json={"user_id": user.id}).json()["items"] for user in tiny.users[:2]]
-    counted = sample(client, 'scoter_request_seconds_count{arm="none",model="scoter_h",reasoning="used"}')
+    counted = sample(client, 'scoter_request_seconds_count{arm="default",model="scoter_h",reasoning="used"}')
     requests: list[dict[str, Any]] = [{"user_id": user.id} for user in tiny.users[:2]]
     response = client.post("/recommend/batch", json={"requests": requests}, headers={"X-Request-Id": "b"})
     results = response.json()["results"]
@@ -129,7 +129,7 @@ def test_each_request_of_a_batch_has_an_answer_of_its_own(client: TestClient, ti
     results = client.post("/recommend/batch", json={"requests": wrong}).json()["results"]
     assert [result["status"] for result in results] == [422, 422]
     assert [result["problem"]["errors"][0]["pointer"] for result in results] == ["/k", "/model"]
-    now = sample(client, 'scoter_request_seconds_count{arm="none",model="scoter_h",reasoning="used"}')
+    now = sample(client, 'scoter_request_seconds_count{arm="default",model="scoter_h",reasoning="used"}')
     assert now == counted + 2
 
 

@@ -1,0 +1,210 @@
+"""Experiments, exposures and events on the path of a request."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from service.app import create_app
+from service.settings import ExperimentSettings, ExposureSettings
+from tests.service.conftest import published_settings
+from tests.service.test_app import problem, sample
+from tests.service.tiny_release import TinyRelease
+
+HALVES = {
+    "key": "model",
+    "hashVersion": 2,
+    "variations": [{"model": "hstu"}, {"model": "scoter_h"}],
+    "meta": [{"key": "control"}, {"key": "scoter"}],
+}
+WITHHELD = {
+    "key": "reasoning",
+    "hashVersion": 2,
+    "condition": {"country": "DE"},
+    "variations": [{"reasoning": False}, {"reasoning": True}],
+    "meta": [{"key": "withheld"}, {"key": "used"}],
+}
+
+
+def features(**rules: Any) -> dict[str, Any]:
+    return {"features": {name: {"defaultValue": {}, "rules": [rule]} for name, rule in rules.items()}}
+
+
+Start = Callable[..., AbstractContextManager[TestClient]]
+
+
+@pytest.fixture
+def start(tiny: TinyRelease, tmp_path: Path) -> Start:
+    """A service with experiments in a file and exposures in another."""
+
+    @contextmanager
+    def running(content: dict[str, Any], **changes: Any) -> Iterator[TestClient]:
+        source = tmp_path / "experiments.json"
+        source.write_text(json.dumps(content))
+        settings = published_settings(tiny, tmp_path / "store").model_copy(
+            update={
+                "experiments": ExperimentSettings(source=str(source), reload_seconds=0.05, allow_forced=True),
+                "exposures": ExposureSettings(file=tmp_path / "exposures.jsonl", user="id", linger_seconds=0),
+                **changes,
+            }
+        )
+        with TestClient(create_app(settings)) as client:
+            yield client
+
+    return running
+
+
+def exposures(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "exposures.jsonl").read_text().splitlines()]
+
+
+def ask(client: TestClient, user: str, headers: dict[str, str] | None = None, **body: Any) -> dict[str, Any]:
+    response = client.post("/recommend", json={"user_id": user, **body}, headers=headers)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def test_each_user_gets_the_model_of_an_arm_and_the_log_says_so(
+    start: Start, tiny: TinyRelease, tmp_path: Path
+) -> None:
+    with start(features(model=HALVES)) as client:
+        answers = {user.id: ask(client, user.id) for user in tiny.users}
+        again = {user.id: ask(client, user.id) for user in tiny.users}
+        metrics = client.get("/metrics").text
+    models = {"control": "hstu", "scoter": "scoter_h"}
+    assert {answer["model"] for answer in answers.values()} == {"hstu", "scoter_h"}
+    for user in tiny.users:
+        (experiment,) = answers[user.id]["experiments"]
+        assert answers[user.id]["model"] == models[experiment["variation"]]
+        assert again[user.id]["experiments"] == answers[user.id]["experiments"]
+        seen = [int(item.removeprefix("item-")) for item in user.history]
+        matrix = user.matrix if experiment["variation"] == "scoter" else None
+        expected = tiny.expected(seen, matrix, set(seen), 10)
+        assert [item["id"] for item in answers[user.id]["items"]] == [f"item-{index}" for index, _ in expected]
+    assert 'arm="model:control"' in metrics or 'arm="model=control"' in metrics
+    logged = exposures(tmp_path)
+    assert len(logged) == 2 * len(tiny.users)
+    for line in logged:
+        answer = answers[line["user_id"]]
+        assert [item["id"] for item in line["items"]] == [item["id"] for item in answer["items"]]
+        assert (line["release"], line["model"]) == (answer["release"], answer["model"])
+        assert line["experiments"][0]["variation"] == answer["experiments"][0]["variation"]
+        assert line["latency_ms"] > 0
+
+
+def test_an_arm_may_withhold_the_reasoning_by_attributes_of_the_request(start: Start, tiny: TinyRelease) -> None:
+    with start(features(reasoning=WITHHELD)) as client:
+        used = set()
+        for user in tiny.users:
+            assert ask(client, user.id)["experiments"] == []
+            answer = ask(client, user.id, attributes={"country": "DE"})
+            (experiment,) = answer["experiments"]
+            assert answer["reasoning"]["used"] is (experiment["variation"] == "used")
+            used.add(answer["reasoning"]["used"])
+        assert used == {True, False}
+
+
+def test_a_request_that_names_its_model_is_in_no_experiment(start: Start, tmp_path: Path) -> None:
+    with start(features(model=HALVES)) as client:
+        for body in ({"model": "hstu"}, {"reasoning": False}):
+            assert ask(client, "user-0", **body)["experiments"] == []
+    assert [line["label"] for line in exposures(tmp_path)] == ["request", "request"]
+
+
+def test_quality_assurance_may_insist_on_an_arm_where_that_is_allowed(start: Start, tmp_path: Path) -> None:
+    insists = {"X-Scoter-Arm": "model=control"}
+    with start(features(model=HALVES)) as client:
+        for number in range(6):
+            answer = ask(client, f"user-{number}", insists)
+            assert answer["model"] == "hstu"
+            assert answer["experiments"] == [{"experiment": "model", "variation": "control", "forced": True}]
+        wrong = client.post("/recommend", json={"user_id": "u"}, headers={"X-Scoter-Arm": "model=none"})
+        assert "control, scoter" in problem(wrong, 400, "header-invalid")["detail"]
+    assert {line["experiments"][0]["forced"] for line in exposures(tmp_path)} == {True}
+    source = str(tmp_path / "experiments.json")
+    with start(features(model=HALVES), experiments=ExperimentSettings(source=source)) as client:
+        assert {ask(client, f"user-{number}", insists)["model"] for number in range(6)} == {"hstu", "scoter_h"}
+
+
+def test_a_holdout_is_labelled(start: Start) -> None:
+    content = features(model=HALVES)
+    content["features"]["holdout"] = {"defaultValue": True}
+    with start(content) as client:
+        answer = ask(client, "user-0")
+    assert (answer["holdout"], answer["experiments"], answer["model"]) == (True, [], "scoter_h")
+
+
+def test_shadow_arms_are_logged_and_not_returned(start: Start, tiny: TinyRelease, tmp_path: Path) -> None:
+    content = features(model=HALVES)
+    content["features"]["shadow"] = {"defaultValue": [{"name": "bare", "model": "hstu"}]}
+    with start(content) as client:
+        before = sample(client, 'scoter_responses_total{route="/recommend",status="200"}')
+        answers = {user.id: ask(client, user.id) for user in tiny.users}
+        time.sleep(0.3)
+        assert sample(client, 'scoter_responses_total{route="/recommend",status="200"}') == before + len(tiny.users)
+    logged = exposures(tmp_path)
+    shadows = [line for line in logged if line["shadow"]]
+    assert len(logged) == 2 * len(tiny.users)
+    assert {line["user_id"] for line in shadows} == {user.id for user in tiny.users}
+    for line in shadows:
+        assert (line["model"], line["arm"]["name"]) == ("hstu", "bare")
+        assert line["request_id"] == answers[line["user_id"]]["request_id"]
+
+
+def test_experiments_change_without_a_restart_and_a_bad_file_changes_nothing(start: Start, tmp_path: Path) -> None:
+    with start(features()) as client:
+        assert ask(client, "user-0")["experiments"] == []
+        source = tmp_path / "experiments.json"
+        source.write_text(json.dumps(features(model=HALVES)))
+        until(lambda: bool(ask(client, "user-0")["experiments"]))
+        before = ask(client, "user-0")["experiments"]
+        source.write_text(json.dumps(features(model={**HALVES, "variations": [{"model": "tiger"}, {}]})))
+        until(lambda: sample(client, "scoter_experiments_ok") == 0)
+        assert ask(client, "user-0")["experiments"] == before
+        ready = client.get("/readyz")
+        assert ready.status_code == 200
+        assert "/features/model/rules/0/variations/0/model" in ready.json()["parts"]["experiments"]
+
+
+def until(holds: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_an_event_is_in_the_next_answer_and_the_reasoning_is_behind_by_it(start: Start, tiny: TinyRelease) -> None:
+    user = tiny.users[0]
+    bought = next(f"item-{i}" for i in range(1, 61) if f"item-{i}" not in user.history)
+    with start(features()) as client:
+        assert ask(client, user.id)["reasoning"]["behind"] == 0
+        event = {"event_id": "order-1", "item_id": bought, "timestamp": time.time()}
+        for accepted in (1, 0):  # the second time it is known
+            response = client.post("/events", json={"user_id": user.id, "events": [event]})
+            assert response.status_code == 200, response.text
+            assert response.json()["accepted"] == accepted
+        answer = ask(client, user.id)
+    assert bought not in [item["id"] for item in answer["items"]]
+    assert answer["history"]["used"] == len(user.history) + 1
+    assert answer["reasoning"]["used"]
+    assert answer["reasoning"]["behind"] == 1
+    assert answer["reasoning"]["age_seconds"] > 0
+
+
+def test_an_event_that_cannot_be_is_refused(start: Start) -> None:
+    with start(features()) as client:
+        tomorrow = {"event_id": "e", "item_id": "item-1", "timestamp": time.time() + 86_400}
+        failed = problem(client.post("/events", json={"user_id": "u", "events": [tomorrow]}), 422, "request-invalid")
+        assert failed["errors"][0]["pointer"] == "/events/0/timestamp"
+        problem(client.post("/events", json={"user_id": "u", "events": []}), 422, "request-invalid")
+        problem(
+            client.post("/events", content="{", headers={"content-type": "application/json"}), 400, "body-malformed"
+        )
