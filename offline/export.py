@@ -249,7 +249,7 @@ def _check_parity(path: Path, name: str, graph: FusedGraph, example: dict[str, t
         expected = [t.numpy() for t in graph(**{key: torch.from_numpy(value) for key, value in feeds.items()})]
     if not (valid == expected[2]).all():
         raise StageError(f"{name}: the exported graph and the model disagree on how many items are valid")
-    apart = float(np.abs(score - expected[1])[valid].max())
+    apart = float(np.abs(score[valid] - expected[1][valid]).max())
     if apart > TOLERANCE:
         raise StageError(f"{name}: scores of the exported graph are {apart:.2g} from the model's, allowed {TOLERANCE}")
     if explained and float(np.abs(explained[0] - expected[3]).max()) > TOLERANCE:
@@ -257,7 +257,8 @@ def _check_parity(path: Path, name: str, graph: FusedGraph, example: dict[str, t
     # Items whose scores tie within rounding may change places.
     moved = (item != expected[0]) & valid
     if moved.any():
-        gaps = np.abs(np.diff(expected[1], axis=1, append=-np.inf, prepend=np.inf))
+        ranked = np.where(valid, expected[1], np.finfo(np.float32).min)
+        gaps = np.abs(np.diff(ranked, axis=1, append=-np.inf, prepend=np.inf))
         tied = np.minimum(gaps[:, :-1], gaps[:, 1:]) < TOLERANCE
         if (moved & ~tied).any():
             raise StageError(f"{name}: the exported graph and the model rank different items")

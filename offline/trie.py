@@ -80,7 +80,5 @@ def build_trie(codes: NDArray[np.integer], codebook: int) -> Trie:
 def packed_alive(trie: Trie, eligible: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Nodes with an eligible item beneath, eligible [N] by item: the input `allowed` [A] (see `service.filters`)."""
     paths = trie.path[1:][eligible]
-    alive = [
-        np.bincount(paths[:, number], minlength=len(level)) > 0 for number, level in enumerate(trie.levels)
-    ]
+    alive = [np.bincount(paths[:, number], minlength=len(level)) > 0 for number, level in enumerate(trie.levels)]
     return np.packbits(np.concatenate(alive), bitorder="little")
