@@ -20,7 +20,8 @@ Layout = Literal["projected", "raw"]
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[FusedGraph, Path]:
     plain = request.param == "plain"
     layout: Layout = "raw" if request.param == "raw" else "projected"
-    graph = fused_graph(tiny.model(80, 4, 6, reasoning=not plain, blocks=1, decoder_layers=1), layout)
+    widen = (3, 2) if plain else ()
+    graph = fused_graph(tiny.model(80, 4, 6, reasoning=not plain, blocks=1, decoder_layers=1), layout, widen)
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     write_onnx(graph, layout, path)
     return graph, path
