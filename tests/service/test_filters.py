@@ -60,7 +60,7 @@ def unpacked(mask: NDArray[np.uint8], nodes: int) -> list[bool]:
 
 
 @given(catalogues(), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_node_is_alive_if_an_eligible_item_that_is_not_excluded_is_beneath(
     catalogue: Catalogue, data: st.DataObject
 ) -> None:
