@@ -72,7 +72,9 @@ def evaluate(
         write_page(folder / "report.html", report, curves)
         _show(results, exactness)
 
-    settings = {"recipe": recipe.evaluate.model_dump(), "name": recipe.name}
+    settings: dict[str, Any] = {"recipe": recipe.evaluate.model_dump(), "name": recipe.name}
+    if recipe.search.widen:  # left out otherwise, so that evaluations from before there was a choice stay valid
+        settings["search"] = recipe.search.model_dump()
     return run_stage(work, "evaluate", VERSION, settings, upstream, build)
 
 
@@ -144,11 +146,12 @@ def _model(
                 recipe.model.beam,
                 mask_history=masked,
                 use_reasoning=use,
+                widen=recipe.search.widen,
                 batch=settings.batch,
                 progress=f"{trained.variant} beam",
             )
             rank = ranks(scored.items[:, :TOP], history.targets)
-            scoring = f"beam {recipe.model.beam}"
+            scoring = f"beam {recipe.model.beam}" + "".join(f" x{times}" for times in recipe.search.widen)
             results.append(_row(trained.variant, trained.labels, scoring, rank, masked=masked, reasoning=use))
             if served is None:
                 served = scored.items[:, :TOP]

@@ -29,6 +29,7 @@ from offline.recipe import Recipe
 from offline.stage import Stage, console, finished, run_stage
 from offline.tokenize import load_codes
 from offline.train import Variant, load_model
+from offline.trie import packed_alive
 from service.release.catalogue import Catalogue, Item
 from service.release.manifest import (
     FILE_NAME,
@@ -63,7 +64,11 @@ class Parts:
 def export(work: Path, parts: Parts, recipe: Recipe) -> Path:
     """Run the stage; return the release's folder. Raises StageError if a graph disagrees with its model."""
     upstream = [parts.prepared, parts.tokens, parts.reasoned, *parts.trained.values(), parts.evaluated]
-    settings = {"recipe": recipe.export.model_dump(), "models": list(parts.trained)}
+    settings = {
+        "recipe": recipe.export.model_dump(),
+        "search": recipe.search.model_dump(),
+        "models": list(parts.trained),
+    }
     releases = work / "releases"
 
     def build(folder: Path) -> None:
@@ -140,7 +145,7 @@ def _write_model(
     written: int,
 ) -> ModelEntry:
     layout = recipe.export.layout
-    graph = fused_graph(model, layout)
+    graph = fused_graph(model, layout, recipe.search.widen)
     file = f"models/{name}/1/model.onnx"
     path = release / file
     path.parent.mkdir(parents=True)
@@ -164,7 +169,7 @@ def _write_model(
         TensorEntry(
             name=key,
             dtype=_DTYPES[str(value.dtype)],
-            shape=[None, None] if key == "exclude" else [None, *map(int, value.shape[1:])],
+            shape=[None, None] if key in {"exclude", "allowed"} else [None, *map(int, value.shape[1:])],
         )
         for key, value in example.items()
     ]
@@ -180,13 +185,18 @@ def _write_model(
             TensorEntry(name="item", dtype="int64", shape=[None, beam]),
             TensorEntry(name="score", dtype="float32", shape=[None, beam]),
             TensorEntry(name="valid", dtype="bool", shape=[None, beam]),
+            *(
+                [TensorEntry(name="attention", dtype="float32", shape=[None, reasoning.steps])]
+                if reasoning is not None
+                else []
+            ),
         ],
         reasoning=reasoning,
         metrics=_metrics(report, name),
     )
 
 
-_DTYPES = {"torch.int64": "int64", "torch.float32": "float32", "torch.bool": "bool"}
+_DTYPES = {"torch.int64": "int64", "torch.float32": "float32", "torch.bool": "bool", "torch.uint8": "uint8"}
 
 
 def _metrics(report: dict[str, Any], name: str) -> dict[str, float]:
@@ -230,19 +240,25 @@ def _check_parity(path: Path, name: str, graph: FusedGraph, example: dict[str, t
     if graph.model.adapter is not None:
         feeds["reasoning"] = random.normal(size=(len(users), *example["reasoning"].shape[1:])).astype(np.float32)
         feeds["has_reasoning"] = random.random(len(users)) < 0.5
+    eligible = np.arange(1, dataset.num_items + 1) % 7 < 3  # as a campaign would choose: at random
+    alive = packed_alive(graph.model.trie, eligible)
+    feeds["allowed"] = np.where(random.random((len(users), 1)) < 0.5, alive, np.uint8(0xFF))
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    item, score, valid = session.run(None, feeds)
+    item, score, valid, *explained = session.run(None, feeds)
     with torch.inference_mode():
         expected = [t.numpy() for t in graph(**{key: torch.from_numpy(value) for key, value in feeds.items()})]
     if not (valid == expected[2]).all():
         raise StageError(f"{name}: the exported graph and the model disagree on how many items are valid")
-    apart = float(np.abs(score - expected[1])[valid].max())
+    apart = float(np.abs(score[valid] - expected[1][valid]).max())
     if apart > TOLERANCE:
         raise StageError(f"{name}: scores of the exported graph are {apart:.2g} from the model's, allowed {TOLERANCE}")
+    if explained and float(np.abs(explained[0] - expected[3]).max()) > TOLERANCE:
+        raise StageError(f"{name}: the exported graph and the model disagree on the attention of the steps")
     # Items whose scores tie within rounding may change places.
     moved = (item != expected[0]) & valid
     if moved.any():
-        gaps = np.abs(np.diff(expected[1], axis=1, append=-np.inf, prepend=np.inf))
+        ranked = np.where(valid, expected[1], np.finfo(np.float32).min)
+        gaps = np.abs(np.diff(ranked, axis=1, append=-np.inf, prepend=np.inf))
         tied = np.minimum(gaps[:, :-1], gaps[:, 1:]) < TOLERANCE
         if (moved & ~tied).any():
             raise StageError(f"{name}: the exported graph and the model rank different items")

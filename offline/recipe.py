@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -108,6 +108,12 @@ class TrainRecipe(_Section):
     seed: int = 1
 
 
+class SearchRecipe(_Section):
+    """The beam as it is evaluated and served; a model that is trained already need not be trained again for it."""
+
+    widen: list[Annotated[int, Field(ge=1)]] = []  # how many times `model.beam` the first levels keep
+
+
 class EvaluateRecipe(_Section):
     """Section 4.1: what is measured on the test split."""
 
@@ -134,6 +140,7 @@ class Recipe(_Section):
     reason: ReasonRecipe = ReasonRecipe()
     model: ModelRecipe = ModelRecipe()
     train: TrainRecipe = TrainRecipe()
+    search: SearchRecipe = SearchRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
     export: ExportRecipe = ExportRecipe()
 

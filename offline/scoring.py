@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,6 +16,7 @@ from offline.batches import left_pad
 from offline.models.recommender import Recommender
 from offline.prepare import Dataset
 from offline.stage import console
+from offline.trie import packed_alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,20 @@ def score_beam(
     *,
     mask_history: bool,
     use_reasoning: bool = True,
+    widen: Sequence[int] = (),
+    eligible: NDArray[np.bool_] | None = None,
     batch: int = 256,
     device: torch.device | None = None,
     progress: str | None = None,
 ) -> Scored:
-    """Rank by the trie beam. With `mask_history` no item the user has already had is returned."""
+    """Rank by the trie beam, whose first levels keep `widen` times the width.
+
+    With `mask_history` no item the user has already had is returned; with `eligible` [N], only items of which it says
+    True.
+    """
     device = device or torch.device("cpu")
     model.eval()
+    alive = None if eligible is None else torch.from_numpy(packed_alive(model.trie, eligible)).to(device)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     starts = range(0, len(history.targets), batch)
     for start in track(starts, progress, console=console, transient=True) if progress else starts:
@@ -95,7 +104,8 @@ def score_beam(
             matrix = torch.from_numpy(history.reasoning[rows].astype(np.float32)).to(device)
             steps = model.adapter(matrix)
             has_reasoning = torch.full((len(items),), use_reasoning, device=device)
-        beam = model.recommend(items, seen, width, steps, has_reasoning)
+        allowed = None if alive is None else alive.expand(len(items), -1)
+        beam = model.recommend(items, seen, width, steps, has_reasoning, widen, allowed)
         parts.append((beam.items.cpu(), beam.scores.cpu(), beam.bound.cpu()))
     found = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
     return Scored(found[0], found[1], found[2])
@@ -108,11 +118,12 @@ def score_exact(
     *,
     mask_history: bool,
     use_reasoning: bool = True,
+    eligible: NDArray[np.bool_] | None = None,
     batch: int = 64,
     device: torch.device | None = None,
     progress: str | None = None,
 ) -> NDArray[np.int64]:
-    """The exact first k of the whole catalogue, int64 [U, k].
+    """The exact first k of the whole catalogue, or of its `eligible` [N] items, int64 [U, k].
 
     A prefix's log-probability is never below that of an item under it. So a beam whose k-th item is not below the
     best prefix it pruned has found the true first k; where it has not, the beam is widened until it has.
@@ -127,6 +138,7 @@ def score_exact(
             width,
             mask_history=mask_history,
             use_reasoning=use_reasoning,
+            eligible=eligible,
             batch=max(1, batch * 40 // width),
             device=device,
             progress=f"{progress}, beam {width}" if progress else None,

@@ -75,3 +75,10 @@ def build_trie(codes: NDArray[np.integer], codebook: int) -> Trie:
     if size_above != num_items:
         raise ValueError(f"{num_items} items share {size_above} semantic IDs: every item needs its own")
     return Trie(levels, order.astype(np.int64) + 1, path, codebook)
+
+
+def packed_alive(trie: Trie, eligible: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Nodes with an eligible item beneath, eligible [N] by item: the input `allowed` [A] (see `service.filters`)."""
+    paths = trie.path[1:][eligible]
+    alive = [np.bincount(paths[:, number], minlength=len(level)) > 0 for number, level in enumerate(trie.levels)]
+    return np.packbits(np.concatenate(alive), bitorder="little")

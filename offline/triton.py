@@ -34,7 +34,7 @@ from service.release.release import Release
 from service.settings import TritonSettings
 
 WRAPPER = Path(__file__).parent.parent / "model_repo" / "python" / "model.py"
-RAGGED = frozenset({"exclude"})  # inputs that may be filled up with zeros without meaning anything else
+RAGGED = frozenset({"exclude", "allowed"})  # inputs whose last value may be repeated without meaning anything else
 QUEUE_MICROSECONDS = 10_000_000  # for callers that name no time limit; the service names one, and none longer
 LOAD_SECONDS = 300.0  # a TensorRT engine is built in minutes
 WARM_WIDTH = 32  # of inputs without a fixed width, when the server warms a model up
@@ -86,7 +86,7 @@ def config_text(entry: ModelEntry, release_id: str, sha256: str, how: Deployment
     if how.profile is Profile.gpu:
         comment += (
             "# TensorRT: `--tensorrt` adds it under `optimization`. CUDA graphs need inputs of one fixed shape, which\n"
-            "# `exclude` is not: serve it padded to one width first, then add to its parameters\n"
+            "# `exclude` and `allowed` are not: serve them padded to one width first, then add to its parameters\n"
             '#     parameters { key: "trt_cuda_graph_enable" value: "1" }\n'
         )
     text: str = text_format.MessageToString(_config(entry, release_id, sha256, how))
@@ -294,7 +294,7 @@ def _warmup(entry: ModelEntry, batch: int) -> pb.ModelWarmup:
     """A batch of requests of the usual shapes, run by each instance before it calls itself ready."""
     warmup = pb.ModelWarmup(name=f"batch of {batch}", batch_size=batch)
     for tensor in entry.inputs:
-        # Zeros are valid everywhere: padding in a history, nothing to exclude, no reasoning.
+        # Zeros are valid everywhere: padding in a history, nothing to exclude, nothing allowed, no reasoning.
         warmup.inputs[tensor.name].CopyFrom(
             pb.ModelWarmup.Input(
                 data_type=pb.DataType.Value(TYPES[tensor.dtype][0]),

@@ -87,13 +87,14 @@ def _cancelled() -> Any:
 
 
 def _joined(arrays: list[Any]) -> Any:
-    """Rows of all requests; those of ragged inputs are filled up with zeros, which mean nothing in them."""
+    """Rows of all requests; those of ragged inputs are filled up with their last value, repeated for no effect."""
     widths = {array.shape[1:] for array in arrays}
     if len(widths) == 1:
         return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-    joined = np.zeros((sum(map(len, arrays)), max(width for (width,) in widths)), arrays[0].dtype)
+    joined = np.empty((sum(map(len, arrays)), max(width for (width,) in widths)), arrays[0].dtype)
     row = 0
     for array in arrays:
         joined[row : row + len(array), : array.shape[1]] = array
+        joined[row : row + len(array), array.shape[1] :] = array[:, -1:]
         row += len(array)
     return joined

@@ -3,6 +3,9 @@
 Scores are log-probabilities normalised over a node's *valid* children, so p(item | sequence) sums to 1 over the
 catalogue and a level with one way to go costs nothing. Excluded items are masked at the leaf, and so is every prefix
 all of whose items are excluded, before the beam is cut: a beam of N therefore returns N items whenever N are left.
+
+A filter comes as one bit per node of the trie: what it leaves nothing of is masked in the same way, and only
+candidates are looked up. Scores stay normalised over the children of the whole trie, whatever is masked.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ class TrieTables(nn.Module):
         for number, level in enumerate(trie.levels):
             for name in ("code", "parent", "first", "start", "leaves"):
                 self.register_buffer(f"{name}{number}", torch.from_numpy(getattr(level, name)), persistent=False)
+        self.starts = [sum(self.sizes[:level]) for level in range(self.depth)]  # of each level, all nodes in one row
+        self.bits: Tensor
+        bits = torch.arange(256)[:, None] >> torch.arange(8) & 1  # [256, 8], least significant first
+        self.register_buffer("bits", bits.flatten() > 0, persistent=False)
         self.item: Tensor
         self.path: Tensor
         self.register_buffer("item", torch.from_numpy(trie.item), persistent=False)
@@ -40,6 +47,18 @@ class TrieTables(nn.Module):
         first = self.table("first", level)
         child = first[node][..., None] + torch.arange(self.fanout[level], device=node.device)
         return child.clamp(max=self.sizes[level] - 1), child < first[node + 1][..., None]
+
+    def alive(self, level: int, node: Tensor, allowed: Tensor) -> Tensor:
+        """Bits of nodes [B, C] of a level in a packed mask uint8 [B, A], bool [B, C].
+
+        Node n of the whole trie, levels one after the other, is bit n % 8 of byte n // 8. Beyond the end of a mask its
+        last byte repeats, so that the one byte 0xFF allows everything.
+        """
+        place = node + self.starts[level]
+        # Not `place // 8`, which exports as ten operators; a double holds every node exactly.
+        byte = (place.double() / 8).long()
+        packed = allowed.gather(1, byte.clamp(max=allowed.shape[1] - 1)).long()
+        return torch.take(self.bits, place + 8 * (packed - byte))  # 8 * packed + place % 8
 
     def table(self, name: str, level: int) -> Tensor:
         """One level's table by name."""
@@ -68,11 +87,15 @@ def beam_search(
     exclude: Tensor,
     vectors: Sequence[Tensor],
     width: int,
+    widen: Sequence[int] = (),
+    allowed: Tensor | None = None,
 ) -> Beam:
     """The `width` best items after encoder outputs `sequence` [B, T, d].
 
     present bool [B, T]; exclude int64 [B, E], item indices that must not be returned, 0 for none; vectors of the
-    trie's nodes by level, [n, d] each.
+    trie's nodes by level, [n, d] each; `widen`, how many times the width the first levels keep; allowed uint8 [B, A],
+    the nodes that may be entered (see `TrieTables.alive`). Which of them lead to an item is for the caller to say: the
+    beam does not look ahead.
     """
     memory: Memory = decoder.memory(sequence)
     visible = present[:, None, None, :] | (
@@ -91,7 +114,10 @@ def beam_search(
         )  # [B, W, F]
         reached = (score[:, :, None] + child_scores).flatten(1)  # [B, W * F]
         reached = _mask_dead(tables, level, node, reached, dead[level])
-        keep = min(width, tables.sizes[level], reached.shape[1])
+        if allowed is not None:
+            reached = torch.where(tables.alive(level, children.flatten(1), allowed), reached, MISSING)
+        wanted = width * widen[level] if level < min(len(widen), tables.depth - 1) else width
+        keep = min(wanted, tables.sizes[level], reached.shape[1])
         best, place = torch.topk(reached, min(keep + 1, reached.shape[1]), dim=1)
         if best.shape[1] > keep:
             bound = torch.maximum(bound, best[:, keep])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -16,15 +16,17 @@ from offline.models.beam import beam_search
 from offline.models.recommender import Recommender
 
 OPSET = 20
-Outputs = tuple[Tensor, Tensor, Tensor]
+Outputs = tuple[Tensor, ...]
+OUTPUTS = ("item", "score", "valid")
 
 
 class FusedGraph(nn.Module):
     """A trained model as it is served; item vectors are summed once, at export."""
 
-    def __init__(self, model: Recommender) -> None:
+    def __init__(self, model: Recommender, widen: Sequence[int] = ()) -> None:
         super().__init__()
         self.model = model
+        self.widen = tuple(widen)
         with torch.no_grad():
             table = model.embed(torch.arange(model.items.num_embeddings))
             vectors = model.node_vectors()
@@ -33,11 +35,20 @@ class FusedGraph(nn.Module):
         self.vectors = nn.ParameterList(nn.Parameter(v, requires_grad=False) for v in vectors)
         self.eval()
 
-    def rank(self, history: Tensor, exclude: Tensor, steps: Tensor | None, has_reasoning: Tensor | None) -> Outputs:
-        """Item index int64, score float32 and valid bool, [B, N] each."""
+    def rank(
+        self, history: Tensor, exclude: Tensor, allowed: Tensor, steps: Tensor | None, has_reasoning: Tensor | None
+    ) -> Outputs:
+        """Item index int64, score float32 and valid bool, [B, N] each; with steps, their attention float32 [B, K]."""
         present = history > 0
         sequence = self.model.backbone(self.table[history], present)
-        context = self.model.fuse(sequence, steps, has_reasoning)
+        explained: tuple[Tensor, ...] = ()
+        if self.model.fusion is None:
+            context = self.model.fuse(sequence, None, None)
+        else:
+            assert steps is not None
+            assert has_reasoning is not None
+            context, attention = self.model.fusion.mix(sequence, steps, has_reasoning)
+            explained = (attention,)
         beam = beam_search(
             self.model.decoder,
             self.model.tables,
@@ -46,40 +57,46 @@ class FusedGraph(nn.Module):
             exclude,
             list(self.vectors),
             self.model.recipe.beam,
+            self.widen,
+            allowed,
         )
-        return beam.items, beam.scores, beam.valid
+        return beam.items, beam.scores, beam.valid, *explained
 
 
 class PlainGraph(FusedGraph):
-    """A backbone alone: history int64 [B, T], exclude int64 [B, E]."""
+    """A backbone alone: history int64 [B, T], exclude int64 [B, E], allowed uint8 [B, A]."""
 
-    def forward(self, history: Tensor, exclude: Tensor) -> Outputs:
+    def forward(self, history: Tensor, exclude: Tensor, allowed: Tensor) -> Outputs:
         """See `rank`."""
-        return self.rank(history, exclude, None, None)
+        return self.rank(history, exclude, allowed, None, None)
 
 
 class ProjectedGraph(FusedGraph):
     """Reads z_pos of eq. 2, projected offline: reasoning float32 [B, K, d_item]."""
 
-    def forward(self, history: Tensor, reasoning: Tensor, has_reasoning: Tensor, exclude: Tensor) -> Outputs:
+    def forward(
+        self, history: Tensor, reasoning: Tensor, has_reasoning: Tensor, exclude: Tensor, allowed: Tensor
+    ) -> Outputs:
         """See `rank`."""
-        return self.rank(history, exclude, reasoning, has_reasoning)
+        return self.rank(history, exclude, allowed, reasoning, has_reasoning)
 
 
 class RawGraph(FusedGraph):
     """Reads step embeddings and projects them itself: reasoning float32 [B, K, D]."""
 
-    def forward(self, history: Tensor, reasoning: Tensor, has_reasoning: Tensor, exclude: Tensor) -> Outputs:
+    def forward(
+        self, history: Tensor, reasoning: Tensor, has_reasoning: Tensor, exclude: Tensor, allowed: Tensor
+    ) -> Outputs:
         """See `rank`."""
         assert self.model.adapter is not None
-        return self.rank(history, exclude, self.model.adapter(reasoning), has_reasoning)
+        return self.rank(history, exclude, allowed, self.model.adapter(reasoning), has_reasoning)
 
 
-def fused_graph(model: Recommender, layout: Literal["projected", "raw"]) -> FusedGraph:
-    """The graph that fits the model and the layout of its H blobs."""
+def fused_graph(model: Recommender, layout: Literal["projected", "raw"], widen: Sequence[int] = ()) -> FusedGraph:
+    """The graph that fits the model and the layout of its H blobs; `widen` as in `beam_search`."""
     if model.adapter is None:
-        return PlainGraph(model)
-    return ProjectedGraph(model) if layout == "projected" else RawGraph(model)
+        return PlainGraph(model, widen)
+    return ProjectedGraph(model, widen) if layout == "projected" else RawGraph(model, widen)
 
 
 def reasoning_width(model: Recommender, layout: Literal["projected", "raw"]) -> int:
@@ -94,15 +111,22 @@ def example_inputs(graph: FusedGraph, layout: Literal["projected", "raw"], batch
     history = torch.zeros(batch, recipe.length, dtype=torch.int64)
     history[:, -3:] = 1
     exclude = torch.zeros(batch, 3, dtype=torch.int64)
+    allowed = torch.full((batch, -(-sum(graph.model.tables.sizes) // 8) + 1), 0xFF, dtype=torch.uint8)
     if graph.model.adapter is None:
-        return {"history": history, "exclude": exclude}
+        return {"history": history, "exclude": exclude, "allowed": allowed}
     steps = graph.model.adapter.position.shape[0]
     return {
         "history": history,
         "reasoning": torch.zeros(batch, steps, reasoning_width(graph.model, layout)),
         "has_reasoning": torch.tensor([True, False]).repeat(batch)[:batch],
         "exclude": exclude,
+        "allowed": allowed,
     }
+
+
+def output_names(graph: FusedGraph) -> list[str]:
+    """Names of what the graph returns: `attention` only where it reads reasoning."""
+    return [*OUTPUTS, *(["attention"] if graph.model.fusion is not None else [])]
 
 
 @contextmanager
@@ -120,16 +144,17 @@ def _quiet() -> Iterator[None]:
 
 
 def write_onnx(graph: FusedGraph, layout: Literal["projected", "raw"], path: Path) -> None:
-    """Export to `path`, free in the batch and in the number of excluded items."""
+    """Export to `path`, free in the batch, in the number of excluded items and in the bytes of a filter."""
     inputs = example_inputs(graph, layout)
-    batch, excluded = torch.export.Dim("batch"), torch.export.Dim("excluded")
-    shapes = {name: {0: batch} for name in inputs} | {"exclude": {0: batch, 1: excluded}}
+    batch, excluded, packed = torch.export.Dim("batch"), torch.export.Dim("excluded"), torch.export.Dim("packed")
+    shapes = {name: {0: batch} for name in inputs}
+    shapes |= {"exclude": {0: batch, 1: excluded}, "allowed": {0: batch, 1: packed}}
     with _quiet():
         program = torch.onnx.export(
             graph,
             kwargs=inputs,
             input_names=list(inputs),
-            output_names=["item", "score", "valid"],
+            output_names=output_names(graph),
             dynamic_shapes=shapes,
             opset_version=OPSET,
             dynamo=True,

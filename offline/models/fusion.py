@@ -48,20 +48,27 @@ class Fusion(nn.Module):
 
     def forward(self, sequence: Tensor, steps: Tensor, has_reasoning: Tensor) -> Tensor:
         """sequence h [B, T, d]; steps z_pos [B, K, d]; has_reasoning bool [B] -> E_fused [B, T, d]."""
-        attended = self.attend(sequence, steps)
+        return self.mix(sequence, steps, has_reasoning)[0]
+
+    def mix(self, sequence: Tensor, steps: Tensor, has_reasoning: Tensor) -> tuple[Tensor, Tensor]:
+        """E_fused [B, T, d], and the attention that each step receives from the last position, [B, K].
+
+        The attention is eq. 3's weights averaged over the heads: it sums to 1, or is all zeros without reasoning.
+        """
+        attended, weights = self.attend(sequence, steps)
         gate = torch.sigmoid(self.gate(torch.cat([sequence, attended], dim=-1)))
         gate = torch.where(has_reasoning[:, None, None], gate, torch.ones_like(gate))
-        return self.norm(gate * sequence + (1 - gate) * attended)
+        fused = self.norm(gate * sequence + (1 - gate) * attended)
+        return fused, weights[:, :, -1].mean(1) * has_reasoning[:, None]
 
-    def attend(self, sequence: Tensor, steps: Tensor) -> Tensor:
-        """Eq. 3, multi-head: A [B, T, d]."""
+    def attend(self, sequence: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 3, multi-head: A [B, T, d] and its weights [B, h, T, K]."""
         batch, length, _ = sequence.shape
         query = self.query(sequence).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
         key, value = self.key_value(steps).view(batch, steps.shape[1], 2, self.heads, self.head_dim).unbind(2)
-        weights = query @ key.permute(0, 2, 3, 1) / math.sqrt(self.head_dim)  # [B, h, T, K]
-        weights = self.dropout(torch.softmax(weights, dim=-1))
-        attended = (weights @ value.transpose(1, 2)).transpose(1, 2)  # [B, T, h, d_h]
-        return self.out(attended.reshape(batch, length, -1))
+        weights = torch.softmax(query @ key.permute(0, 2, 3, 1) / math.sqrt(self.head_dim), dim=-1)
+        attended = (self.dropout(weights) @ value.transpose(1, 2)).transpose(1, 2)  # [B, T, h, d_h]
+        return self.out(attended.reshape(batch, length, -1)), weights
 
 
 def info_nce(step: Tensor, items: Tensor, targets: Tensor, temperature: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -105,8 +107,15 @@ class Recommender(nn.Module):
         width: int,
         steps: Tensor | None = None,
         has_reasoning: Tensor | None = None,
+        widen: Sequence[int] = (),
+        allowed: Tensor | None = None,
     ) -> Beam:
-        """The best `width` items: history int64 [B, T], exclude int64 [B, E], z_pos [B, K, d], bool [B]."""
+        """The best `width` items: history int64 [B, T], exclude int64 [B, E], z_pos [B, K, d], bool [B].
+
+        The first levels keep `widen` times as many; `allowed` uint8 [B, A] is a filter over the trie's nodes (see
+        `TrieTables.alive`).
+        """
         sequence, present = self.encode(history)
         context = self.fuse(sequence, steps, has_reasoning)
-        return beam_search(self.decoder, self.tables, context, present, exclude, self.node_vectors(), width)
+        vectors = self.node_vectors()
+        return beam_search(self.decoder, self.tables, context, present, exclude, vectors, width, widen, allowed)

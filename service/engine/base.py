@@ -18,6 +18,7 @@ class ModelInput:
     history: NDArray[np.int64]  # [T] item indices, oldest first, left-padded with 0
     reasoning: NDArray[np.float32] | None  # [K, D], or None: the same graph, reasoning masked
     exclude: NDArray[np.int64]  # [E] item indices never to return; 0 means nothing
+    allowed: NDArray[np.uint8] | None = None  # [A] trie nodes that a filter allows (`service.filters`); None: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,9 @@ class Ranking:
     items: NDArray[np.int64]  # [N] item indices
     scores: NDArray[np.float32]  # [N] log-probabilities
     valid: NDArray[np.bool_]  # [N]
+    # [K] attention that each reasoning step received: sums to 1, or all 0 where there was no reasoning. None from a
+    # model that reads none.
+    attention: NDArray[np.float32] | None = None
 
 
 class Engine(Protocol):

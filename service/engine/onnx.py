@@ -22,13 +22,13 @@ from weakref import WeakSet
 import onnxruntime
 
 from service.engine.base import ModelInput, Ranking
-from service.engine.tensors import OUTPUTS, differences, feeds, shown
+from service.engine.tensors import differences, feeds, output_names, shown
 from service.errors import EngineOverloaded, EngineTimeout, EngineUnavailable, ReleaseCorrupt
 from service.release.manifest import ModelEntry
 from service.release.release import Release
 from service.settings import OnnxSettings
 
-_DTYPES = {"tensor(int64)": "int64", "tensor(float)": "float32", "tensor(bool)": "bool"}
+_DTYPES = {"tensor(int64)": "int64", "tensor(float)": "float32", "tensor(bool)": "bool", "tensor(uint8)": "uint8"}
 
 BatchObserver = Callable[[str, int], None]  # (model, requests in the batch), called in a worker thread
 
@@ -186,8 +186,8 @@ def load(release: Release, entry: ModelEntry) -> onnxruntime.InferenceSession:
 
 def run(session: onnxruntime.InferenceSession, entry: ModelEntry, requests: Sequence[ModelInput]) -> list[Ranking]:
     """Run one batch; the interpreter is free while ONNX Runtime computes."""
-    items, scores, valid = session.run(OUTPUTS, feeds(entry, requests))
-    return [Ranking(items[row], scores[row], valid[row]) for row in range(len(requests))]
+    answers = session.run(output_names(entry), feeds(entry, requests))
+    return [Ranking(*(answer[row] for answer in answers)) for row in range(len(requests))]
 
 
 def _resolve(batch: list[_Waiting], answer: Sequence[Ranking] | EngineUnavailable) -> None:

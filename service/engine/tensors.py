@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from service.engine.base import ModelInput
 from service.release.manifest import ModelEntry, TensorEntry
 
-OUTPUTS = ("item", "score", "valid")
+_OUTPUTS = ("item", "score", "valid")  # in the order of Ranking's fields
+_EXPLAINED = (*_OUTPUTS, "attention")
 
 
 def feeds(entry: ModelEntry, requests: Sequence[ModelInput]) -> dict[str, NDArray[Any]]:
-    """The graph's inputs for a batch: history [B, T], exclude [B, E] and, if it reads any, reasoning [B, K, D]."""
+    """The graph's inputs for a batch: history [B, T], exclude [B, E], allowed [B, A], and reasoning if it reads any."""
     inputs: dict[str, NDArray[Any]] = {
         "history": np.stack([request.history for request in requests]),
         "exclude": _exclude(requests),
+        "allowed": _allowed(requests),
     }
     if entry.reasoning is not None:
         shape = (len(requests), entry.reasoning.steps, entry.reasoning.width)
@@ -33,6 +35,11 @@ def feeds(entry: ModelEntry, requests: Sequence[ModelInput]) -> dict[str, NDArra
     return inputs
 
 
+def output_names(entry: ModelEntry) -> tuple[str, ...]:
+    """What to ask a model for, in the order of Ranking's fields."""
+    return _OUTPUTS if entry.reasoning is None else _EXPLAINED
+
+
 def expected_inputs(entry: ModelEntry) -> list[TensorEntry]:
     """What `feeds` makes for a model, with the batch as first dimension."""
     inputs = [TensorEntry(name="history", dtype="int64", shape=[None, entry.history_length])]
@@ -42,17 +49,24 @@ def expected_inputs(entry: ModelEntry) -> list[TensorEntry]:
             TensorEntry(name="reasoning", dtype="float32", shape=matrix),
             TensorEntry(name="has_reasoning", dtype="bool", shape=[None]),
         ]
-    return [*inputs, TensorEntry(name="exclude", dtype="int64", shape=[None, None])]
+    return [
+        *inputs,
+        TensorEntry(name="exclude", dtype="int64", shape=[None, None]),
+        TensorEntry(name="allowed", dtype="uint8", shape=[None, None]),
+    ]
 
 
 def expected_outputs(entry: ModelEntry) -> list[TensorEntry]:
     """What a Ranking is made of, with the batch as first dimension."""
     shape: list[int | None] = [None, entry.beam]
-    return [
+    outputs = [
         TensorEntry(name="item", dtype="int64", shape=shape),
         TensorEntry(name="score", dtype="float32", shape=shape),
         TensorEntry(name="valid", dtype="bool", shape=shape),
     ]
+    if entry.reasoning is not None:
+        outputs.append(TensorEntry(name="attention", dtype="float32", shape=[None, entry.reasoning.steps]))
+    return outputs
 
 
 def differences(entry: ModelEntry, where: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> list[str]:
@@ -92,3 +106,13 @@ def _exclude(requests: Sequence[ModelInput]) -> NDArray[np.int64]:
     for row, request in enumerate(requests):
         exclude[row, : len(request.exclude)] = request.exclude
     return exclude
+
+
+def _allowed(requests: Sequence[ModelInput]) -> NDArray[np.uint8]:
+    # One byte of ones allows everything; beside a request with a filter, others are filled up with such bytes.
+    longest = max(1 if request.allowed is None else len(request.allowed) for request in requests)
+    allowed = np.full((len(requests), longest), 0xFF, np.uint8)
+    for row, request in enumerate(requests):
+        if request.allowed is not None:
+            allowed[row, : len(request.allowed)] = request.allowed
+    return allowed

@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from service.engine.base import ModelInput, Ranking
 from service.engine.deployed import SHA256, TYPES, VERSION, deployed_name
-from service.engine.tensors import OUTPUTS, differences, feeds, shown
+from service.engine.tensors import differences, feeds, output_names, shown
 from service.errors import EngineError, EngineOverloaded, EngineTimeout, EngineUnavailable, ReleaseCorrupt
 from service.release.manifest import ModelEntry
 from service.release.release import Release
@@ -29,7 +29,6 @@ _KEEPALIVE_ANSWER_MS = 2_000  # and its connection given up when it does not ans
 _RESOLVE_MS = 5_000  # a name is looked up again at most so often
 _CONFIG_TYPES = {DataType.Value(config): name for name, (config, _) in TYPES.items()}
 _WIRE_TYPES: dict[str, str] = {name: wire for name, (_, wire) in TYPES.items()}
-_REQUESTED = [InferRequestedOutput(name) for name in OUTPUTS]
 
 
 class TritonEngine:
@@ -106,7 +105,7 @@ class TritonEngines:
                 deployed_name(entry.name, release_id),
                 _tensors(entry, request),
                 model_version=VERSION,
-                outputs=_REQUESTED,
+                outputs=[InferRequestedOutput(name) for name in output_names(entry)],
                 headers=_headers(),
                 timeout=max(1, int(seconds * 1e6)),  # microseconds in the server's queue
                 client_timeout=seconds,
@@ -211,10 +210,10 @@ def _tensors(entry: ModelEntry, request: ModelInput) -> list[triton.InferInput]:
 
 def _ranking(result: InferResult, entry: ModelEntry) -> Ranking:
     try:
-        (items,), (scores,), (valid,) = (result.as_numpy(name) for name in OUTPUTS)
+        rows = [row for (row,) in (result.as_numpy(name) for name in output_names(entry))]
     except (TypeError, ValueError) as error:  # absent, or not of the shape that it says
         raise EngineUnavailable(f"the server answered for model {entry.name!r} with broken tensors: {error}") from error
-    return Ranking(items, scores, valid)
+    return Ranking(*rows)
 
 
 def _described(tensors: Iterable[Any]) -> dict[str, str]:

@@ -52,7 +52,8 @@ class Catalogue:
                 f"popularities of shape {list(popularity.shape)}: run `scoter export` again"
             )
         # Stable order, so that equal popularity never makes two pods disagree.
-        self._by_popularity: list[int] = (np.argsort(-popularity, kind="stable") + 1).tolist()
+        self._by_popularity = np.argsort(-popularity, kind="stable") + 1
+        self._most_popular: list[int] = self._by_popularity.tolist()  # the same, quicker to walk
 
     def __len__(self) -> int:
         return len(self.items)
@@ -67,9 +68,12 @@ class Catalogue:
             raise IndexError(f"item index {index} is not in 1..{len(self.items)}")
         return self.items[index - 1]
 
-    def popular(self, k: int, exclude: AbstractSet[int]) -> list[int]:
-        """The k most popular item indices not in `exclude`, best first."""
-        return list(islice((index for index in self._by_popularity if index not in exclude), k))
+    def popular(self, k: int, exclude: AbstractSet[int], eligible: NDArray[np.bool_] | None = None) -> list[int]:
+        """The k most popular item indices not in `exclude`, best first; of the `eligible` [N + 1] ones, if given."""
+        ranked = self._most_popular
+        if eligible is not None:
+            ranked = self._by_popularity[eligible[self._by_popularity]].tolist()
+        return list(islice((index for index in ranked if index not in exclude), k))
 
     def write(self, folder: Path) -> None:
         """Write the catalogue into a new folder."""
@@ -102,6 +106,14 @@ def _item(line: str, path: Path, number: int) -> Item:
         row: dict[str, Any] = json.loads(line)
         if not isinstance(row["id"], str) or not isinstance(row["title"], str):
             raise TypeError("id and title must be strings")
-        return Item(row["id"], row["title"], row["attributes"])
+        return Item(row["id"], row["title"], _attributes(row["attributes"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ReleaseCorrupt(f"{path}, line {number}: not a catalogue item ({error})") from error
+
+
+def _attributes(found: object) -> dict[str, list[str]]:
+    if not isinstance(found, dict) or not all(
+        isinstance(values, list) and all(isinstance(value, str) for value in values) for values in found.values()
+    ):
+        raise TypeError("attributes must be lists of strings by column")
+    return found

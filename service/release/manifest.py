@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.errors import ReleaseCorrupt, ReleaseMissing, ReleaseUnsupported
 from service.release.blob import BlobFormat, Dtype, Layout
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -39,10 +39,10 @@ class DatasetEntry(_Part):
 
 
 class TensorEntry(_Part):
-    """A graph input or output. A dimension of None is free (batch, excluded items)."""
+    """A graph input or output. A dimension of None is free (batch, excluded items, bytes of a filter)."""
 
     name: str
-    dtype: Literal["int64", "float32", "bool"]
+    dtype: Literal["int64", "float32", "bool", "uint8"]
     shape: list[int | None]
 
 

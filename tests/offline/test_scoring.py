@@ -37,6 +37,18 @@ def test_exact_scoring_is_exhaustive_scoring(mask_history: bool, use_reasoning: 
     np.testing.assert_allclose(np.take_along_axis(scores, found - 1, 1), best, atol=1e-4)
 
 
+def test_exact_scoring_under_a_filter_is_exhaustive_scoring_of_what_is_eligible() -> None:
+    made, known = tiny.model(ITEMS, reasoning=False), history(with_reasoning=False)
+    eligible = np.random.default_rng(0).random(ITEMS) < 0.3
+    found = score_exact(made, known, 5, mask_history=False, eligible=eligible, batch=7)
+    with torch.inference_mode():
+        sequence, present = made.encode(torch.from_numpy(known.items))
+        scores = tiny.all_scores(made, made.fuse(sequence, None, None), present).numpy()
+    scores[:, ~eligible] = -np.inf
+    best = np.sort(scores, axis=1)[:, ::-1][:, :5]
+    np.testing.assert_allclose(np.take_along_axis(scores, found - 1, 1), best, atol=1e-4)
+
+
 def test_beam_scoring_does_not_depend_on_the_batch() -> None:
     made, known = tiny.model(ITEMS, reasoning=False), history(with_reasoning=False)
     one = score_beam(made, known, 5, mask_history=True, batch=1)

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from offline.trie import build_trie
+from offline.trie import build_trie, packed_alive
+from service.filters import Filters, Nodes
+from service.release.catalogue import Catalogue, Item
 
 
 @st.composite
@@ -52,6 +54,23 @@ def test_path_leads_to_the_item(case: tuple[NDArray[np.int64], int]) -> None:
             int(level.code[node]) for level, node in zip(trie.levels, trie.path[item], strict=True)
         ] == code.tolist()
         assert trie.item[trie.path[item, -1]] == item
+
+
+@given(catalogues(), st.data())
+@settings(max_examples=200, deadline=None)
+def test_the_service_numbers_the_nodes_alike(case: tuple[NDArray[np.int64], int], data: st.DataObject) -> None:
+    codes, codebook = case
+    trie, nodes = build_trie(codes, codebook), Nodes.of(codes)
+    above = np.cumsum([0, *(len(level) for level in trie.levels[:-1])])
+    assert (nodes.path[nodes.leaf[1:]] == trie.path[1:] + above).all()
+    assert nodes.start.tolist() == [int(leaf) for level in trie.levels for leaf in level.start]
+    assert (nodes.end - nodes.start).tolist() == [int(count) for level in trie.levels for count in level.leaves]
+    marks = ["yes" if data.draw(st.booleans()) else "no" for _ in codes]
+    items = [Item(str(number), "", {"chosen": [mark]}) for number, mark in enumerate(marks)]
+    catalogue = Catalogue(items, codes.astype(np.uint16), np.ones(len(codes), np.float32))
+    chosen = Filters(catalogue).resolve({"chosen": ["yes"]}, {})
+    eligible = np.array([mark == "yes" for mark in marks])
+    assert chosen.mask([]).tolist() == packed_alive(trie, eligible).tolist()
 
 
 def test_shared_semantic_ids_are_refused() -> None:

@@ -93,6 +93,7 @@ def test_tensors_are_the_manifests_whatever_they_are() -> None:
             TensorEntry(name="history", dtype="int64", shape=[None, 4]),
             TensorEntry(name="flag", dtype="bool", shape=[None]),
             TensorEntry(name="exclude", dtype="int64", shape=[None, None]),
+            TensorEntry(name="allowed", dtype="uint8", shape=[None, None]),
             TensorEntry(name="wide", dtype="float32", shape=[None, 2, None]),
         ],
         outputs=[
@@ -105,6 +106,7 @@ def test_tensors_are_the_manifests_whatever_they_are() -> None:
         ("history", [4], False, False),
         ("flag", [1], True, False),
         ("exclude", [-1], False, True),
+        ("allowed", [-1], False, True),
         ("wide", [2, -1], False, False),
     ]
     assert [(t.name, list(t.dims), t.HasField("reshape")) for t in config.output] == [

@@ -52,17 +52,30 @@ class TinyRelease:
     users: list[User]
 
     def expected(
-        self, history: list[int], matrix: NDArray[np.float32] | None, exclude: set[int], k: int
+        self,
+        history: list[int],
+        matrix: NDArray[np.float32] | None,
+        exclude: set[int],
+        k: int,
+        allowed: set[int] | None = None,
     ) -> list[tuple[int, float]]:
-        """What the graph must answer, in numpy: [(item index, log-probability)]."""
+        """What the graph must answer, in numpy: [(item index, log-probability)]; `allowed` holds a filter's items."""
         state = self.embeddings[history[-T:]].sum(axis=0)
         if matrix is not None:
             state = state + matrix.sum(axis=0)
         logits = (self.embeddings @ state + self.bias).astype(np.float64)
         logits[[0, *exclude]] = MASKED
+        if allowed is not None:
+            logits[[index for index in range(len(logits)) if index not in allowed]] = MASKED
         scores = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
         best = [int(index) for index in np.argsort(-scores, kind="stable")[:k] if logits[index] > MASKED / 2]
         return [(index, float(scores[index])) for index in best]
+
+
+def attention(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the graph must say of the steps' attention, [K]: a softmax over the sums of their values."""
+    weights = np.exp(matrix.sum(axis=1) - matrix.sum(axis=1).max())
+    return np.asarray(weights / weights.sum(), np.float32)
 
 
 def write_release(releases: Path, *, items: int = 60, users: int = 6, rounds: int = 0, seed: int = 0) -> TinyRelease:
@@ -76,7 +89,7 @@ def write_release(releases: Path, *, items: int = 60, users: int = 6, rounds: in
 
     catalogue = Catalogue(
         [Item(f"item-{i}", f"Title of {i} – №{i}", {"category": [f"c{i % 3}"]}) for i in range(1, items + 1)],
-        np.array([[(i // CODEBOOK**level) % CODEBOOK for level in range(LEVELS)] for i in range(items)], np.uint16),
+        np.array(codes(items), np.uint16),
         popularity,
     )
     catalogue.write(folder / "catalogue")
@@ -147,6 +160,19 @@ async def publish(release: TinyRelease, store: Store) -> None:
     await store.put([*pairs, (RELEASE_POINTER, release.manifest.release_id.encode())])
 
 
+def codes(items: int) -> list[list[int]]:
+    """The semantic IDs of a tiny catalogue."""
+    return [[(i // CODEBOOK**level) % CODEBOOK for level in range(LEVELS)] for i in range(items)]
+
+
+def leaves(items: int) -> NDArray[np.int64]:
+    """The place of each item's leaf among all nodes of the trie, [items + 1]; 0 for padding."""
+    rows = [tuple(row) for row in codes(items)]
+    above = sum(len({row[:depth] for row in rows}) for depth in range(1, LEVELS))
+    place = {row: above + rank for rank, row in enumerate(sorted(rows))}
+    return np.array([0, *(place[row] for row in rows)], np.int64)
+
+
 def blob(release: TinyRelease, user: User) -> bytes:
     """The user's H blob."""
     entry = release.manifest.models[0].reasoning
@@ -165,6 +191,12 @@ def graph(
         "embeddings_t": np.ascontiguousarray(embeddings.T),
         "bias": bias,
         "axis_1": np.array([1], np.int64),
+        "axis_2": np.array([2], np.int64),
+        "one": np.array(1, np.int64),
+        "eight": np.array(8, np.int64),
+        "byte_of": leaves(len(bias) - 1) // 8,
+        "bit_of": leaves(len(bias) - 1) % 8,
+        "bits": np.unpackbits(np.arange(256, dtype=np.uint8), bitorder="little").astype(np.bool_),  # 8 of each byte
         "column": np.array([-1, 1], np.int64),
         "masked": np.array(MASKED, np.float32),
         "threshold": np.array(MASKED / 2, np.float32),
@@ -182,6 +214,9 @@ def graph(
             helper.make_node("Reshape", ["has", "column"], ["gate"]),
             helper.make_node("Mul", ["thought", "gate"], ["gated"]),
             helper.make_node("Add", [state, "gated"], ["state_fused"]),
+            helper.make_node("ReduceSum", ["reasoning", "axis_2"], ["weight"], keepdims=0),  # [B, K]
+            helper.make_node("Softmax", ["weight"], ["attended"], axis=1),
+            helper.make_node("Mul", ["attended", "gate"], ["attention"]),
         ]
         state = "state_fused"
     nodes += [
@@ -189,8 +224,17 @@ def graph(
         helper.make_node("Add", ["affinity", "bias"], ["logits"]),
         helper.make_node("Shape", ["exclude"], ["exclude_shape"]),
         helper.make_node("Expand", ["masked", "exclude_shape"], ["updates"]),
-        helper.make_node("ScatterElements", ["logits", "exclude", "updates"], ["allowed"], axis=1),
-        helper.make_node("LogSoftmax", ["allowed"], ["scores"], axis=1),
+        helper.make_node("ScatterElements", ["logits", "exclude", "updates"], ["left"], axis=1),
+        helper.make_node("Shape", ["allowed"], ["length"], start=1),  # [1]
+        helper.make_node("Sub", ["length", "one"], ["last_byte"]),
+        helper.make_node("Min", ["byte_of", "last_byte"], ["byte"]),
+        helper.make_node("Gather", ["allowed", "byte"], ["packed"], axis=1),  # [B, items + 1]
+        helper.make_node("Cast", ["packed"], ["value"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["value", "eight"], ["table"]),
+        helper.make_node("Add", ["table", "bit_of"], ["place"]),
+        helper.make_node("Gather", ["bits", "place"], ["alive"]),
+        helper.make_node("Where", ["alive", "left", "masked"], ["eligible"]),
+        helper.make_node("LogSoftmax", ["eligible"], ["scores"], axis=1),
         helper.make_node("TopK", ["scores", "beam"], ["best", "item"], axis=1),
     ]
     best = "best"
@@ -201,7 +245,7 @@ def graph(
         best = "delayed"
     nodes += [
         helper.make_node("Identity", [best], ["score"]),
-        helper.make_node("GatherElements", ["allowed", "item"], ["chosen"], axis=1),
+        helper.make_node("GatherElements", ["eligible", "item"], ["chosen"], axis=1),
         helper.make_node("Greater", ["chosen", "threshold"], ["valid"]),
     ]
     proto = helper.make_model(
@@ -249,8 +293,13 @@ def _busy(state: str, rounds: int) -> tuple[list[onnx.NodeProto], dict[str, NDAr
 
 
 def _value(tensor: TensorEntry) -> onnx.ValueInfoProto:
-    kinds = {"int64": TensorProto.INT64, "float32": TensorProto.FLOAT, "bool": TensorProto.BOOL}
-    free = {"history": ["batch"], "exclude": ["batch", "excluded"]}.get(tensor.name, ["batch"])
+    kinds = {
+        "int64": TensorProto.INT64,
+        "float32": TensorProto.FLOAT,
+        "bool": TensorProto.BOOL,
+        "uint8": TensorProto.UINT8,
+    }
+    free = {"exclude": ["batch", "excluded"], "allowed": ["batch", "packed"]}.get(tensor.name, ["batch"])
     shape = [free[axis] if size is None else size for axis, size in enumerate(tensor.shape)]
     return helper.make_tensor_value_info(tensor.name, kinds[tensor.dtype], shape)
 
@@ -268,11 +317,16 @@ def _model(name: str, reasoning: ReasoningEntry | None) -> ModelEntry:
         file=f"models/{name}/1/model.onnx",
         history_length=T,
         beam=BEAM,
-        inputs=[*inputs, TensorEntry(name="exclude", dtype="int64", shape=[None, None])],
+        inputs=[
+            *inputs,
+            TensorEntry(name="exclude", dtype="int64", shape=[None, None]),
+            TensorEntry(name="allowed", dtype="uint8", shape=[None, None]),
+        ],
         outputs=[
             TensorEntry(name="item", dtype="int64", shape=[None, BEAM]),
             TensorEntry(name="score", dtype="float32", shape=[None, BEAM]),
             TensorEntry(name="valid", dtype="bool", shape=[None, BEAM]),
+            *([] if reasoning is None else [TensorEntry(name="attention", dtype="float32", shape=[None, K])]),
         ],
         reasoning=reasoning,
         metrics={"ndcg@10": 0.05},

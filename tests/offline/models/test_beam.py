@@ -9,6 +9,9 @@ from torch import Tensor
 
 from offline.models.beam import Beam
 from offline.models.recommender import Recommender
+from offline.trie import packed_alive
+from service.filters import Filters
+from service.release.catalogue import Catalogue, Item
 from tests.offline.models import tiny
 
 ROWS = 9
@@ -78,6 +81,69 @@ def test_what_comes_back_is_allowed_sorted_and_complete(seed: int, items: int, w
         assert torch.isfinite(scores).all()
         assert (scores.diff() <= 0).all()
         assert torch.isneginf(beam.scores[row][~valid]).all()
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    items=st.integers(1, 70),
+    width=st.integers(1, 30),
+    widen=st.lists(st.integers(1, 4), max_size=5),
+    colours=st.integers(1, 12),
+    excluded=st.lists(st.integers(0, 70), max_size=40),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_filtered_beam_is_full_whenever_enough_is_left(
+    seed: int, items: int, width: int, widen: list[int], colours: int, excluded: list[int]
+) -> None:
+    """One batch: filtered, filtered with exclusions in the mask, the same with them in both places, unfiltered."""
+    made = tiny.model(items, 4, 6, seed=seed, reasoning=False, decoder_layers=1)
+    banned = [e for e in excluded if e <= items]
+    rows = [Item(str(n), "", {"colour": [str(n % colours)]}) for n in range(1, items + 1)]
+    codes = made.item_codes[1:].numpy().astype(np.uint16)
+    chosen = Filters(Catalogue(rows, codes, np.ones(items, np.float32))).resolve({"colour": ["0", "5"]}, {})
+    masks = [chosen.mask([]), chosen.mask(banned), chosen.mask(banned), np.full_like(chosen.mask([]), 0xFF)]
+    exclude = torch.zeros(4, len(banned), dtype=torch.int64)
+    exclude[2:] = torch.tensor(banned, dtype=torch.int64)
+    history = tiny.histories(made, 1, seed).expand(4, -1)
+    with torch.inference_mode():
+        beam = made.recommend(history, exclude, width, widen=widen, allowed=torch.from_numpy(np.stack(masks)))
+    eligible, everything = set(np.flatnonzero(chosen.items).tolist()), set(range(1, items + 1))
+    left = [eligible, eligible - set(banned), eligible - set(banned), everything - set(banned)]
+    for row, allowed in enumerate(left):
+        found = beam.items[row][beam.valid[row]].tolist()
+        assert len(found) == min(width, len(allowed))
+        assert len(set(found)) == len(found)
+        assert set(found) <= allowed
+    assert torch.equal(beam.items[1], beam.items[2])
+    torch.testing.assert_close(beam.scores[1], beam.scores[2])
+
+
+def test_a_filter_leaves_the_other_scores_as_they_were() -> None:
+    """They stay probabilities in the whole catalogue: a filtered list is the unfiltered one with gaps closed."""
+    made = tiny.model(60, reasoning=False)
+    history = tiny.histories(made, ROWS)
+    everything = search(made, history, nothing(ROWS), 60)
+    eligible = np.random.default_rng(0).random(60) < 0.4
+    allowed = torch.from_numpy(packed_alive(made.trie, eligible)).expand(ROWS, -1)
+    with torch.inference_mode():
+        found = made.recommend(history, nothing(ROWS), 60, allowed=allowed)
+    for row in range(ROWS):
+        kept = torch.from_numpy(eligible)[everything.items[row] - 1]
+        assert torch.equal(found.items[row][found.valid[row]], everything.items[row][kept])
+        torch.testing.assert_close(found.scores[row][found.valid[row]], everything.scores[row][kept])
+
+
+def test_wider_first_levels_find_what_a_narrow_beam_prunes() -> None:
+    better = 0
+    for seed in range(10):
+        made = tiny.model(60, seed=seed, reasoning=False)
+        history = tiny.histories(made, ROWS, seed)
+        narrow = search(made, history, nothing(ROWS), 3)
+        with torch.inference_mode():
+            wide = made.recommend(history, nothing(ROWS), 3, widen=(4, 3, 2))
+        assert (wide.scores.sum(1) >= narrow.scores.sum(1) - 1e-4).all()
+        better += int((wide.scores.sum(1) > narrow.scores.sum(1) + 1e-4).sum())
+    assert better > 5
 
 
 def test_exclusion_leaves_the_other_scores_as_they_were() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from offline.models.fused import FusedGraph, fused_graph, write_onnx
 from offline.models.recommender import Recommender
+from offline.trie import packed_alive
 from tests.offline.models import tiny
 
 Layout = Literal["projected", "raw"]
@@ -19,18 +20,26 @@ Layout = Literal["projected", "raw"]
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[FusedGraph, Path]:
     plain = request.param == "plain"
     layout: Layout = "raw" if request.param == "raw" else "projected"
-    graph = fused_graph(tiny.model(80, 4, 6, reasoning=not plain, blocks=1, decoder_layers=1), layout)
+    widen = (3, 2) if plain else ()
+    graph = fused_graph(tiny.model(80, 4, 6, reasoning=not plain, blocks=1, decoder_layers=1), layout, widen)
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     write_onnx(graph, layout, path)
     return graph, path
 
 
-def feeds(graph: FusedGraph, rows: int, excluded: int, seed: int) -> dict[str, Any]:
+ALL = torch.full((7, 1), 0xFF, dtype=torch.uint8)
+
+
+def feeds(graph: FusedGraph, rows: int, excluded: int, seed: int, filtered: float = 0.5) -> dict[str, Any]:
+    """Inputs of `rows` requests, of which about `filtered` allow a third of the items."""
     made = graph.model
     random = np.random.default_rng(seed)
+    items = made.items.num_embeddings - 1
+    masks = np.stack([packed_alive(made.trie, random.random(items) < 1 / 3) for _ in range(rows)])
     found: dict[str, Any] = {
         "history": tiny.histories(made, rows, seed).numpy(),
         "exclude": random.integers(0, made.items.num_embeddings, (rows, excluded)),
+        "allowed": np.where(random.random((rows, 1)) < filtered, masks, np.uint8(0xFF)),
     }
     if made.adapter is not None:
         width = tiny.WIDTH if type(graph).__name__ == "RawGraph" else made.recipe.dim
@@ -46,12 +55,16 @@ def test_graph_agrees_with_the_model(exported: tuple[FusedGraph, Path], rows: in
     graph, path = exported
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     given = feeds(graph, rows, excluded, seed=rows * 100 + excluded)
-    item, score, valid = session.run(None, given)
+    item, score, valid, *explained = session.run(None, given)
     with torch.inference_mode():
         expected = [t.numpy() for t in graph(**{k: torch.from_numpy(v) for k, v in given.items()})]
     assert (item == expected[0]).all()
     assert (valid == expected[2]).all()
     np.testing.assert_allclose(score[valid], expected[1][valid], atol=1e-4)
+    assert len(explained) == len(expected[3:])
+    for found, attention in zip(explained, expected[3:], strict=True):
+        np.testing.assert_allclose(found, attention, atol=1e-5)
+        np.testing.assert_allclose(found.sum(1), given["has_reasoning"], atol=1e-5)
     for row in range(rows):
         assert not set(item[row][valid[row]]) & set(given["exclude"][row])
 
@@ -71,7 +84,22 @@ def test_free_dimensions_are_named(exported: tuple[FusedGraph, Path]) -> None:
     shapes = {i.name: i.shape for i in session.get_inputs()}
     assert shapes["history"] == ["batch", graph.model.recipe.length]
     assert shapes["exclude"] == ["batch", "excluded"]
-    assert [o.name for o in session.get_outputs()] == ["item", "score", "valid"]
+    assert shapes["allowed"] == ["batch", "packed"]
+    explained = {} if graph.model.adapter is None else {"attention": ["batch", tiny.STEPS]}
+    beam = ["batch", graph.model.recipe.beam]
+    assert {o.name: o.shape for o in session.get_outputs()} == {"item": beam, "score": beam, "valid": beam} | explained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 7])
+def test_one_byte_of_ones_is_no_filter(exported: tuple[FusedGraph, Path], rows: int) -> None:
+    graph, path = exported
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    given = feeds(graph, rows, 3, seed=rows, filtered=0)
+    whole = session.run(None, given)
+    one_byte = session.run(None, given | {"allowed": np.full((rows, 1), 0xFF, np.uint8)})
+    for one, other in zip(whole, one_byte, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def projected(made: Recommender, raw: torch.Tensor) -> torch.Tensor:
@@ -85,10 +113,11 @@ def test_both_layouts_rank_alike() -> None:
     history, raw = tiny.histories(made, 7), tiny.reasoning(7)
     has, exclude = torch.ones(7, dtype=torch.bool), torch.zeros(7, 1, dtype=torch.int64)
     with torch.inference_mode():
-        one = fused_graph(made, "raw")(history, raw, has, exclude)
-        other = fused_graph(made, "projected")(history, projected(made, raw), has, exclude)
+        one = fused_graph(made, "raw")(history, raw, has, exclude, ALL)
+        other = fused_graph(made, "projected")(history, projected(made, raw), has, exclude, ALL)
     assert torch.equal(one[0], other[0])
     torch.testing.assert_close(one[1], other[1])
+    torch.testing.assert_close(one[3], other[3])
 
 
 def test_reasoning_changes_the_ranking_only_where_there_is_any() -> None:
@@ -98,7 +127,7 @@ def test_reasoning_changes_the_ranking_only_where_there_is_any() -> None:
     exclude = torch.zeros(7, 1, dtype=torch.int64)
     graph = fused_graph(made, "raw")
     with torch.inference_mode():
-        one = graph(history, tiny.reasoning(7, seed=1), has, exclude)[1]
-        other = graph(history, tiny.reasoning(7, seed=2), has, exclude)[1]
+        one = graph(history, tiny.reasoning(7, seed=1), has, exclude, ALL)[1]
+        other = graph(history, tiny.reasoning(7, seed=2), has, exclude, ALL)[1]
     changed = (one - other).abs().amax(1) > 1e-6
     assert torch.equal(changed, has)

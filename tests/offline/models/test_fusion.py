@@ -32,11 +32,15 @@ def test_fusion_is_equations_3_to_5() -> None:
         reference.in_proj_weight.copy_(torch.cat([fusion.query.weight, key, value]))
         reference.in_proj_bias.copy_(torch.cat([fusion.query.bias, key_bias, value_bias]))
         reference.out_proj.load_state_dict(fusion.out.state_dict())
-    attended, _ = reference(sequence, steps, steps)
+    attended, weights = reference(sequence, steps, steps)
     gate = torch.sigmoid(torch.cat([sequence, attended], -1) @ fusion.gate.weight.T + fusion.gate.bias)
     mixed = gate * sequence + (1 - gate) * attended
     expected = functional.layer_norm(mixed, (8,), fusion.norm.weight, fusion.norm.bias)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    again, attention = fusion.mix(sequence, steps, torch.tensor([True, False, True]))
+    torch.testing.assert_close(again[0], found[0])
+    torch.testing.assert_close(attention[::2], weights[::2, -1], atol=1e-5, rtol=1e-5)  # averaged over heads by torch
+    assert not attention[1].any()
 
 
 def test_without_reasoning_the_steps_have_no_effect() -> None:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from service.engine.base import Engine, ModelInput, Ranking
 from service.engine.open import open_engines
 from service.errors import EngineTimeout, EngineUnavailable
+from service.filters import Filters
 from service.release.release import Release
 from service.settings import OnnxSettings, TritonSettings
-from tests.service.tiny_release import BEAM, D, K, T, TinyRelease
+from tests.service.tiny_release import BEAM, D, K, T, TinyRelease, attention
 from tests.triton_server import Triton
 
 pytestmark = pytest.mark.anyio
@@ -40,11 +41,14 @@ async def engine(request: pytest.FixtureRequest, tiny: TinyRelease) -> AsyncIter
 
 
 def asked(
-    history: list[int], matrix: NDArray[np.float32] | None = None, exclude: list[int] | None = None
+    history: list[int],
+    matrix: NDArray[np.float32] | None = None,
+    exclude: list[int] | None = None,
+    allowed: NDArray[np.uint8] | None = None,
 ) -> ModelInput:
     padded = np.zeros(T, np.int64)
     padded[T - len(history[-T:]) :] = history[-T:]
-    return ModelInput(padded, matrix, np.array(exclude or [], np.int64))
+    return ModelInput(padded, matrix, np.array(exclude or [], np.int64), allowed)
 
 
 def check(ranking: Ranking, expected: list[tuple[int, float]]) -> None:
@@ -83,6 +87,51 @@ async def test_too_few_items_are_marked_invalid(engine: Engine, tiny: TinyReleas
     ranking = await engine.infer("hstu", asked([3], exclude=exclude), PATIENT)
     assert ranking.valid.tolist() == [True] * 3 + [False] * (BEAM - 3)
     check(ranking, tiny.expected([3], None, set(exclude), BEAM))
+
+
+async def test_a_filter_leaves_what_it_allows(engine: Engine, tiny: TinyRelease) -> None:
+    chosen = Filters(Release.open(tiny.path).catalogue).resolve({"category": ["c1"]}, {})
+    eligible = set(np.flatnonzero(chosen.items).tolist())
+    ranking = await engine.infer("hstu", asked([3, 1, 4], exclude=[4], allowed=chosen.mask([4])), PATIENT)
+    check(ranking, tiny.expected([3, 1, 4], None, {4}, BEAM, eligible))
+    exclusions_in_the_mask = await engine.infer("hstu", asked([3, 1, 4], allowed=chosen.mask([4])), PATIENT)
+    check(exclusions_in_the_mask, tiny.expected([3, 1, 4], None, {4}, BEAM, eligible))
+
+
+async def test_filtered_and_unfiltered_requests_share_batches(engine: Engine, tiny: TinyRelease) -> None:
+    filters = Filters(Release.open(tiny.path).catalogue)
+    rng = np.random.default_rng(1)
+    cases = []
+    for number in range(60):
+        history, exclude = rng.integers(1, 61, size=4).tolist(), rng.integers(1, 61, size=number % 9).tolist()
+        chosen = filters.resolve({"category": [f"c{number % 4}"]}, {}) if number % 3 else None  # nothing is in c3
+        cases.append((history, exclude, chosen))
+    rankings = await asyncio.gather(
+        *(
+            engine.infer(
+                "hstu", asked(history, None, exclude, None if chosen is None else chosen.mask(exclude)), PATIENT
+            )
+            for history, exclude, chosen in cases
+        )
+    )
+    for ranking, (history, exclude, chosen) in zip(rankings, cases, strict=True):
+        eligible = None if chosen is None else set(np.flatnonzero(chosen.items).tolist())
+        check(ranking, tiny.expected(history, None, set(exclude), BEAM, eligible))
+
+
+async def test_each_step_is_told_its_attention(engine: Engine, tiny: TinyRelease) -> None:
+    matrix = tiny.users[0].matrix
+    fused, masked, plain = await asyncio.gather(
+        engine.infer("scoter_h", asked([3], matrix), PATIENT),
+        engine.infer("scoter_h", asked([3]), PATIENT),
+        engine.infer("hstu", asked([3]), PATIENT),
+    )
+    assert fused.attention is not None
+    assert fused.attention.dtype == np.float32
+    np.testing.assert_allclose(fused.attention, attention(matrix), rtol=1e-3, atol=1e-4)
+    assert masked.attention is not None
+    assert masked.attention.tolist() == [0.0] * K
+    assert plain.attention is None
 
 
 async def test_concurrent_requests_each_get_their_own_answer(engine: Engine, tiny: TinyRelease) -> None:

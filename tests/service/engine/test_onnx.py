@@ -136,7 +136,16 @@ def test_feeds_say_who_has_reasoning(slow: Release) -> None:
     assert inputs["has_reasoning"].tolist() == [False, True]
     assert inputs["reasoning"][0].sum() == 0
     assert inputs["reasoning"][1].sum() == K * D
-    assert sorted(feeds(slow.model("hstu"), [asked()])) == ["exclude", "history"]
+    assert sorted(feeds(slow.model("hstu"), [asked()])) == ["allowed", "exclude", "history"]
+
+
+def test_requests_without_a_filter_are_allowed_everything_beside_those_with_one(slow: Release) -> None:
+    entry, mask = slow.model("scoter_h"), np.array([3, 0, 7], np.uint8)
+    filtered = ModelInput(asked().history, None, asked().exclude, mask)
+    together = feeds(entry, [asked(), filtered, asked()])["allowed"]
+    assert together.dtype == np.uint8
+    assert together.tolist() == [[0xFF] * 3, [3, 0, 7], [0xFF] * 3]
+    assert feeds(entry, [asked(), asked()])["allowed"].tolist() == [[0xFF], [0xFF]]  # nothing to carry
 
 
 def changed(entry: ModelEntry, **change: object) -> ModelEntry:
@@ -155,7 +164,8 @@ def test_a_graph_that_is_not_the_manifests_is_refused(tiny: TinyRelease) -> None
         (changed(entry, beam=3), "output 'item'"),
         (changed(entry, reasoning=None), "input 'has_reasoning' is .* absent by the model's"),
         (changed(entry, reasoning=other), "input 'reasoning'"),
-        (changed(entry, inputs=entry.inputs[:-1]), "input 'exclude' is .* absent in the manifest"),
+        (changed(entry, inputs=entry.inputs[:-1]), "input 'allowed' is .* absent in the manifest"),
+        (changed(entry, outputs=entry.outputs[:-1]), "output 'attention' is .* absent in the manifest"),
         (changed(entry, outputs=halved), "output 'score'"),
         (changed(entry, file="models/hstu/1/model.onnx"), "input 'reasoning' is absent in the graph"),
     ]

@@ -64,7 +64,20 @@ def test_parts_must_be_of_one_length() -> None:
         Catalogue([Item("a", "", {})], np.zeros(1, np.uint16), np.zeros(1, np.float32))
 
 
-@pytest.mark.parametrize("line", ["", "{", "[]", "3", '{"id": "b"}', '{"id": 3, "title": "x", "attributes": {}}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        '{"id": "b"}',
+        '{"id": 3, "title": "x", "attributes": {}}',
+        '{"id": "b", "title": "x", "attributes": []}',
+        '{"id": "b", "title": "x", "attributes": {"brand": "y"}}',
+        '{"id": "b", "title": "x", "attributes": {"brand": ["y", 3]}}',
+    ],
+)
 def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
     three().write(tmp_path / "catalogue")
     path = tmp_path / "catalogue" / "items.jsonl"

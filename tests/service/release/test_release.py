@@ -84,14 +84,14 @@ def test_no_manifest(tmp_path: Path) -> None:
         Release.open(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"schema_version": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"schema_version": 2}'])
 def test_a_manifest_that_is_none(own: Path, content: bytes) -> None:
     (own / "manifest.json").write_bytes(content)
     with pytest.raises(ReleaseCorrupt, match=r"manifest\.json"):
         Release.open(own)
 
 
-@pytest.mark.parametrize("content", [b"[]", b"{}", b'{"schema_version": 2}', b'{"schema_version": "1"}'])
+@pytest.mark.parametrize("content", [b"[]", b"{}", b'{"schema_version": 1}', b'{"schema_version": "1"}'])
 def test_another_schema(own: Path, content: bytes) -> None:
     (own / "manifest.json").write_bytes(content)
     with pytest.raises(ReleaseUnsupported, match="schema version"):
