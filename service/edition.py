@@ -18,6 +18,7 @@ from service.engine.absent import AbsentEngine
 from service.engine.base import Engine, Engines
 from service.engine.ladder import Ladder
 from service.errors import EngineError, EngineUnavailable, ReleaseCorrupt, RequestInvalid
+from service.filters import Filters
 from service.metrics import Metrics
 from service.recommend import Recommender
 from service.release.manifest import listed
@@ -77,13 +78,14 @@ class Edition:
                     opened.append(AbsentEngine(maker, release, local=False))
             log.info("release_opened", release=release.id, seconds=round(perf_counter() - started, 3))
             ladder = Ladder(opened, settings.breaker)
+            filters = await asyncio.to_thread(Filters, release.catalogue)
             recommender, unseen = (
-                Recommender(release, store, ladder, settings.limits, counted)
+                Recommender(release, filters, store, ladder, settings.limits, counted)
                 for counted in (metrics, Metrics(CollectorRegistry()))
             )
             for engine in opened:
                 if not isinstance(engine, AbsentEngine):
-                    await _warm_up(release, store, engine, settings)
+                    await _warm_up(release, filters, store, engine, settings)
         except BaseException:
             for engine in opened:
                 await engine.close()
@@ -124,7 +126,7 @@ def _state(ready: list[bool]) -> str:
     return "on the fallback engine" if any(ready) else UNANSWERED
 
 
-async def _warm_up(release: Release, store: Store, engine: Engine, settings: Settings) -> None:
+async def _warm_up(release: Release, filters: Filters, store: Store, engine: Engine, settings: Settings) -> None:
     """Replay the release's real requests on an engine, those that name no model on every model.
 
     Raises ReleaseCorrupt if one is no request that the release can answer, EngineUnavailable if a model fails.
@@ -133,7 +135,7 @@ async def _warm_up(release: Release, store: Store, engine: Engine, settings: Set
     requests = await asyncio.to_thread(warmup_requests, release)
     # A rehearsal is no traffic: it is counted on a registry that nobody scrapes, and opens nobody's breaker.
     ladder = Ladder([engine], settings.breaker)
-    rehearsal = Recommender(release, store, ladder, settings.limits, Metrics(CollectorRegistry()))
+    rehearsal = Recommender(release, filters, store, ladder, settings.limits, Metrics(CollectorRegistry()))
     for number, request in enumerate(requests, start=1):
         context = Context(f"warmup-{number}", StageTimings(), Deadline(WARMUP_SECONDS))
         try:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, repeat
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ from service.engine.ladder import Ladder
 from service.errors import DeadlineExceeded, EngineUnavailable, FieldError, RequestInvalid
 from service.experiments.arm import NO_ARM, Arm
 from service.experiments.assignment import UNASSIGNED, Assignment
+from service.filters import Filter, Filters
 from service.metrics import Metrics
 from service.profile import Profile, Profiles
 from service.release.catalogue import Catalogue
@@ -32,6 +33,7 @@ from service.release.manifest import ModelEntry
 from service.release.release import Release
 from service.schemas import (
     ExperimentReport,
+    FilterReport,
     HistoryReport,
     RankedItem,
     ReasoningReport,
@@ -57,14 +59,32 @@ class Prepared:
     known: list[int]  # indices of the history's known items, oldest first
     history: HistoryReport
     blocked: list[int]  # indices that the request itself excludes
+    filter: Filter | None
     input: ModelInput
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """What an engine answered."""
+
+    items: list[tuple[int, float]]  # index and score, best first
+    attention: list[float] | None  # of each reasoning step
 
 
 class Recommender:
     """Answers requests from one release."""
 
-    def __init__(self, release: Release, store: Store, ladder: Ladder, limits: LimitSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        release: Release,
+        filters: Filters,
+        store: Store,
+        ladder: Ladder,
+        limits: LimitSettings,
+        metrics: Metrics,
+    ) -> None:
         self.release = release
+        self._filters = filters
         self._profiles = Profiles(store, release.id)
         self._ladder = ladder
         self._limits = limits
@@ -82,7 +102,7 @@ class Recommender:
             raise DeadlineExceeded("the time to answer was up before work on the request began")
         prepared = await self.prepare(request, context, assignment.arm)
         degraded: list[str] = [] if prepared.profile.store_failure is None else [prepared.profile.store_failure]
-        ranked: list[tuple[int, float]] | None = None
+        ranked: Ranked | None = None
         if prepared.known:
             with context.timings.stage("engine"):
                 outcome = await self._ladder.infer(
@@ -101,6 +121,8 @@ class Recommender:
         """Check a request, fetch what is known about its user and build the model's input."""
         model = self.release.model(request.model or arm.model or self.release.manifest.default_model)
         k = self._checked(request, model)
+        asked = request.filters
+        chosen = None if asked is None else self._filters.resolve(asked.allow, asked.block)
         with context.timings.stage("store"):
             profile = await self._profiles.fetch(
                 request.user_id,
@@ -131,10 +153,13 @@ class Recommender:
                 source=source, used=len(recent), unknown=len(ids or []) - len(known), excluded=len(seen)
             ),
             blocked=blocked,
+            filter=chosen,
             input=ModelInput(
                 history=history,
                 reasoning=profile.reasoning.matrix if profile.reasoning else None,
-                exclude=np.array(seen + blocked, np.int64),
+                # A filter's mask covers what is excluded as well.
+                exclude=np.array(seen + blocked if chosen is None else [], np.int64),
+                allowed=None if chosen is None else chosen.mask(seen + blocked),
             ),
         )
 
@@ -154,13 +179,13 @@ class Recommender:
     def _response(
         self,
         prepared: Prepared,
-        ranked: list[tuple[int, float]] | None,
+        ranked: Ranked | None,
         degraded: list[str],
         context: Context,
         assignment: Assignment,
     ) -> RecommendResponse:
         catalogue = self.release.catalogue
-        chosen = ranked if ranked is not None else _popular(catalogue, prepared)
+        chosen = ranked.items if ranked is not None else _popular(catalogue, prepared)
         items = [
             RankedItem(rank=rank, id=item.id, title=item.title, score=score)
             for rank, (item, score) in enumerate(((catalogue.item(index), score) for index, score in chosen), start=1)
@@ -171,8 +196,9 @@ class Recommender:
             model=prepared.model.name,
             source="popular" if ranked is None else "model",
             items=items,
-            reasoning=self._reasoning(prepared, None if ranked is not None else degraded[-1]),
+            reasoning=self._reasoning(prepared, ranked, degraded),
             history=prepared.history,
+            filters=None if prepared.filter is None else _filter_report(prepared.filter),
             experiments=[
                 ExperimentReport(experiment=one.experiment, variation=one.variation, forced=one.forced)
                 for one in assignment.experiments
@@ -189,13 +215,13 @@ class Recommender:
         )
         return response
 
-    def _reasoning(self, prepared: Prepared, unranked: str | None) -> ReasoningReport:
-        """Report on the reasoning; `unranked` says why no model ranked, if none did."""
+    def _reasoning(self, prepared: Prepared, ranked: Ranked | None, degraded: list[str]) -> ReasoningReport:
+        """Report on the reasoning; if no model ranked, the last of `degraded` says why."""
         profile, explain = prepared.profile, prepared.request.explain
-        if profile.reasoning is None or unranked is not None:
+        if profile.reasoning is None or ranked is None:
             return ReasoningReport(
                 used=False,
-                reason=profile.miss or unranked,
+                reason=profile.miss or degraded[-1],
                 written=None,
                 history_length=None,
                 age_seconds=None,
@@ -203,9 +229,10 @@ class Recommender:
                 steps=[] if explain else None,
             )
         # Texts without a step of the template, or steps without a text, are not shown: they explain nothing.
+        attention = ranked.attention or repeat(None)
         steps = [
-            Step(step=step, text=text)
-            for step, text in zip(self.release.manifest.template, profile.steps, strict=False)
+            Step(step=step, text=text, attention=share)
+            for step, text, share in zip(self.release.manifest.template, profile.steps, attention, strict=False)
         ]
         return ReasoningReport(
             used=True,
@@ -233,7 +260,7 @@ def _indices(catalogue: Catalogue, ids: Iterable[str]) -> list[int]:
     return [index for index in map(catalogue.index_of, ids) if index is not None]
 
 
-def _ranked(ranking: Ranking, k: int, items: int) -> list[tuple[int, float]]:
+def _ranked(ranking: Ranking, k: int, items: int) -> Ranked:
     """The best k valid items with their scores. Raises EngineUnavailable if the model returned what cannot be."""
     best = [
         (index, score)
@@ -244,10 +271,15 @@ def _ranked(ranking: Ranking, k: int, items: int) -> list[tuple[int, float]]:
     ][:k]
     if not all(1 <= index <= items and math.isfinite(score) for index, score in best):
         raise EngineUnavailable("the model returned an item that is not in the catalogue, or a score that is no number")
-    return best
+    return Ranked(best, None if ranking.attention is None else ranking.attention.tolist())
+
+
+def _filter_report(chosen: Filter) -> FilterReport:
+    return FilterReport(eligible=chosen.eligible, unknown=[f"{column}={value}" for column, value in chosen.unknown])
 
 
 def _popular(catalogue: Catalogue, prepared: Prepared) -> list[tuple[int, float]]:
     """Popular items that the user has not seen, scored by the logarithm of their share of interactions."""
-    chosen = catalogue.popular(prepared.k, {*prepared.known, *prepared.blocked})
+    eligible = None if prepared.filter is None else prepared.filter.items
+    chosen = catalogue.popular(prepared.k, {*prepared.known, *prepared.blocked}, eligible)
     return [(index, math.log(max(float(catalogue.popularity[index - 1]), _RAREST))) for index in chosen]

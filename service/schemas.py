@@ -12,7 +12,21 @@ from service.settings import BATCH_CEILING, EXCLUDE_CEILING, HISTORY_CEILING
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
 AttributeName = Annotated[str, Field(min_length=1, max_length=64)]
 AttributeText = Annotated[str, Field(max_length=256)]
+FilterValues = Annotated[list[AttributeText], Field(min_length=1, max_length=256)]
 Attribute = AttributeText | bool | int | float | Annotated[list[AttributeText], Field(max_length=64)]
+
+
+class FilterRequest(BaseModel):
+    """Which items may be recommended, by the catalogue's attribute columns and exact values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    allow: dict[AttributeName, FilterValues] = Field(
+        default={}, max_length=16, description="In every column named, the item has any of the values."
+    )
+    block: dict[AttributeName, FilterValues] = Field(
+        default={}, max_length=16, description="In no column named, the item has any of the values."
+    )
 
 
 class RecommendRequest(BaseModel):
@@ -45,6 +59,9 @@ class RecommendRequest(BaseModel):
     exclude: list[ItemId] = Field(
         default=[], max_length=EXCLUDE_CEILING, description="Item ids never to return, besides those already seen."
     )
+    filters: FilterRequest | None = Field(
+        default=None, description="Items that do not pass are never returned, nor ranked."
+    )
     k: int | None = Field(
         default=None, ge=1, description="Items to return, up to the model's beam. The service's default if left out."
     )
@@ -72,6 +89,9 @@ class Step(BaseModel):
 
     step: str = Field(description="The step of the template that this text fills.")
     text: str
+    attention: float | None = Field(
+        description="Share of the model's attention that this step received; null from a model that does not tell."
+    )
 
 
 class ReasoningReport(BaseModel):
@@ -105,6 +125,13 @@ class HistoryReport(BaseModel):
     excluded: int = Field(description="Distinct seen items kept out of the answer: the latest ones, up to a limit.")
 
 
+class FilterReport(BaseModel):
+    """What the request's filters came to."""
+
+    eligible: int = Field(description="Items of the catalogue that pass.")
+    unknown: list[str] = Field(description="`column=value` of values that no item has: a slip, or an item gone.")
+
+
 class RecommendResponse(BaseModel):
     """Ranked items, and how they came about."""
 
@@ -124,9 +151,12 @@ class RecommendResponse(BaseModel):
                         "history_length": 9,
                         "age_seconds": 86400,
                         "behind": 0,
-                        "steps": [{"step": "Summarise the history", "text": "Gentle skin care, mid price."}],
+                        "steps": [
+                            {"step": "Summarise the history", "text": "Gentle skin care.", "attention": 0.31}
+                        ],
                     },
                     "history": {"source": "stored", "used": 9, "unknown": 0, "excluded": 9},
+                    "filters": None,
                     "experiments": [{"experiment": "model", "variation": "scoter", "forced": False}],
                     "holdout": False,
                     "complete": True,
@@ -143,6 +173,7 @@ class RecommendResponse(BaseModel):
     items: list[RankedItem] = Field(description="Best first, never more than k.")
     reasoning: ReasoningReport
     history: HistoryReport
+    filters: FilterReport | None = Field(description="Null if the request has none.")
     experiments: list[ExperimentReport] = Field(description="Experiments that this user takes part in.")
     holdout: bool = Field(description="The user is kept out of every experiment.")
     complete: bool = Field(description="False if fewer than k items could be returned.")

@@ -19,6 +19,7 @@ from service.errors import (
     StoreTimeout,
     UnknownModel,
 )
+from service.filters import Filters
 from service.metrics import Metrics
 from service.recommend import Recommender
 from service.release.release import Release
@@ -66,7 +67,9 @@ class Bench:
         self.registry = CollectorRegistry()
         self.engine = engine
         ladder = Ladder([engine], BreakerSettings())
-        self._recommender = Recommender(Release.open(tiny.path), store, ladder, limits, Metrics(self.registry))
+        release = Release.open(tiny.path)
+        filters = Filters(release.catalogue)
+        self._recommender = Recommender(release, filters, store, ladder, limits, Metrics(self.registry))
 
     async def ask(self, **body: Any) -> RecommendResponse:
         self.timings = StageTimings()
@@ -112,9 +115,10 @@ async def test_the_whole_answer(bench: MakeBench, tiny: TinyRelease) -> None:
             "written": "2025-06-01T03:12:45Z",
             "history_length": 5,
             "behind": 0,
-            "steps": [{"step": step, "text": f"{step}: user 2"} for step in TEMPLATE],
+            "steps": [{"step": step, "text": f"{step}: user 2", "attention": None} for step in TEMPLATE],
         },
         "history": {"source": "stored", "used": 5, "unknown": 0, "excluded": 5},
+        "filters": None,
         "experiments": [],
         "holdout": False,
         "complete": True,

@@ -208,3 +208,49 @@ def test_an_event_that_cannot_be_is_refused(start: Start) -> None:
         problem(
             client.post("/events", content="{", headers={"content-type": "application/json"}), 400, "body-malformed"
         )
+
+
+def test_filters_hold_for_ranked_and_for_popular_items(start: Start, tiny: TinyRelease) -> None:
+    user = tiny.users[0]
+    with start(features()) as client:
+        everything = ask(client, user.id)
+        assert everything["filters"] is None
+        wanted = {"allow": {"category": ["c1", "none"]}, "block": {"category": ["c2"]}}
+        histories: list[dict[str, Any]] = [{}, {"history": []}]  # the second one has nothing to rank by
+        for history in histories:
+            answer = ask(client, user.id, filters=wanted, **history)
+            assert answer["source"] == ("popular" if history else "model")
+            assert answer["complete"]
+            assert {int(item["id"].removeprefix("item-")) % 3 for item in answer["items"]} == {1}
+            assert not {item["id"] for item in answer["items"]} & set([] if history else user.history)
+            assert answer["filters"] == {"eligible": 20, "unknown": ["category=none"]}
+        seen = [int(item.removeprefix("item-")) for item in user.history]
+        others = {index for index in range(1, 61) if index % 3 != 1}
+        expected = tiny.expected(seen, user.matrix, {*seen, *others}, 10)
+        answer = ask(client, user.id, filters=wanted)
+        assert [item["id"] for item in answer["items"]] == [f"item-{index}" for index, _ in expected]
+        none = ask(client, user.id, filters={"allow": {"category": ["none"]}})
+        assert (none["items"], none["complete"], none["filters"]["eligible"]) == ([], False, 0)
+
+
+@pytest.mark.parametrize(
+    "filters, pointer",
+    [
+        ({"allow": {"colour": ["red"]}}, "/filters/allow/colour"),
+        ({"block": {"category": []}}, "/filters/block/category"),
+        ({"allow": {"category": "c1"}}, "/filters/allow/category"),
+        ({"only": {}}, "/filters/only"),
+    ],
+)
+def test_a_filter_that_is_none_is_refused(start: Start, filters: dict[str, Any], pointer: str) -> None:
+    with start(features()) as client:
+        failed = problem(client.post("/recommend", json={"user_id": "u", "filters": filters}), 422, "request-invalid")
+    assert [one["pointer"] for one in failed["errors"]] == [pointer]
+
+
+def test_an_explanation_says_which_steps_the_model_attended_to(start: Start, tiny: TinyRelease) -> None:
+    with start(features()) as client:
+        steps = ask(client, tiny.users[0].id, explain=True)["reasoning"]["steps"]
+        assert len(steps) == len(tiny.manifest.template)
+        assert sum(step["attention"] for step in steps) == pytest.approx(1, abs=1e-3)
+        assert ask(client, tiny.users[0].id)["reasoning"]["steps"] is None
