@@ -1,0 +1,197 @@
+"""One failure: a load of checked requests before, while something is broken, and after it has been mended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+
+from tests.service.server import Server
+from tests.service.tiny_release import TinyRelease
+
+DEADLINE_MS = 250
+ALLOWED_MS = DEADLINE_MS + 50  # no answer may take longer, whatever is broken
+RECOVERY_SECONDS = 20.0
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one request came to."""
+
+    at: float  # when it was answered, seconds by the monotonic clock
+    milliseconds: float
+    status: int | str  # HTTP status, or the name of the error of a connection that broke
+    degraded: tuple[str, ...]
+    source: str  # "model" or "popular"; "" if it was not answered
+    reasoned: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all that it can be."""
+        return self.status == 200 and not self.degraded and self.source == "model" and self.reasoned
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table of failures."""
+
+    failure: str
+    answers: int
+    statuses: str
+    got: str
+    p50: float  # milliseconds, while broken
+    worst: float
+    recovery: float  # seconds from mending to the first whole answer after which all were whole
+
+
+TABLE: list[Row] = []
+
+
+@dataclass(slots=True)
+class Clients:
+    """Callers that never stop asking; with their history in every other request."""
+
+    server: Server
+    release: TinyRelease
+    number: int = 6
+    headers: dict[str, str] = field(default_factory=lambda: {"X-Deadline-Ms": str(DEADLINE_MS)})
+    answers: list[Answer] = field(default_factory=list)
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Ask until `stop`."""
+        async with asyncio.TaskGroup() as group:
+            for first in range(self.number):
+                group.create_task(self._ask(first))
+
+    def stop(self) -> None:
+        """Let everybody finish."""
+        self._stop.set()
+
+    async def _ask(self, number: int) -> None:
+        async with httpx2.AsyncClient(base_url=self.server.address, timeout=30, headers=self.headers) as client:
+            while not self._stop.is_set():
+                user = self.release.users[number % len(self.release.users)]
+                body: Body = {"user_id": user.id, "k": 5}
+                if (number // self.number) % 2:
+                    body["history"] = user.history
+                number += self.number
+                started = time.monotonic()
+                try:
+                    response = await client.post("/recommend", json=body)
+                except httpx2.TransportError as error:
+                    self._note(started, type(error).__name__, {})
+                    await asyncio.sleep(0.02)
+                    continue
+                answer = response.json() if response.status_code == 200 else {}
+                if answer:
+                    check(self.release, body, answer)
+                self._note(started, response.status_code, answer)
+                await asyncio.sleep(0.005)
+
+    def _note(self, started: float, status: int | str, answer: Body) -> None:
+        now = time.monotonic()
+        degraded = tuple(answer.get("degraded", ()))
+        reasoned = bool(answer and answer["reasoning"]["used"])
+        self.answers.append(Answer(now, (now - started) * 1000, status, degraded, answer.get("source", ""), reasoned))
+
+
+def check(release: TinyRelease, request: Body, answer: Body) -> None:
+    """Fails unless the answer is the one that this user must get, given what the answer says was at hand."""
+    user = next(user for user in release.users if user.id == request["user_id"])
+    known = request.get("history") is not None or answer["history"]["source"] == "stored"
+    ids = [item["id"] for item in answer["items"]]
+    assert len(set(ids)) == len(ids) == request["k"]
+    if known:
+        assert not set(ids) & set(user.history), answer
+    if answer["source"] == "model":
+        assert known
+        seen = [int(item.removeprefix("item-")) for item in user.history]
+        matrix = user.matrix if answer["reasoning"]["used"] else None
+        expected = release.expected(seen, matrix, set(seen), request["k"])
+        assert ids == [f"item-{index}" for index, _ in expected], answer
+
+
+async def run(
+    failure: str,
+    clients: Clients,
+    break_it: Callable[[], Awaitable[None] | None],
+    mend: Callable[[], Awaitable[None] | None],
+    *,
+    seconds: float = 1.5,
+) -> list[Answer]:
+    """The answers while it was broken, after checking that all was well before and is again by itself."""
+    running = asyncio.create_task(clients.run())
+    try:
+        await asyncio.sleep(0.4)
+        assert clients.answers, "nobody was answered before anything was broken"
+        assert all(answer.whole for answer in clients.answers), Counter(clients.answers)
+        await _done(break_it())
+        broken_at = time.monotonic()
+        await asyncio.sleep(seconds)
+        broken = [answer for answer in clients.answers if answer.at > broken_at]
+        await _done(mend())
+        mended_at = time.monotonic()
+        recovered = await _recovered(clients, mended_at)
+    finally:
+        clients.stop()
+        await running
+    assert broken, "nobody was answered while it was broken"
+    times = sorted(answer.milliseconds for answer in broken)
+    statuses = Counter(str(answer.status) for answer in broken)
+    TABLE.append(
+        Row(
+            failure,
+            len(broken),
+            ", ".join(f"{status} x{count}" for status, count in statuses.most_common()),
+            _got(broken),
+            times[len(times) // 2],
+            times[-1],
+            recovered,
+        )
+    )
+    assert times[-1] <= ALLOWED_MS, f"{failure}: an answer took {times[-1]:.0f} ms"
+    return broken
+
+
+async def _done(step: Awaitable[None] | None) -> None:
+    if step is not None:
+        await step
+
+
+async def _recovered(clients: Clients, since: float) -> float:
+    """Seconds from `since` until every answer of half a second was whole. Fails if that never comes."""
+    end = since + RECOVERY_SECONDS
+    while time.monotonic() < end:
+        await asyncio.sleep(0.1)
+        late = [answer for answer in clients.answers if answer.at > since]
+        lesser = [answer.at for answer in late if not answer.whole]
+        first = max(lesser, default=since)
+        if late and time.monotonic() - first > 0.5 and late[-1].at > first:
+            return first - since
+    worst = Counter((answer.status, answer.degraded) for answer in clients.answers if answer.at > since)
+    raise AssertionError(f"not well again {RECOVERY_SECONDS:.0f} s after mending: {worst}")
+
+
+def _got(answers: list[Answer]) -> str:
+    """What the callers got, most frequent first."""
+    kinds = Counter(
+        ("ranked, with reasoning" if answer.reasoned else "ranked, no reasoning")
+        if answer.source == "model"
+        else "popular items"
+        if answer.source == "popular"
+        else "turned away"
+        if isinstance(answer.status, int)
+        else "no answer"
+        for answer in answers
+    )
+    reasons = Counter(reason for answer in answers for reason in answer.degraded)
+    told = f" ({', '.join(reason for reason, _ in reasons.most_common())})" if reasons else ""
+    return ", ".join(kind for kind, _ in kinds.most_common()) + told
