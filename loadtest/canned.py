@@ -14,7 +14,7 @@ import uvloop
 ANSWER = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
     b"server-timing: total;dur=0.001\r\ncontent-length: 1500\r\n\r\n"
-    + b'{"source": "model", "degraded": [], "items": []}'.ljust(1500)
+    + b'{"source":"model","degraded":[],"items":[]}'.ljust(1500)
 )
 
 

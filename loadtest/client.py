@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import cast
+from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -57,13 +57,20 @@ class Target:
         return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 
+class Request(NamedTuple):
+    """What a caller sends."""
+
+    message: bytes  # head and body
+    patience: float  # seconds until the caller hangs up
+    kind: str = ""
+
+
 @dataclass(slots=True, eq=False)
 class Exchange:
     """One request and what became of it. Times are those of `perf_counter`, in seconds."""
 
-    request: bytes
-    due: float  # when it was meant to be sent: latency counts from here, whatever came between
-    patience: float  # seconds from `due` after which the connection is cut
+    request: Request
+    due: float  # when it was meant to be sent: latency and patience count from here, whatever came between
     handed: float = math.nan  # when the generator got round to it
     done: float = math.nan
     status: int = 0  # HTTP status; 0: no answer
@@ -107,14 +114,14 @@ class Pool:
         exchange.handed = perf_counter()
         self._outstanding += 1
         exchange.timer = self._loop.call_later(
-            max(0.0, exchange.due + exchange.patience - exchange.handed), self._give_up, exchange
+            max(0.0, exchange.due + exchange.request.patience - exchange.handed), self._give_up, exchange
         )
         self._assign(exchange)
 
-    async def ask(self, request: bytes, patience: float) -> Exchange:
+    async def ask(self, request: Request) -> Exchange:
         """Send a request now and wait until it is done."""
         done = self._loop.create_future()
-        exchange = Exchange(request, perf_counter(), patience, then=lambda: done.set_result(None))
+        exchange = Exchange(request, perf_counter(), then=lambda: done.set_result(None))
         self.send(exchange)
         await done
         return exchange
@@ -233,7 +240,7 @@ class _Connection(asyncio.Protocol):
         self._exchange = exchange
         exchange.connection = self
         self._received = False
-        self.transport.write(exchange.request)
+        self.transport.write(exchange.request.message)
 
     def cut(self) -> None:
         """Leave without waiting for the answer."""

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from loadtest.bodies import read_bodies, release_bodies
 from loadtest.canned import canned_service
-from loadtest.client import Pool, Target
+from loadtest.client import Pool, Request, Target
 from loadtest.drive import closed_loop, open_loop
 from loadtest.figures import SLO_MS, Figures, figures, medians, ratios
 from loadtest.picture import draw
@@ -183,7 +183,7 @@ async def _run(plan: Plan, target: Target, rate: float, rng: np.random.Generator
     try:
         requests = cycle([target.post("/recommend", plan.bodies[i]) for i in rng.permutation(len(plan.bodies))])
         driven = await open_loop(
-            pool, lambda: (next(requests), plan.patience), rate, plan.seconds, rng, run_in=plan.run_in
+            pool, lambda: Request(next(requests), plan.patience), rate, plan.seconds, rng, run_in=plan.run_in
         )
     finally:
         await pool.close()

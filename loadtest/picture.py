@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from loadtest.figures import OUTSIDE, REST, SLO_MS, TOTAL, Figures
+from loadtest.sample import Sample
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -41,6 +42,38 @@ def draw(rows: Sequence[Figures], file: Path) -> None:
             below.append(axes)
         below[0].set_ylabel("ms")
         below[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), reverse=True)
+        figure.savefig(file, dpi=150)
+
+
+def draw_soak(samples: Sequence[Sample], file: Path) -> None:
+    """Write the picture of a soak: memory on top, descriptors, connections and threads beneath, over time."""
+    minutes = [sample.seconds / 60 for sample in samples]
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(9.5, 6.0), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True)
+        memory = {
+            "resident": [sample.rss for sample in samples],
+            "unique to the process": [sample.uss for sample in samples],
+            "private: judged": [sample.private for sample in samples],
+        }
+        counts = {
+            "file descriptors": [sample.fds for sample in samples],
+            "TCP connections": [sample.connections for sample in samples],
+            "threads": [sample.threads for sample in samples],
+        }
+        for colour, (name, values) in zip(COLOURS, memory.items(), strict=False):
+            top.plot(minutes, [value / 2**20 for value in values], color=colour, linewidth=1.5, label=name)
+        for colour, (name, values) in zip(COLOURS, counts.items(), strict=False):
+            bottom.plot(minutes, values, color=colour, linewidth=1.2, label=name)
+        top.set_title("Memory of the service")
+        top.set_ylabel("MiB")
+        bottom.set_title("What it holds open")
+        bottom.set_xlabel("minutes under load")
+        for axes in (top, bottom):
+            axes.set_ylim(bottom=0)
+            axes.grid(visible=True, color="#dddddd", linewidth=0.8)
+            axes.set_axisbelow(True)
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
         figure.savefig(file, dpi=150)
 
 
@@ -85,7 +118,7 @@ def _stack(axes: Axes, rows: Sequence[Figures], colours: dict[str, str]) -> None
     bottoms = [0.0] * len(rows)
     for name, colour in colours.items():
         heights = [row.stages[name].mean if name in row.stages else 0.0 for row in rows]
-        axes.bar(places, heights, 0.65, bottoms, color=colour, label=name, edgecolor="white", linewidth=0.6)
+        axes.bar(places, heights, 0.65, bottoms, color=colour, label=name)
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
     for place, top in zip(places, bottoms, strict=True):
         axes.annotate(
