@@ -32,6 +32,7 @@ from service.deadline import Deadline
 from service.edition import warmup_requests
 from service.engine.onnx import load
 from service.engine.tensors import feeds
+from service.logs import configure_logs
 from service.metrics import Metrics
 from service.serving import Serving
 from service.settings import Settings
@@ -92,6 +93,7 @@ def main(
 
     Example: python -m loadtest.closed_loop --releases out/releases --store out/store > closed_loop.json
     """
+    configure_logs("WARNING")  # which writes to stderr
     settings = Settings(releases=releases, store=store_settings(store))
     threads = threads or settings.engine.threads
     workload = uvloop.run(prepare(settings, model))

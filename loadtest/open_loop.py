@@ -60,8 +60,13 @@ def main(
         list[str] | None,
         typer.Option(help="Service to ask, as http://host:port or name=http://host:port; several are compared."),
     ] = None,
-    users: Annotated[Path | None, typer.Option(help="File with a user id, or a JSON request, on each line.")] = None,
-    releases: Annotated[Path | None, typer.Option(help="Folder of releases; its users are asked for.")] = None,
+    users: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="File with a user id, or a JSON request, on each line."),
+    ] = None,
+    releases: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of releases; its users are asked for.")
+    ] = None,
     store: Annotated[str | None, typer.Option(help="Without --url: LMDB folder or Redis URL of the service.")] = None,
     threads: Annotated[
         int | None, typer.Option(help="Without --url: engine threads.", show_default="all cores")

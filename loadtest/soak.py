@@ -112,9 +112,13 @@ class Soaked:
 
 @app.command()
 def main(
-    releases: Annotated[Path, typer.Option(help="Folder of releases, each named by its id.")],
+    releases: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Folder of releases, each named by its id.")
+    ],
     store: Annotated[str, typer.Option(help="LMDB folder or Redis URL that the release was published to.")],
-    users: Annotated[Path | None, typer.Option(help="File of users.", show_default="the release's")] = None,
+    users: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="File of users.", show_default="the release's")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Length of the load.", min=0.1)] = 10.0,
     rate: Annotated[str, typer.Option(help="Requests per second; auto: half of the measured capacity.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Engine threads.", show_default="all usable cores")] = None,
@@ -130,7 +134,7 @@ def main(
     Example: python -m loadtest.soak --releases out/releases --store out/store --minutes 10 --plot soak.png
     """
     bodies = read_bodies(users) if users is not None else release_bodies(releases)
-    meant = None if rate == "auto" else float(rate)
+    meant = None if rate == "auto" else parsed_rate(rate)
     with running_service(releases, store, threads or Settings().engine.threads) as service:
         soaked = uvloop.run(soak(service, bodies, meant, minutes * 60, seed))
     findings = soaked.findings()
@@ -141,6 +145,17 @@ def main(
         draw_soak(soaked.samples, plot)
     if not all(finding.good for finding in findings):
         raise typer.Exit(1)
+
+
+def parsed_rate(text: str) -> float:
+    """A rate above 0. Raises BadParameter."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise typer.BadParameter(f"--rate {text!r}: auto, or requests per second above 0")
+    return rate
 
 
 async def soak(service: Running, bodies: Sequence[bytes], rate: float | None, seconds: float, seed: int = 0) -> Soaked:
