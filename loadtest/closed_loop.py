@@ -35,7 +35,7 @@ from service.engine.tensors import feeds
 from service.logs import configure_logs
 from service.metrics import Metrics
 from service.serving import Serving
-from service.settings import Settings
+from service.settings import OnnxSettings, Settings
 from service.timings import StageTimings
 
 PREPARE_SECONDS = 60.0  # nobody waits for it
@@ -95,7 +95,7 @@ def main(
     """
     configure_logs("WARNING")  # which writes to stderr
     settings = Settings(releases=releases, store=store_settings(store))
-    threads = threads or settings.engine.threads
+    threads = threads or OnnxSettings().threads
     workload = uvloop.run(prepare(settings, model))
     bare, http, server = Samples(), Samples(), Samples()
     bare_rates: list[float] = []

@@ -76,7 +76,8 @@ def figures(target: str, rate: float, seconds: float, driven: Driven, waited: in
     )
     latency = {f"p{percent:g}": _percentile(timed, percent) for percent in PERCENTILES}
     lag = float(np.percentile([exchange.lag for exchange in sent], 99)) * 1000 if sent else 0.0
-    late = lag > max(LAG_FLOOR_MS, LAG_SHARE * (latency["p99"] or 0.0))
+    tail = next((value for value in (latency["p99"], latency["p90"], latency["p50"]) if value is not None), 0.0)
+    late = lag > max(LAG_FLOOR_MS, LAG_SHARE * tail)
     return Figures(
         target=target,
         rate=rate,

@@ -30,7 +30,6 @@ from loadtest.figures import SLO_MS, Figures, figures, medians, ratios
 from loadtest.picture import draw
 from loadtest.process import running_service
 from service.context import DEADLINE_HEADER
-from service.settings import Settings
 
 CEILING_SECONDS = 1.0
 CEILING_CLIENTS = 16
@@ -69,7 +68,7 @@ def main(
     ] = None,
     store: Annotated[str | None, typer.Option(help="Without --url: LMDB folder or Redis URL of the service.")] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Without --url: engine threads.", show_default="all cores")
+        int | None, typer.Option(help="Without --url: engine threads.", show_default="the service's own choice")
     ] = None,
     rates: Annotated[str, typer.Option(help="Requests per second, in any order.")] = "50,100,200,400",
     seconds: Annotated[float, typer.Option(help="Length of each measurement.", min=0.5)] = 20.0,
@@ -198,7 +197,7 @@ async def _run(plan: Plan, target: Target, rate: float, rng: np.random.Generator
 @contextmanager
 def _own(releases: Path, store: str, threads: int | None, headers: tuple[str, ...]) -> Iterator[list[Target]]:
     """A service of our own, as the only target."""
-    with running_service(releases, store, threads or Settings().engine.threads) as service:
+    with running_service(releases, store, threads) as service:
         yield [Target.parse(f"service={service.address}", headers)]
 
 

@@ -29,17 +29,17 @@ class Running:
 
 
 @contextmanager
-def running_service(releases: Path, store: str, threads: int) -> Iterator[Running]:
-    """Start a service with `threads` engine threads; yields it once it is ready, and stops it.
+def running_service(releases: Path, store: str, threads: int | None) -> Iterator[Running]:
+    """Start a service, with `threads` engine threads if they are given; yields it once it is ready, and stops it.
 
-    `SCOTER_*` of the environment hold for it too.
+    `SCOTER_*` of the environment hold for it too: another engine, deadlines, places.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     command = [sys.executable, "-m", "service", "--releases", str(releases), "--store", store, "--port", str(port)]
-    environment = {**os.environ, "SCOTER_ENGINE__THREADS": str(threads)}
-    with subprocess.Popen([*command, "--log-level", "warning"], env=environment) as process:
+    chosen = {} if threads is None else {"SCOTER_ENGINE__THREADS": str(threads)}
+    with subprocess.Popen([*command, "--log-level", "warning"], env={**os.environ, **chosen}) as process:
         try:
             _wait_until_ready(process, port)
             yield Running(process.pid, port)

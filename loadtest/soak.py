@@ -31,7 +31,6 @@ from loadtest.mix import REFUSED, Mix, outcome, right
 from loadtest.picture import draw_soak
 from loadtest.process import Running, running_service
 from loadtest.sample import Sample
-from service.settings import Settings
 
 GROWTH = 0.02  # of memory, from after the warm-up to the end
 REFUSALS = 0.01  # share of requests that may be refused
@@ -121,7 +120,9 @@ def main(
     ] = None,
     minutes: Annotated[float, typer.Option(help="Length of the load.", min=0.1)] = 10.0,
     rate: Annotated[str, typer.Option(help="Requests per second; auto: half of the measured capacity.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Engine threads.", show_default="all usable cores")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Engine threads.", show_default="the service's own choice")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals and requests.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures.")] = None,
     plot: Annotated[Path | None, typer.Option(help="File for the curves (.png, .svg, .pdf).")] = None,
@@ -135,7 +136,7 @@ def main(
     """
     bodies = read_bodies(users) if users is not None else release_bodies(releases)
     meant = None if rate == "auto" else parsed_rate(rate)
-    with running_service(releases, store, threads or Settings().engine.threads) as service:
+    with running_service(releases, store, threads) as service:
         soaked = uvloop.run(soak(service, bodies, meant, minutes * 60, seed))
     findings = soaked.findings()
     show(soaked, findings)
