@@ -7,18 +7,12 @@ is right for a latency floor and for peak throughput, and wrong for latency unde
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,15 +23,23 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.client import Pool, Target
+from loadtest.drive import closed_loop
+from loadtest.process import running_service
 from service.cli import store_settings
+from service.context import Context
+from service.deadline import Deadline
+from service.edition import warmup_requests
 from service.engine.onnx import load
 from service.engine.tensors import feeds
+from service.logs import configure_logs
 from service.metrics import Metrics
-from service.serving import Serving, warmup_requests
-from service.settings import Settings
+from service.serving import Serving
+from service.settings import OnnxSettings, Settings
 from service.timings import StageTimings
 
-START_SECONDS = 120.0
+PREPARE_SECONDS = 60.0  # nobody waits for it
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Connection:
         return chunk
 
 
+@app.command()
 def main(
     releases: Annotated[Path, typer.Option(help="Folder of releases, each named by its id.")],
     store: Annotated[str, typer.Option(help="LMDB folder or Redis URL that the release was published to.")],
@@ -90,13 +93,15 @@ def main(
 
     Example: python -m loadtest.closed_loop --releases out/releases --store out/store > closed_loop.json
     """
+    configure_logs("WARNING")  # which writes to stderr
     settings = Settings(releases=releases, store=store_settings(store))
-    threads = threads or settings.engine.threads
+    threads = threads or OnnxSettings().threads
     workload = uvloop.run(prepare(settings, model))
     bare, http, server = Samples(), Samples(), Samples()
     bare_rates: list[float] = []
     http_rates: list[float] = []
-    with running_service(releases, store, threads) as port:
+    with running_service(releases, store, threads) as service:
+        port = service.port
         warm_up = Connection(port)
         measure_latency(workload, warm_up, 0.5, Samples(), Samples(), Samples())
         warm_up.close()
@@ -137,32 +142,18 @@ async def prepare(settings: Settings, model: str | None) -> Workload:
     """The release's warm-up requests, as HTTP bodies and as the inputs that the service would build from them."""
     serving = await Serving.open(settings, Metrics(CollectorRegistry()))
     try:
-        entry = serving.release.model(model or serving.release.manifest.default_model)
-        requests = [request for request in warmup_requests(serving.release) if request.model == entry.name]
-        prepared = [await serving.recommender.prepare(request, StageTimings()) for request in requests]
+        release, recommender = serving.edition.release, serving.edition.recommender
+        entry = release.model(model or release.manifest.default_model)
+        requests = [request for request in warmup_requests(release) if request.model == entry.name]
+        context = Context("prepare", StageTimings(), Deadline(PREPARE_SECONDS))
+        prepared = [await recommender.prepare(request, context) for request in requests]
         return Workload(
             [request.model_dump_json(exclude_none=True).encode() for request in requests],
             [feeds(entry, [one.input]) for one in prepared],
-            load(serving.release, entry),
+            load(release, entry),
         )
     finally:
         await serving.close()
-
-
-@contextmanager
-def running_service(releases: Path, store: str, threads: int) -> Iterator[int]:
-    """A service in a process of its own; yields its port once it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    command = [sys.executable, "-m", "service", "--releases", str(releases), "--store", store, "--port", str(port)]
-    environment = {**os.environ, "SCOTER_ENGINE__THREADS": str(threads)}
-    with subprocess.Popen([*command, "--log-level", "warning"], env=environment) as process:
-        try:
-            _wait_until_ready(process, port)
-            yield port
-        finally:
-            process.terminate()
 
 
 def measure_latency(
@@ -170,7 +161,13 @@ def measure_latency(
 ) -> None:
     """One client: the bare model and the service take turns, request by request. `server` is its own Server-Timing."""
     end = time.perf_counter() + seconds
-    requests = cycle(list(zip(workload.feeds, map(_http, workload.bodies), strict=True)))
+    target = Target("service", "127.0.0.1", 0)
+    requests = cycle(
+        [
+            (inputs, target.post("/recommend", body))
+            for inputs, body in zip(workload.feeds, workload.bodies, strict=True)
+        ]
+    )
     while time.perf_counter() < end:
         inputs, request = next(requests)
         started = time.perf_counter()
@@ -202,23 +199,12 @@ def bare_rate(workload: Workload, threads: int, seconds: float) -> float:
 
 async def http_rate(workload: Workload, port: int, clients: int, seconds: float) -> float:
     """Requests/s of the service with `clients` connections, each waiting for its answer."""
-
-    async def loop(first: int) -> int:
-        done = 0
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for request in islice(cycle(requests), first, None):
-            if time.perf_counter() >= end:
-                break
-            writer.write(request)
-            answer = await reader.readuntil(b"\r\n\r\n")
-            await reader.readexactly(_content_length(answer))
-            done += 1
-        writer.close()
-        return done
-
-    requests = [_http(body) for body in workload.bodies]
-    end = time.perf_counter() + seconds
-    return sum(await asyncio.gather(*(loop(client) for client in range(clients)))) / seconds
+    target = Target("service", "127.0.0.1", port)
+    pool = Pool(target, clients)
+    requests = [target.post("/recommend", body) for body in workload.bodies]
+    rate = await closed_loop(pool, requests, clients, seconds)
+    await pool.close()
+    return rate
 
 
 def show(report: dict[str, Any]) -> None:
@@ -238,11 +224,6 @@ def show(report: dict[str, Any]) -> None:
     Console(stderr=True).print(table)
 
 
-def _http(body: bytes) -> bytes:
-    head = "POST /recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
 def _complete(answer: bytes) -> bool:
     head, end, body = answer.partition(b"\r\n\r\n")
     return bool(end) and len(body) >= _content_length(head + end)
@@ -254,19 +235,5 @@ def _content_length(head: bytes) -> int:
     return int(head.lower().partition(b"content-length:")[2].split(b"\r", 1)[0])
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            raise SystemExit(f"the service ended with status {process.returncode} before it was ready")
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            time.sleep(0.05)
-        else:
-            return  # it listens only once its warm-up is done
-    raise SystemExit(f"the service was not ready within {START_SECONDS:.0f} s")
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    app()
