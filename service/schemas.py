@@ -151,9 +151,7 @@ class RecommendResponse(BaseModel):
                         "history_length": 9,
                         "age_seconds": 86400,
                         "behind": 0,
-                        "steps": [
-                            {"step": "Summarise the history", "text": "Gentle skin care.", "attention": 0.31}
-                        ],
+                        "steps": [{"step": "Summarise the history", "text": "Gentle skin care.", "attention": 0.31}],
                     },
                     "history": {"source": "stored", "used": 9, "unknown": 0, "excluded": 9},
                     "filters": None,

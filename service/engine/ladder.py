@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Generic, TypeVar
 
 from service.deadline import Deadline
@@ -30,6 +31,7 @@ class Outcome(Generic[_T]):
 class _Rung:
     engine: Engine
     breakers: dict[str, Breaker] = field(default_factory=dict)  # a model may fail alone
+    answered: float = 0.0  # when it last answered, by the monotonic clock
 
 
 class Ladder:
@@ -57,11 +59,14 @@ class Ladder:
             if not breaker.allows():
                 _note(reasons, "engine_unavailable")
                 continue
+            began = monotonic()
             try:
                 result = accept(await rung.engine.infer(model, request, seconds))
             except EngineTimeout:
-                # A caller in a hurry is no proof that the engine is slow.
-                (breaker.failed if seconds * 1000 >= self._settings.slow_ms else breaker.abandoned)()
+                # Neither a caller in a hurry nor a busy engine, which meanwhile answers others, is out of order.
+                hurried = seconds * 1000 < self._settings.slow_ms
+                busy = rung.answered > began
+                (breaker.abandoned if hurried or busy else breaker.failed)()
                 _note(reasons, "engine_timeout")
             except EngineUnavailable:
                 breaker.failed()
@@ -70,6 +75,7 @@ class Ladder:
                 breaker.abandoned()
                 raise
             else:
+                rung.answered = monotonic()
                 breaker.succeeded()
                 if number:
                     reasons.append("engine_fallback")

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
+from time import perf_counter
 from weakref import WeakSet
 
 import onnxruntime
@@ -29,6 +30,8 @@ from service.release.release import Release
 from service.settings import OnnxSettings
 
 _DTYPES = {"tensor(int64)": "int64", "tensor(float)": "float32", "tensor(bool)": "bool", "tensor(uint8)": "uint8"}
+
+_SMOOTHING = 0.2  # weight of the latest batch in what a request is expected to take
 
 BatchObserver = Callable[[str, int], None]  # (model, requests in the batch), called in a worker thread
 
@@ -64,6 +67,7 @@ class OnnxEngine:
         # put together; a token whose request went with an earlier batch finds nothing and is dropped.
         self._tokens: SimpleQueue[_Model | None] = SimpleQueue()
         self._busy: set[int] = set()  # a set, because threads cannot count together without a lock
+        self._pace = 0.0  # seconds of a worker that a request takes, as batches are now
         self._closed = False
         self._workers = [
             threading.Thread(target=self._work, name=f"onnx-{number}", daemon=True)
@@ -77,8 +81,15 @@ class OnnxEngine:
         target = self._models.get(model)
         if target is None or self._closed:
             raise EngineUnavailable(f"the engine is closed or holds no model {model!r}")
-        if self.waiting() >= self._settings.queue_limit:
+        waiting = self.waiting()
+        if waiting >= self._settings.queue_limit:
             raise EngineOverloaded(f"{self._settings.queue_limit} requests are waiting for inference already")
+        ahead = waiting * self._pace / len(self._workers)  # seconds until this one's turn
+        if ahead > seconds:
+            raise EngineOverloaded(
+                f"{waiting} requests are waiting for inference already: about {ahead * 1000:.0f} ms, and only "
+                f"{seconds * 1000:.0f} ms are left"
+            )
         future: asyncio.Future[Ranking] = asyncio.get_running_loop().create_future()
         target.queue.append(_Waiting(request, future))
         self._tokens.put(target)
@@ -131,7 +142,9 @@ class OnnxEngine:
         answer: Sequence[Ranking] | EngineUnavailable
         try:
             self._observe(model.entry.name, len(batch))
+            started = perf_counter()
             answer = run(model.session, model.entry, [waiting.request for waiting in batch])
+            self._pace += _SMOOTHING * ((perf_counter() - started) / len(batch) - self._pace)
         except Exception as error:  # noqa: BLE001  # ONNX Runtime's share no base class, and a worker must survive them
             answer = EngineUnavailable(f"inference of model {model.entry.name!r} failed: {error}")
             answer.__cause__ = error

@@ -31,10 +31,11 @@ class Scripted:
 
     async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
         self.given.append(seconds)
-        await asyncio.sleep(min(self.slow, seconds))
+        slow = self.slow
+        await asyncio.sleep(min(slow, seconds))
         if self.failure is not None:
             raise self.failure
-        if self.slow > seconds:
+        if slow > seconds:
             raise EngineTimeout(f"{model} was late")
         return Ranking(np.array([self.number]), np.zeros(1, np.float32), np.ones(1, np.bool_))
 
@@ -108,6 +109,19 @@ async def test_a_caller_in_a_hurry_opens_no_breaker() -> None:
     for _ in range(2):
         await ask(ladder, 0.05)
     assert ladder.broken() == 1
+
+
+async def test_an_engine_that_answers_others_meanwhile_is_busy_not_broken() -> None:
+    class Uneven(Scripted):
+        async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
+            self.slow = 0.0 if self.slow else 5.0  # every other request is late
+            return await super().infer(model, request, seconds)
+
+    ladder = Ladder([Uneven(1)], SETTINGS)
+    for _ in range(3):
+        late, quick = await asyncio.gather(ask(ladder, 0.05), ask(ladder, 0.05))
+        assert (late.reasons, quick.reasons) == (["engine_timeout"], [])
+    assert ladder.broken() == 0
 
 
 async def test_an_overload_is_passed_on_at_once_and_is_no_failure() -> None:

@@ -98,6 +98,21 @@ async def test_a_full_queue_is_an_overload_and_passes(busy: tuple[OnnxEngine, Ba
     assert (await engine.infer("scoter_h", asked(), PATIENT)).valid.all()
 
 
+async def test_a_request_whose_turn_would_come_too_late_is_refused_at_once(slow: Release) -> None:
+    engine = OnnxEngine(slow, OnnxSettings(threads=1, max_batch=1))
+    for _ in range(10):  # how long one takes is learnt from those that ran
+        await engine.infer("hstu", asked(), PATIENT)
+    pace = engine._pace
+    assert pace > 0
+    waiting = [asyncio.create_task(engine.infer("hstu", asked(), PATIENT)) for _ in range(9)]
+    await asyncio.sleep(0)
+    with pytest.raises(EngineOverloaded, match=r"about \d+ ms"):
+        await engine.infer("hstu", asked(), 4 * pace)
+    await asyncio.gather(*waiting)
+    assert (await engine.infer("hstu", asked(), PATIENT)).valid.all()  # nothing is held against those who come later
+    await engine.close()
+
+
 async def test_cancelled_requests_are_not_run(busy: tuple[OnnxEngine, Batches]) -> None:
     engine, batches = busy
     rest = [asyncio.create_task(engine.infer("hstu", asked(), PATIENT)) for _ in range(4)]
