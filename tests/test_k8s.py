@@ -14,7 +14,7 @@ import yaml
 
 from monitoring.rules import groups
 from service.cli import DRAIN_SECONDS
-from service.settings import Settings
+from service.settings import Settings, TritonSettings
 from tests.tools import tool
 
 ROOT = Path(__file__).parents[1]
@@ -148,13 +148,13 @@ def test_the_service_understands_its_settings(objects: list[Object], monkeypatch
     for name in os.environ:
         if name.startswith("SCOTER_"):
             monkeypatch.delenv(name)
-    engine = {name: environment.pop(name) for name in list(environment) if name.startswith("SCOTER_ENGINE__")}
-    assert engine == {"SCOTER_ENGINE__KIND": "triton", "SCOTER_ENGINE__URL": "triton:8001"}
     for name, value in {**environment, "SCOTER_STORE__URL": "redis://:secret@redis:6379/0"}.items():
         assert name.removeprefix("SCOTER_").partition("__")[0].lower() in Settings.model_fields, name
         monkeypatch.setenv(name, value)
     settings = Settings()
     assert settings.store.kind == "redis"
+    assert isinstance(settings.engine, TritonSettings)
+    assert settings.engine.url == "triton:8001"
     assert settings.fallback is not None
     mounted = {mount["mountPath"]: mount.get("readOnly", False) for mount in container["volumeMounts"]}
     assert mounted[str(settings.releases)] is True
