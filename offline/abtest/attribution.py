@@ -53,8 +53,8 @@ class Attribution:
         self._by_request: dict[str, list[int]] = defaultdict(list)
         self._by_user: dict[str, list[int]] = defaultdict(list)
         self._seconds = [outcome.seconds() for outcome in self._outcomes]
-        for number, outcome in enumerate(self._outcomes):
-            user = outcome.user()
+        self._outcome_users = [outcome.user() for outcome in self._outcomes]
+        for number, (outcome, user) in enumerate(zip(self._outcomes, self._outcome_users, strict=True)):
             if outcome.request_id is not None:
                 self._by_request[outcome.request_id].append(number)
             elif user is not None:
@@ -138,7 +138,9 @@ class Attribution:
             return
         shown = {item.id for item in exposure.items}
         for number in (*candidates, *mine):
-            item = self._outcomes[number].item_id
+            item, whose = self._outcomes[number].item_id, self._outcome_users[number]
+            if whose is not None and whose != user:
+                continue  # request ids come from callers, who may use one twice
             after = self._seconds[number] - exposure.ts
             if (item is not None and item not in shown) or not 0 <= after <= self._window:
                 continue

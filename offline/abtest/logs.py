@@ -99,12 +99,12 @@ async def read_stream(url: str, stream: str, rejected: Rejected) -> AsyncIterato
     """Exposures of a Redis Stream, oldest first. Raises DataError if Redis fails."""
     try:
         client = Client(RedisSettings(url=SecretStr(url), connect_timeout_ms=5_000), 30_000)
-    except ValueError as error:  # not the URL itself, which may hold a password
-        raise DataError(f"the URL of the exposures cannot be read: {error}") from error
+    except ValidationError as error:  # not the URL itself, which may hold a password
+        raise DataError(f"the URL of the exposures cannot be read: {_reason(error)}") from error
     try:
         start = "-"
         while True:
-            entries: Any = await client.run(("XRANGE", stream, start, "+", "COUNT", str(PAGE)))
+            entries: Any = await client.run(("XRANGE", stream, start, "+", "COUNT", PAGE))
             if not entries:
                 break
             for identity, fields in entries:

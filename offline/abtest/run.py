@@ -15,8 +15,8 @@ from offline.abtest.attribution import Attribution
 from offline.abtest.logs import Rejected, read_exposures, read_histories, read_outcomes, read_stream
 from offline.abtest.report import analyse, page, show, show_rejected
 from offline.errors import DataError
+from service.store.address import is_redis
 
-URLS = ("redis://", "rediss://", "unix://")
 STEP = 5_000  # exposures between two signs of life
 
 
@@ -50,9 +50,9 @@ def run_abtest(
                 attribution.add(exposure)
                 tick()
 
-        for url in (place for place in exposures if place.startswith(URLS)):
+        for url in (place for place in exposures if is_redis(place)):
             asyncio.run(drain(url))
-        for exposure in read_exposures([Path(place) for place in exposures if not place.startswith(URLS)], rejected):
+        for exposure in read_exposures([Path(place) for place in exposures if not is_redis(place)], rejected):
             attribution.add(exposure)
             tick()
     if not attribution.counts["used"]:

@@ -19,8 +19,6 @@ V = TypeVar("V")
 FORCE_HEADER = "x-scoter-arm"
 LABEL_CEILING = 64  # combinations of variations that get a label of their own
 NOTHING_FORCED: Mapping[str, str] = {}
-# What attributes of an unforeseen kind can raise in a condition; GrowthBook takes such a condition as not met.
-_ODD = (TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +245,7 @@ class _Rule(Generic[V]):
             try:
                 if not self._condition(known):
                     return False
-            except _ODD:
+            except Exception:  # noqa: BLE001 - attributes may hold anything, and what cannot be compared meets nothing
                 return False
         for bucketer, attribute, ranges in self._filters:
             value = hashable_text(known.get(attribute))

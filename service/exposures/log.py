@@ -17,6 +17,7 @@ from service.settings import ExposureSettings
 log = structlog.get_logger(__name__)
 
 PAUSE_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)  # after one, two, ... failures of a sink in a row
+CLOSE_SECONDS = 1.0  # for a sink to give back what it holds
 
 
 class ExposureLog:
@@ -103,7 +104,9 @@ class _Channel:
         if self._waiting:
             self.drop(self._failure or "closed", len(self._waiting))
             self._waiting.clear()
-        await self._sink.close()
+        with suppress(TimeoutError):  # a connection that hangs ends with the process
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._sink.close()
 
     async def _write(self) -> None:
         while not (self._closing.is_set() and not self._waiting):

@@ -125,8 +125,7 @@ class StreamSink:
 
     def __init__(self, settings: RedisSettings, stream: str, length: int) -> None:
         self._client = Client(settings, settings.write_timeout_ms)
-        # The server keeps some entries more, as that is cheaper.
-        self._add = ("XADD", stream, "MAXLEN", "~", str(length), "*", FIELD)
+        self._add = ("XADD", stream, "MAXLEN", "~", length, "*", FIELD)  # ~: some more are kept, as that is cheaper
 
     async def write(self, lines: Sequence[bytes]) -> None:
         """Add the lines by pipelined XADDs. Raises SinkFailed."""
@@ -138,7 +137,7 @@ class StreamSink:
             raise SinkFailed("unavailable", str(error)) from error
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, once what runs has met its timeout."""
         await self._client.close()
 
 

@@ -159,6 +159,12 @@ def test_a_request_id_decides_and_needs_no_item() -> None:
     assert attributed(answers, [late, {**late, "item_id": "a"}, {**late, "item_id": "z"}]) == [0, 0, -1]
 
 
+def test_answers_with_one_request_id_are_told_apart_by_their_users() -> None:
+    answers = [answer(0, 100, "a"), answer(0, 100, "a", user="other")]
+    click = {"event": "click", "request_id": "r0", "item_id": "a", "ts": 200}
+    assert attributed(answers, [{**click, "user_id": "u"}, {**click, "user_id": "other"}]) == [0, 1]
+
+
 def test_shadow_forced_and_repeated_exposures_are_left_out() -> None:
     joined = Attribution([], 1)
     plain = exposure()

@@ -121,7 +121,7 @@ def test_an_event_says_what_was_answered_and_why() -> None:
 
 
 def test_an_event_of_a_lesser_answer_names_no_model_and_no_history_it_does_not_know() -> None:
-    silent = {"used": False, "reason": "store_timeout", "written": None, "history_length": None, "steps": None}
+    silent = {**dict.fromkeys(response().reasoning.model_dump()), "used": False, "reason": "store_timeout"}
     nothing = {"source": "none", "used": 0, "unknown": 0, "excluded": 0}
     lesser = response(source="popular", reasoning=silent, history=nothing, degraded=["store_timeout", "no_history"])
     event = Exposure.of(lesser, "u1", UNASSIGNED, 4.25)
@@ -151,6 +151,26 @@ async def test_every_event_reaches_every_sink_in_order(tmp_path: Path, redis_por
     assert [json.loads(fields[b"exposure"])["request_id"] for _, fields in entries] == ids(path)
     admin.delete("exposures")
     admin.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["sentinel_url", "cluster_url"])
+async def test_the_stream_may_be_behind_sentinels_or_in_a_cluster(request: pytest.FixtureRequest, where: str) -> None:
+    url = request.getfixturevalue(where)
+    async with logging(redis=redis_settings(url), stream="anywhere", batch=7) as (log, counts):
+        for number in range(20):
+            log.record(exposure(number))
+        await until(lambda: counts.written("redis") == 20)
+
+
+@pytest.mark.slow
+async def test_a_user_who_may_not_write_the_stream_costs_exposures_and_nothing_else(tls_url: str) -> None:
+    # That server's user may read and write the store, and knows no XADD.
+    async with logging(redis=redis_settings(tls_url), queue=1, close_seconds=0.2) as (log, counts):
+        log.record(exposure())
+        await asyncio.sleep(0.5)
+        log.record(exposure())
+        assert counts.dropped("redis", "unavailable") == 1
 
 
 async def test_the_stream_keeps_about_as_much_as_it_is_told(redis_port: int) -> None:
