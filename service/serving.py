@@ -208,6 +208,8 @@ class Serving:
                 self._metrics.swapped("done")
                 log.info("release_swapped", old=old.release.id, new=wanted)
                 self.spawn(old.retire(RETIRE_SECONDS))
+                if self._experiments is not None:
+                    self.spawn(self._reread(self._experiments))
             return wanted
 
     def reload(self) -> None:
@@ -254,6 +256,11 @@ class Serving:
         for maker in self._engines:
             await maker.close()
         await self.store.close()
+
+    async def _reread(self, experiments: LiveExperiments) -> None:
+        """Look at the experiments again: what named a model that was missing may be good now."""
+        with suppress(ExperimentsError):  # logged where it was found
+            await experiments.reload()
 
     async def _follow(self) -> None:
         """Swap whenever the store's pointer moves. A release that is refused is tried again, ever more rarely."""
