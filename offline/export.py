@@ -44,7 +44,7 @@ from service.release.manifest import (
 )
 from service.release.release import Release
 
-VERSION = 2
+VERSION = 3
 PARITY_ROWS = 64
 TOLERANCE = 1e-4
 DEFAULT_MODEL = "scoter_h"
@@ -286,4 +286,8 @@ def _write_warmup(release: Path, dataset: Dataset, count: int) -> None:
                 request["history"] = [dataset.items[i - 1].id for i in dataset.sequences[user]]
             if number % 4 == 3:
                 request["reasoning"] = False
+            latest = dataset.items[dataset.sequences[user][-1] - 1].attributes
+            if number % 5 == 4 and latest:
+                column, values = next(iter(latest.items()))
+                request["filters"] = {"allow": {column: values[:1]}} if values else {}
             out.write(json.dumps(request, ensure_ascii=False) + "\n")

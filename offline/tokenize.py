@@ -9,6 +9,7 @@ Output folder:
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,11 @@ def load_codes(folder: Path) -> NDArray[np.int64]:
     """Semantic IDs int64 [N, L]."""
     codes: NDArray[np.int64] = np.load(folder / "codes.npy", allow_pickle=False)
     return codes
+
+
+def codes_digest(folder: Path) -> str:
+    """What tells one set of semantic IDs from another: weights mean nothing with any but their own."""
+    return hashlib.sha256(load_codes(folder).tobytes()).hexdigest()
 
 
 def _build(folder: Path, prepared: Stage, recipe: TokenizeRecipe) -> None:

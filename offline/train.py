@@ -15,6 +15,8 @@ import ctypes
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,13 +36,14 @@ from offline.reason import load_reasoning
 from offline.recipe import Recipe
 from offline.scoring import History, score_beam
 from offline.stage import Stage, console, run_stage, write_json
-from offline.tokenize import load_codes
+from offline.tokenize import codes_digest, load_codes
 
 VERSION = 2
 Variant = Literal["hstu", "scoter_h"]
 VARIANTS: tuple[Variant, ...] = ("hstu", "scoter_h")
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+# glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX: while training, and by default.
+_MALLOC = {-1: (2**31 - 1, 2**17), -2: (2**28, 2**17), -4: (0, 2**16)}
 
 
 def train(
@@ -69,8 +72,8 @@ def train(
     }
 
     def build(folder: Path) -> None:
-        _keep_freed_memory()
-        _Run(folder, variant, prepared, tokens, reasoned if reads else None, recipe, refit_epochs).go()
+        with _freed_memory_kept():
+            _Run(folder, variant, prepared, tokens, reasoned if reads else None, recipe, refit_epochs).go()
 
     name = f"train-{variant}" + ("-refit" if refit_epochs is not None else "")
     return run_stage(work, name, VERSION, settings, upstream, build)
@@ -88,8 +91,13 @@ def best_epoch(folder: Path) -> int:
 
 
 def load_model(folder: Path, tokens: Stage) -> Recommender:
-    """The trained model, in evaluation mode."""
+    """The trained model, in evaluation mode. Raises TrainingError if it was trained on other semantic IDs."""
     about: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    codes = codes_digest(tokens.folder)
+    if about.get("codes", codes) != codes:  # absent from models of version 0.1.0
+        raise TrainingError(
+            f"{folder} was trained on other semantic IDs than those in {tokens.folder}: remove it and train again"
+        )
     recipe = Recipe.model_validate(about["recipe"])
     reasoning = tuple(about["reasoning"]) if about["reasoning"] else None
     model = Recommender(recipe.model, load_codes(tokens.folder), recipe.tokenize.codebook, reasoning)
@@ -97,17 +105,25 @@ def load_model(folder: Path, tokens: Stage) -> Recommender:
     return model.eval()
 
 
-def _keep_freed_memory() -> None:
+@contextmanager
+def _freed_memory_kept() -> Iterator[None]:
     """Let glibc reuse the memory of activations.
 
     It would hand such large blocks back to the kernel at every free, which then zeroes and maps them anew: a quarter of
-    an epoch's time on a CPU.
+    an epoch's time on a CPU. Given back at the end, as scoring allocates blocks of ever other sizes.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_TOP_PAD, 2**28)
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):  # another C library
+        yield
+        return
+    for option, (kept, _) in _MALLOC.items():
+        libc.mallopt(option, kept)
+    try:
+        yield
+    finally:
+        for option, (_, default) in _MALLOC.items():
+            libc.mallopt(option, default)
+        libc.malloc_trim(0)
 
 
 class _Run:
@@ -133,6 +149,7 @@ class _Run:
         self.validation = None if refit else self._validation(reasoned)
         shape = self.reasoning.shape[1:] if self.reasoning is not None else None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.codes = codes_digest(tokens.folder)
         self.model = Recommender(recipe.model, load_codes(tokens.folder), recipe.tokenize.codebook, shape)
         self.model.to(self.device)
         self.objective = Objective(self.model, recipe.train)
@@ -170,6 +187,7 @@ class _Run:
                 "variant": self.variant,
                 "recipe": self.recipe.model_dump(),
                 "items": self.dataset.num_items,
+                "codes": self.codes,
                 "reasoning": list(self.reasoning.shape[1:]) if self.reasoning is not None else None,
                 "parameters": sum(p.numel() for p in self.model.parameters()),
                 "epochs": self.epoch,

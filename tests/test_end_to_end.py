@@ -153,6 +153,8 @@ def test_the_backbone_is_served_beside_it(client: TestClient, dataset: Dataset) 
         "reason": "unsupported",
         "written": None,
         "history_length": None,
+        "age_seconds": None,
+        "behind": None,
         "steps": None,
     }
 

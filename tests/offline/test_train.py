@@ -14,6 +14,7 @@ from offline.prepare import prepare
 from offline.recipe import PrepareRecipe, Recipe
 from offline.sample import write_sample
 from offline.stage import Stage
+from offline.tokenize import load_codes
 from offline.train import best_epoch, load_model, train, training_log
 from tests.offline.models import tiny
 
@@ -152,3 +153,17 @@ def test_a_refit_trains_as_long_as_it_is_told(upstream: tuple[Stage, Stage, Stag
     assert len(training_log(stage.folder)) == 2
     about = json.loads((stage.folder / "model.json").read_text(encoding="utf-8"))
     assert about["validation"] is None
+
+
+def test_weights_are_not_read_with_other_semantic_ids_than_their_own(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path
+) -> None:
+    stage = train(tmp_path / "work", "hstu", *upstream, recipe(epochs=1, validate_every=1))
+    tokens = upstream[1]
+    load_model(stage.folder, tokens)
+    other = tmp_path / "tokenize"
+    other.mkdir()
+    codes = load_codes(tokens.folder)
+    np.save(other / "codes.npy", codes[::-1])
+    with pytest.raises(TrainingError, match=r"other semantic IDs than those in .*tokenize: remove it and train again"):
+        load_model(stage.folder, Stage("tokenize", "x", other))
