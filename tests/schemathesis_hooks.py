@@ -10,7 +10,7 @@ PATIENT_MS = 1_000.0
 
 
 @schemathesis.hook
-def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]) -> None:
     """A deadline that nobody can meet is answered 503, as documented: that is another test's business."""
     try:
         milliseconds = float(case.headers.get("X-Deadline-Ms", PATIENT_MS))

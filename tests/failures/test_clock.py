@@ -40,7 +40,7 @@ class Clock:
         return {
             "LD_PRELOAD": str(PRELOAD),
             "FAKETIME_TIMESTAMP_FILE": str(self.file),
-            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_CACHE_DURATION": "1",  # seconds until it sees another offset
             "DONT_FAKE_MONOTONIC": "1",
         }
 
@@ -74,10 +74,11 @@ async def test_jumps_change_no_answer(world: World, seconds: int) -> None:
 
     answers = await run(
         f"wall clock jumps by {dt.timedelta(seconds=abs(seconds))} {'ahead' if seconds > 0 else 'back'}",
-        Clients(world.service, world.release),
+        # The preloaded library makes the service several times slower, now and then by hundreds of milliseconds.
+        Clients(world.service, world.release, number=2, headers={"X-Deadline-Ms": "2000"}),
         lambda: world.clock.ahead(seconds),
         mend,
-        seconds=1.0,
+        seconds=2.5,
     )
     assert all(answer.whole for answer in answers)
     assert ages[0] == pytest.approx(max(0, before + seconds), abs=60)  # the service did live at that time
@@ -107,7 +108,10 @@ async def test_the_future_is_what_the_service_says(world: World) -> None:
         assert refused.status_code == 422
         assert refused.json()["errors"][0]["pointer"] == "/events/0/timestamp"
         world.clock.ahead(HOUR)
-        assert (await append()).json()["accepted"] == 1
+        async with asyncio.timeout(10):
+            while (taken := await append()).status_code == 422:
+                await asyncio.sleep(0.1)
+        assert taken.json()["accepted"] == 1
         world.clock.ahead(0)
         answer = (await client.post("/recommend", json={"user_id": user, "k": 3})).json()
         assert answer["history"] == {"source": "stored", "used": 1, "unknown": 0, "excluded": 1}
