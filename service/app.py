@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
@@ -19,8 +19,8 @@ from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext
 from service.openapi import openapi
 from service.problems import problem_response
-from service.routes import AppendEvents, Recommend, RecommendBatch
-from service.schemas import ReleaseRequest, ReleaseResponse
+from service.routes import AppendEvents, Recommend, RecommendBatch, SwapRelease
+from service.schemas import Readiness
 from service.serving import Serving
 from service.settings import Settings
 
@@ -50,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
             Route("/recommend", Recommend(*path), methods=["POST"]),
             Route("/recommend/batch", RecommendBatch(*path), methods=["POST"]),
             Route("/events", AppendEvents(access), methods=["POST"]),
+            Route("/admin/release", SwapRelease(access), methods=["POST"]),
         ],
     )
     app.state.metrics = metrics
@@ -59,37 +60,26 @@ def create_app(settings: Settings) -> FastAPI:
     )  # added last, runs first
     app.add_exception_handler(ScoterError, _problem)
     app.add_exception_handler(HTTPException, _problem)
-    _add_routes(app, metrics, access)
-    app.openapi = partial(openapi, app)  # type: ignore[method-assign]
+    _add_routes(app, metrics)
+    app.openapi = partial(openapi, app, keys=bool(settings.access.api_keys))  # type: ignore[method-assign]
     return app
 
 
-def _add_routes(app: FastAPI, metrics: Metrics, access: Access) -> None:
+def _add_routes(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/livez")
     async def livez() -> dict[str, str]:
         """Whether the process answers; depends on nothing else."""
         return {"status": "ok"}
 
-    @app.get("/readyz", responses={503: {"description": "A part is not ready."}})
-    async def readyz(request: Request) -> JSONResponse:
+    @app.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness, "description": "Not ready"}})
+    async def readyz(request: Request) -> Response:
         """Whether requests should come here, and the state of every part that they need."""
         serving: Serving = request.app.state.serving
         status, parts = await serving.readiness()
-        body = {"status": status, "release": serving.edition.release.id, "parts": parts}
-        return JSONResponse(body, 503 if status == "not ready" else 200)
+        body = Readiness(status=status, release=serving.edition.release.id, parts=parts)
+        return Response(body.model_dump_json(), 503 if status == "not ready" else 200, media_type="application/json")
 
-    @app.post("/admin/release", responses={401: {}, 403: {}, 503: {}})
-    async def swap(request: Request, asked: ReleaseRequest) -> ReleaseResponse:
-        """Serve another release, in this process: the one named, or the one that the store's pointer names now.
-
-        To change all replicas, move the pointer with `scoter publish`: each follows it within seconds.
-        """
-        access.check_admin(request.headers)
-        serving: Serving = request.app.state.serving
-        before = serving.edition.release.id
-        return ReleaseResponse(release=await serving.swap(asked.release), previous=before)
-
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def scrape() -> Response:
         """Metrics in Prometheus's text format."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

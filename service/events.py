@@ -9,7 +9,7 @@ from bisect import bisect_right
 from typing import Annotated
 from weakref import WeakValueDictionary
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from service.errors import FieldError, RequestInvalid, StoreUnavailable
 from service.metrics import Metrics
@@ -22,6 +22,8 @@ BATCH = 500  # events in one request
 AHEAD_SECONDS = 300  # how far a producer's clock may be ahead of ours
 ATTEMPTS = 60
 LONGEST_PAUSE = 0.05  # seconds between two attempts
+# pydantic takes both, and documents the second only.
+_TIME = WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "format": "date-time"}]})
 
 
 class Event(BaseModel):
@@ -31,7 +33,7 @@ class Event(BaseModel):
 
     event_id: str = Field(min_length=1, max_length=256, description="The same id is the same event, sent again.")
     item_id: Annotated[str, Field(min_length=1, max_length=256)]
-    timestamp: AwareDatetime = Field(
+    timestamp: Annotated[AwareDatetime, _TIME] = Field(
         description="When it happened: seconds since the epoch, or ISO 8601 with an offset."
     )
     type: str | None = Field(

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI knows of the small routes, and POST /recommend written out."""
+"""The OpenAPI document: what FastAPI knows of the small routes, and those of service/routes.py written out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from service.events import EventsRequest, EventsResponse
-from service.problems import MEDIA_TYPE, RECOMMEND_STATUSES
-from service.schemas import BatchRequest, BatchResponse, Problem, RecommendRequest, RecommendResponse
+from service.problems import ADMIN_STATUSES, MEDIA_TYPE, RECOMMEND_STATUSES
+from service.schemas import (
+    BatchRequest,
+    BatchResponse,
+    Problem,
+    RecommendRequest,
+    RecommendResponse,
+    ReleaseRequest,
+    ReleaseResponse,
+)
 
 _COMPONENT = "#/components/schemas/{model}"
 _HEADERS: list[tuple[str, dict[str, Any], str]] = [
@@ -29,8 +37,14 @@ _HEADERS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-def openapi(app: FastAPI) -> dict[str, Any]:
-    """The document of the whole application."""
+_SECURITY: dict[str, dict[str, str]] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or the admin token."},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same, in a header of its own."},
+}
+
+
+def openapi(app: FastAPI, *, keys: bool) -> dict[str, Any]:
+    """The document of the whole application; `keys`: recommendations are for callers with an API key only."""
     document = FastAPI.openapi(app)
     if "/recommend" not in document["paths"]:  # FastAPI keeps the document it made
         _, schemas = models_json_schema(
@@ -41,11 +55,14 @@ def openapi(app: FastAPI) -> dict[str, Any]:
                 (BatchResponse, "serialization"),
                 (EventsRequest, "validation"),
                 (EventsResponse, "serialization"),
+                (ReleaseRequest, "validation"),
+                (ReleaseResponse, "serialization"),
                 (Problem, "serialization"),
             ],
             ref_template=_COMPONENT,
         )
         document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+        document["components"]["securitySchemes"] = _SECURITY
         document["paths"] = {
             "/recommend": _post("recommend", "Rank items for one user.", "RecommendRequest", "RecommendResponse"),
             "/recommend/batch": _post(
@@ -61,8 +78,20 @@ def openapi(app: FastAPI) -> dict[str, Any]:
                 "EventsResponse",
                 [_HEADERS[-1]],
             ),
+            "/admin/release": _post(
+                "swap_release",
+                "Serve another release, in this process: the one named, or the one that the store's pointer names now. "
+                "To change all replicas, move the pointer with `scoter publish`: each follows it within seconds.",
+                "ReleaseRequest",
+                "ReleaseResponse",
+                [_HEADERS[-1]],
+                ADMIN_STATUSES,
+            ),
             **document["paths"],
         }
+        for path in ("/recommend", "/recommend/batch", "/events", "/admin/release"):
+            if keys or path == "/admin/release":
+                document["paths"][path]["post"]["security"] = [{name: []} for name in _SECURITY]
     return document
 
 
@@ -72,6 +101,7 @@ def _post(
     request: str,
     response: str,
     headers: Sequence[tuple[str, dict[str, Any], str]] = _HEADERS,
+    statuses: Sequence[int] = RECOMMEND_STATUSES,
 ) -> dict[str, Any]:
     return {
         "post": {
@@ -87,7 +117,7 @@ def _post(
                 "200": {"description": "What came of it", "content": _content("application/json", response)},
                 **{
                     str(status): {"description": HTTPStatus(status).phrase, "content": _content(MEDIA_TYPE, "Problem")}
-                    for status in RECOMMEND_STATUSES
+                    for status in sorted(statuses)
                 },
             },
         }

@@ -22,6 +22,7 @@ from service.errors import (
     HeaderInvalid,
     Overloaded,
     ReleaseError,
+    ReleaseMissing,
     RequestInvalid,
     ScoterError,
     StoreError,
@@ -60,12 +61,14 @@ _TABLE: dict[type[Exception], _Kind] = {
     EngineError: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "engine", "The inference engine is not available", 1),
     StoreError: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "store", "The user store is not available", 1),
     ExperimentsError: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "experiments", "The experiments cannot be used", 1),
+    ReleaseMissing: _Kind(HTTPStatus.NOT_FOUND, "release-missing", "There is no such release"),
     ReleaseError: _Kind(HTTPStatus.SERVICE_UNAVAILABLE, "release", "The release cannot be served", 1),
     Exception: _Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "The service failed"),
 }
 
 # Statuses that this table can yield for POST /recommend, for the OpenAPI document.
 RECOMMEND_STATUSES = (400, 401, 405, 408, 413, 415, 422, 500, 503)
+ADMIN_STATUSES = (*RECOMMEND_STATUSES, 403, 404)
 
 
 def problem(error: Exception, request_id: str) -> Problem:

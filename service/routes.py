@@ -1,4 +1,4 @@
-"""POST /recommend, /recommend/batch and /events as bare ASGI, from bytes to bytes.
+"""POST /recommend, /recommend/batch, /events and /admin/release as bare ASGI, from bytes to bytes.
 
 FastAPI's own route parses, copies and checks the same values several times over, and a model that has just run has
 emptied the processor's caches: every layer less is tens of microseconds off each answer.
@@ -22,7 +22,7 @@ from service.errors import BodyMalformed, BodyUnsupported, FieldError, RequestIn
 from service.events import EventsRequest
 from service.metrics import Metrics
 from service.problems import problem
-from service.schemas import BatchRequest, BatchResponse, BatchResult, RecommendRequest
+from service.schemas import BatchRequest, BatchResponse, BatchResult, RecommendRequest, ReleaseRequest, ReleaseResponse
 from service.serving import Serving
 from service.settings import LimitSettings
 from service.timings import StageTimings
@@ -122,6 +122,24 @@ class AppendEvents:
         self._access.check(headers)
         body: bytes = (await receive())["body"]  # whole, from BodyLimit
         answer = await scope["app"].state.serving.append(parsed(EventsRequest, headers, body))
+        await Response(answer.model_dump_json(), media_type="application/json")(scope, receive, send)
+
+
+class SwapRelease:
+    """POST /admin/release."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve another release, in this process."""
+        headers = Headers(scope=scope)
+        self._access.check_admin(headers)
+        body: bytes = (await receive())["body"]  # whole, from BodyLimit
+        asked = parsed(ReleaseRequest, headers, body)
+        serving: Serving = scope["app"].state.serving
+        before = serving.edition.release.id
+        answer = ReleaseResponse(release=await serving.swap(asked.release), previous=before)
         await Response(answer.model_dump_json(), media_type="application/json")(scope, receive, send)
 
 

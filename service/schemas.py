@@ -203,6 +203,14 @@ class ReleaseResponse(BaseModel):
     previous: str = Field(description="The one that was served when the request came.")
 
 
+class Readiness(BaseModel):
+    """Whether requests should come here."""
+
+    status: Literal["ok", "degraded", "not ready"]
+    release: str
+    parts: dict[str, str] = Field(description="State of every part: `ok`, or what is wrong with it.")
+
+
 class ProblemField(BaseModel):
     """What is wrong with one field."""
 

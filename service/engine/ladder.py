@@ -17,6 +17,7 @@ from service.settings import BreakerSettings
 _T = TypeVar("_T")
 
 REPLY_SECONDS = 0.002  # kept back for writing the answer, so that one without a ranking is still in time
+READY_SECONDS = 1.0  # for an engine to say that it is ready: whoever probes the service waits for two seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,8 @@ class Ladder:
         return sum(breaker.open for rung in self._rungs for breaker in rung.breakers.values())
 
     async def ready(self, model: str) -> list[bool]:
-        """Per engine, whether it would answer for the model now."""
-        return [await rung.engine.ready(model) for rung in self._rungs]
+        """Per engine, whether it would answer for the model now; one that does not say so soon would not."""
+        return await asyncio.gather(*(_ready(rung.engine, model) for rung in self._rungs))
 
     @property
     def local(self) -> bool:
@@ -99,6 +100,14 @@ class Ladder:
         """Finish what is running and give everything back."""
         for rung in self._rungs:
             await rung.engine.close()
+
+
+async def _ready(engine: Engine, model: str) -> bool:
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            return await engine.ready(model)
+    except TimeoutError:
+        return False
 
 
 def _note(reasons: list[str], reason: str) -> None:

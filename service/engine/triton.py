@@ -209,10 +209,18 @@ def _tensors(entry: ModelEntry, request: ModelInput) -> list[triton.InferInput]:
 
 
 def _ranking(result: InferResult, entry: ModelEntry) -> Ranking:
+    names = output_names(entry)
     try:
-        rows = [row for (row,) in (result.as_numpy(name) for name in output_names(entry))]
+        rows = [row for (row,) in map(result.as_numpy, names)]
     except (TypeError, ValueError) as error:  # absent, or not of the shape that it says
         raise EngineUnavailable(f"the server answered for model {entry.name!r} with broken tensors: {error}") from error
+    # Somebody may have deployed another model under this one's name since the release was opened.
+    expected = {tensor.name: tuple(tensor.shape[1:]) for tensor in entry.outputs}
+    for name, row in zip(names, rows, strict=True):
+        if row.shape != expected[name]:
+            raise EngineUnavailable(
+                f"the server answered for model {entry.name!r} with {name!r} of shape {row.shape}, not {expected[name]}"
+            )
     return Ranking(*rows)
 
 

@@ -15,7 +15,8 @@ from tests.service.server import Server
 from tests.service.tiny_release import TinyRelease
 
 DEADLINE_MS = 250
-ALLOWED_MS = DEADLINE_MS + 50  # no answer may take longer, whatever is broken
+LATE_MS = 50  # no answer may come later after its deadline, whatever is broken
+START_SECONDS = 20.0
 RECOVERY_SECONDS = 20.0
 
 Body = dict[str, Any]
@@ -27,6 +28,7 @@ class Answer:
 
     at: float  # when it was answered, seconds by the monotonic clock
     milliseconds: float
+    served: float  # milliseconds by the service's own clock, which a busy caller does not prolong
     status: int | str  # HTTP status, or the name of the error of a connection that broke
     degraded: tuple[str, ...]
     source: str  # "model" or "popular"; "" if it was not answered
@@ -87,20 +89,23 @@ class Clients:
                 try:
                     response = await client.post("/recommend", json=body)
                 except httpx2.TransportError as error:
-                    self._note(started, type(error).__name__, {})
+                    self._note(started, type(error).__name__, {}, None)
                     await asyncio.sleep(0.02)
                     continue
                 answer = response.json() if response.status_code == 200 else {}
                 if answer:
                     check(self.release, body, answer)
-                self._note(started, response.status_code, answer)
+                self._note(started, response.status_code, answer, response.headers["server-timing"])
                 await asyncio.sleep(0.005)
 
-    def _note(self, started: float, status: int | str, answer: Body) -> None:
+    def _note(self, started: float, status: int | str, answer: Body, timing: str | None) -> None:
         now = time.monotonic()
+        taken = (now - started) * 1000
+        served = taken if timing is None else float(timing.rpartition("total;dur=")[2])
         degraded = tuple(answer.get("degraded", ()))
         reasoned = bool(answer and answer["reasoning"]["used"])
-        self.answers.append(Answer(now, (now - started) * 1000, status, degraded, answer.get("source", ""), reasoned))
+        source = answer.get("source", "")
+        self.answers.append(Answer(now, taken, served, status, degraded, source, reasoned))
 
 
 def check(release: TinyRelease, request: Body, answer: Body) -> None:
@@ -126,23 +131,31 @@ async def run(
     mend: Callable[[], Awaitable[None] | None],
     *,
     seconds: float = 1.5,
+    well_before: bool = True,
 ) -> list[Answer]:
-    """The answers while it was broken, after checking that all was well before and is again by itself."""
+    """The answers while it was broken, after checking that all was well before and is again by itself.
+
+    Not `well_before` is for what is broken from the start.
+    """
     running = asyncio.create_task(clients.run())
+    delays: list[float] = []
+    measuring = asyncio.create_task(_metronome(delays))
     try:
-        await asyncio.sleep(0.4)
-        async with asyncio.timeout(RECOVERY_SECONDS):
-            while len(clients.answers) < 2 * clients.number:
-                await asyncio.sleep(0.05)
-        assert all(answer.whole for answer in clients.answers), Counter(clients.answers)
-        await _done(break_it())
+        async with asyncio.timeout(START_SECONDS):
+            while len(clients.answers) < 5 * clients.number:
+                await asyncio.sleep(0.02)
+        assert not well_before or all(answer.whole for answer in clients.answers), Counter(clients.answers)
         broken_at = time.monotonic()
+        delays.clear()
+        await _done(break_it())
         await asyncio.sleep(seconds)
+        delay = max(delays, default=0.0)
         broken = [answer for answer in clients.answers if answer.at > broken_at]
         await _done(mend())
         mended_at = time.monotonic()
         recovered = await _recovered(clients, mended_at)
     finally:
+        measuring.cancel()
         clients.stop()
         await running
     assert broken, "nobody was answered while it was broken"
@@ -159,8 +172,19 @@ async def run(
             recovered,
         )
     )
-    assert times[-1] <= ALLOWED_MS, f"{failure}: an answer took {times[-1]:.0f} ms"
+    slowest = max(answer.served for answer in broken)
+    # A machine that has no core for us for so long would delay any service by as much.
+    allowed = float(clients.headers["X-Deadline-Ms"]) + LATE_MS
+    assert slowest <= allowed + delay, f"{failure}: an answer took {slowest:.0f} ms, {delay:.0f} ms of them lost"
     return broken
+
+
+async def _metronome(delays: list[float]) -> None:
+    """Milliseconds by which this process, which has little to do, is woken too late."""
+    while True:
+        before = time.monotonic()
+        await asyncio.sleep(0.005)
+        delays.append((time.monotonic() - before) * 1000 - 5)
 
 
 async def _done(step: Awaitable[None] | None) -> None:

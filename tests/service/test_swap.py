@@ -101,7 +101,7 @@ async def test_a_bad_release_is_refused_and_the_old_one_stays(two: dict[str, Tin
             assert refused.json()["type"] == "urn:scoter:problem:release"
             assert "model.onnx" in refused.json()["detail"]
             absent = await client.post("/admin/release", json={"release": "0" * 16})
-            assert absent.status_code == 503
+            assert absent.status_code == 404
             assert await live(server.address) == first
             await point(tmp_path, second)  # and the poll refuses it as well
             async with asyncio.timeout(20):
