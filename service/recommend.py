@@ -271,7 +271,9 @@ def _ranked(ranking: Ranking, k: int, items: int) -> Ranked:
     ][:k]
     if not all(1 <= index <= items and math.isfinite(score) for index, score in best):
         raise EngineUnavailable("the model returned an item that is not in the catalogue, or a score that is no number")
-    return Ranked(best, None if ranking.attention is None else [round(share, 4) for share in ranking.attention.tolist()])
+    return Ranked(
+        best, None if ranking.attention is None else [round(share, 4) for share in ranking.attention.tolist()]
+    )
 
 
 def _filter_report(chosen: Filter) -> FilterReport:
