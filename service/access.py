@@ -26,19 +26,21 @@ class Access:
             return
         offered = _offered(headers)
         # Every key is compared, so that the time taken tells nothing about which one came close.
-        if not sum([compare_digest(offered, key) for key in self._keys]):
+        if not sum([compare_digest(one, key) for one in offered for key in self._keys]):
             raise Unauthorized("send one of the service's API keys as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
 
     def check_admin(self, headers: Headers) -> None:
         """Return if the caller may administer. Raises Forbidden if nobody may, Unauthorized if not this one."""
         if self._admin is None:
             raise Forbidden("administration is off: start the service with SCOTER_ACCESS__ADMIN_TOKEN to allow it")
-        if not compare_digest(_offered(headers), self._admin):
+        if not sum([compare_digest(one, self._admin) for one in _offered(headers)]):
             raise Unauthorized("send the service's admin token as `Authorization: Bearer TOKEN`")
 
 
-def _offered(headers: Headers) -> bytes:
+def _offered(headers: Headers) -> list[bytes]:
+    """Both, if there are two: a gateway may have put a token of its own beside the caller's key."""
+    offered = [headers.get("x-api-key", "").encode("latin-1")]
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
-        return secret.strip().encode("latin-1")
-    return headers.get("x-api-key", "").encode("latin-1")
+        offered.append(secret.strip().encode("latin-1"))
+    return offered

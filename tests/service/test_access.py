@@ -60,3 +60,9 @@ def test_no_secret_shows_in_settings() -> None:
     settings = AccessSettings(api_keys=(SecretStr("hush"),), admin_token=SecretStr("quiet"))
     assert "hush" not in repr(settings)
     assert "quiet" not in repr(settings)
+
+
+def test_a_key_counts_beside_a_token_that_is_somebody_elses() -> None:
+    access = Access(AccessSettings(api_keys=(SecretStr("key"),), admin_token=SecretStr("root")))
+    access.check(Headers({"X-API-Key": "key", "Authorization": "Bearer gateway"}))
+    access.check_admin(Headers({"X-API-Key": "gateway", "Authorization": "Bearer root"}))

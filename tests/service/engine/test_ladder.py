@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import numpy as np
 import pytest
 
 from service.deadline import Deadline
 from service.engine.base import ModelInput, Ranking
-from service.engine.ladder import Ladder, Outcome
+from service.engine.ladder import READY_SECONDS, Ladder, Outcome
 from service.errors import EngineError, EngineOverloaded, EngineTimeout, EngineUnavailable
 from service.settings import BreakerSettings
 
@@ -149,6 +150,17 @@ async def test_a_cancelled_caller_is_no_failure() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert ladder.broken() == 0
+
+
+async def test_an_engine_that_hangs_is_not_ready_in_time_for_a_probe() -> None:
+    class Hanging(Scripted):
+        async def ready(self, model: str) -> bool:
+            await asyncio.sleep(60)
+            return True
+
+    started = time.monotonic()
+    assert await Ladder([Hanging(1), Hanging(2), Scripted(3)], SETTINGS).ready("hstu") == [False, False, True]
+    assert time.monotonic() - started < 2 * READY_SECONDS
 
 
 async def test_readiness_and_closing_reach_every_engine() -> None:
