@@ -297,7 +297,9 @@ def test_an_interrupted_command_says_how_to_go_on(
 
 def test_ctrl_c_ends_a_process_without_a_traceback() -> None:
     stage = "lambda *_: (print('up', flush=True), time.sleep(60))"
-    code = f"import time; from offline import cli; cli._run_to = {stage}; cli.main()"
+    # Whoever starts the tests in the background may have SIGINT ignored, which processes inherit.
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"import signal, time; {heard}; from offline import cli; cli._run_to = {stage}; cli.main()"
     command = [sys.executable, "-c", code, "prepare", "sample", "--data", "."]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
