@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import httpx2
@@ -14,6 +15,8 @@ from tests.failures.scenario import Clients
 from tests.service.conftest import published_settings
 from tests.service.server import serving
 from tests.service.tiny_release import TinyRelease
+
+DRAIN_SECONDS = 1.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
@@ -25,14 +28,15 @@ async def fill(tiny: TinyRelease, folder: Path) -> None:
 async def test_a_stop_under_load_finishes_what_is_running(tiny: TinyRelease, tmp_path: Path) -> None:
     """Readiness turns red first; until the port closes, requests are answered; then the process ends with 0."""
     await fill(tiny, tmp_path / "store")
-    environment = {"SCOTER_DRAIN_SECONDS": "1"}
+    environment = {"SCOTER_DRAIN_SECONDS": str(DRAIN_SECONDS)}
     with serving(tiny.path.parent, tmp_path / "store", tmp_path, environment=environment) as server:
         clients = Clients(server, tiny)
         running = asyncio.create_task(clients.run())
         await asyncio.sleep(0.3)
+        told = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         async with httpx2.AsyncClient(base_url=server.address) as client:
-            async with asyncio.timeout(0.9):
+            async with asyncio.timeout(0.9 * DRAIN_SECONDS):
                 while True:
                     ready = await client.get("/readyz")
                     if ready.status_code == 503:
@@ -44,10 +48,12 @@ async def test_a_stop_under_load_finishes_what_is_running(tiny: TinyRelease, tmp
         clients.stop()
         await running
         assert status == 0
-    kinds = {answer.status for answer in clients.answers}
-    # Whoever connects once the port is closed is refused by the kernel; nobody who was let in is dropped.
-    assert kinds <= {200, "ConnectError"}, kinds
-    assert all(answer.whole for answer in clients.answers if answer.status == 200)
+    failed = [answer for answer in clients.answers if not answer.whole]
+    # These callers are told to leave and do not. Who still knocks once the port is closed is turned away by the kernel,
+    # and so is who stands before a door that has not been opened to him yet; nobody before that.
+    assert {answer.status for answer in failed} <= {"ConnectError", "ReadError"}
+    assert all(answer.at > told + DRAIN_SECONDS for answer in failed)
+    assert sum(answer.at > told for answer in clients.answers if answer.whole) > 20
 
 
 async def test_a_full_disk_for_logs_stops_nobody(tiny: TinyRelease, tmp_path: Path) -> None:
