@@ -311,7 +311,6 @@ async def test_a_cluster_node_that_dies_costs_its_slots_until_its_replica_takes_
         await heals(store, dead[0], dead[0], 10)
         assert await store.get(keys) == keys
         await store.close()
-        del answers
         # asyncio forgets a socket when an attempt to connect is given up at the wrong moment; found here, not later.
         gc.collect()
 
