@@ -213,8 +213,10 @@ class Serving:
             return wanted
 
     def reload(self) -> None:
-        """Look at the store's pointer now instead of at the next poll."""
+        """Look at the store's pointer and at the experiments now instead of at the next poll."""
         self._look.set()
+        if self._experiments is not None:
+            self.spawn(self._reread(self._experiments))
 
     async def readiness(self) -> tuple[Literal["ok", "degraded", "not ready"], dict[str, str]]:
         """Whether requests should come here, and the state of every part: "ok", or what is wrong with it.
@@ -279,6 +281,8 @@ class Serving:
                 patience = min(2 * patience, PATIENCE_CEILING)
             except StoreError as error:
                 log.warning("release_pointer_unread", error=str(error))
+            except Exception:
+                log.exception("release_watch_failed")  # a watcher that ends would leave this replica behind unnoticed
             else:
                 patience = every
 
