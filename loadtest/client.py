@@ -199,8 +199,14 @@ class Pool:
             return False
         task = self._loop.create_task(self._open())
         self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+        task.add_done_callback(self._attempted)
         return True
+
+    def _attempted(self, task: asyncio.Task[None]) -> None:
+        """An attempt to connect is over; who came between its failure and now counted on it."""
+        self._opening.discard(task)
+        if not task.cancelled():
+            self._grow()
 
     async def _open(self) -> None:
         secure = ssl.create_default_context() if self.target.tls else None
