@@ -11,12 +11,13 @@ from typing import Generic, TypeVar
 from service.deadline import Deadline
 from service.engine.base import Engine, ModelInput, Ranking
 from service.engine.breaker import Breaker
-from service.errors import EngineOverloaded, EngineTimeout, EngineUnavailable
+from service.errors import EngineTimeout, EngineUnavailable
 from service.settings import BreakerSettings
 
 _T = TypeVar("_T")
 
 REPLY_SECONDS = 0.002  # kept back for writing the answer, so that one without a ranking is still in time
+GRACE_SECONDS = 0.01  # for an engine to end by itself what took too long
 READY_SECONDS = 1.0  # for an engine to say that it is ready: whoever probes the service waits for two seconds
 
 
@@ -62,8 +63,9 @@ class Ladder:
                 continue
             began = monotonic()
             try:
-                result = accept(await rung.engine.infer(model, request, seconds))
-            except EngineTimeout:
+                async with asyncio.timeout(seconds + GRACE_SECONDS):  # whatever an engine promises of its own
+                    result = accept(await rung.engine.infer(model, request, seconds))
+            except (EngineTimeout, TimeoutError):
                 # Neither a caller in a hurry nor a busy engine, which meanwhile answers others, is out of order.
                 hurried = seconds * 1000 < self._settings.slow_ms
                 busy = rung.answered > began
@@ -72,7 +74,7 @@ class Ladder:
             except EngineUnavailable:
                 breaker.failed()
                 _note(reasons, "engine_unavailable")
-            except (EngineOverloaded, asyncio.CancelledError):
+            except BaseException:  # overloads, callers that left, and what nobody foresaw: a probe must be given back
                 breaker.abandoned()
                 raise
             else:

@@ -160,12 +160,23 @@ async def test_killed(world: World, fallback: bool) -> None:
 
 
 async def test_paused(world: World, fallback: bool) -> None:
+    """A server that hangs, until its orchestrator starts it anew.
+
+    Let go on by SIGCONT alone, 2.51 with its Python backend does not always answer again on a busy machine (requests
+    time out in it, or are refused, for as long as one looks): that is the server's, and not what is tested here.
+    """
+
+    async def restart() -> None:
+        world.triton.server.signal(signal.SIGCONT)
+        await world.kill()
+        await world.start()
+
     await broken_and_mended(
         world,
-        "Triton paused",
+        "Triton paused, then restarted",
         fallback=fallback,
         break_it=partial(world.triton.server.signal, signal.SIGSTOP),
-        mend=partial(world.triton.server.signal, signal.SIGCONT),
+        mend=restart,
     )
 
 

@@ -135,6 +135,30 @@ async def test_an_overload_is_passed_on_at_once_and_is_no_failure() -> None:
     assert ladder.broken() == 0
 
 
+async def test_an_engine_that_hangs_or_breaks_in_a_new_way_locks_nobody_out() -> None:
+    class Odd(Scripted):
+        async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
+            if self.failure is None:
+                return await super().infer(model, request, seconds)
+            if isinstance(self.failure, EngineTimeout):
+                await asyncio.sleep(60)  # past what it was given
+            raise RuntimeError("unforeseen")
+
+    first = Odd(1, EngineTimeout("hangs"))
+    ladder = Ladder([first], BreakerSettings(failures=2, open_ms=1, slow_ms=20))
+    for _ in range(3):
+        async with asyncio.timeout(1):
+            assert await ask(ladder, 0.05) == Outcome(None, ["engine_timeout"])
+        await asyncio.sleep(0.005)
+    first.failure = EngineUnavailable("breaks")
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            await ask(ladder)
+    first.failure = None
+    assert await ask(ladder) == Outcome(1, [])
+    assert ladder.broken() == 0
+
+
 async def test_no_time_left_asks_nobody() -> None:
     first = Scripted(1)
     assert await ask(Ladder([first], SETTINGS), -1) == Outcome(None, ["engine_timeout"])
