@@ -19,6 +19,7 @@ import httpx2
 import onnx
 import pytest
 
+from model_repo.local_server import ServerFailed
 from offline.triton import Backend, Deployment, Profile, add, unload
 from service.engine.deployed import deployed_name
 from service.engine.triton import client
@@ -32,6 +33,7 @@ from tests.triton_server import Triton
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
+ATTEMPTS = 5
 FALLBACK = {"SCOTER_FALLBACK__THREADS": "1"}
 ADMIN = {"Authorization": "Bearer root"}
 CPU = Deployment(Profile.cpu, Backend.python, 1)
@@ -63,9 +65,20 @@ class World:
         await asyncio.to_thread(self.triton.server.kill)
 
     async def start(self) -> None:
-        """A server on the same port, with the models that lie in the repository."""
+        """A server on the same port, with the models that lie in the repository.
+
+        Now and then 2.51 crashes while it loads two Python models at once (boost::interprocess::lock_exception); an
+        orchestrator would start it again, too.
+        """
         port = self.triton.server.port
-        self.triton = await asyncio.to_thread(Triton.start, self.folder, "--load-model=*", port=port)
+        for attempt in range(ATTEMPTS):
+            try:
+                self.triton = await asyncio.to_thread(Triton.start, self.folder, "--load-model=*", port=port)
+            except ServerFailed:
+                if attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                return
 
     async def unload(self) -> None:
         await unload(self.names, self.triton.settings())
