@@ -66,7 +66,7 @@ class Recommend:
         if answer is None:
             self._metrics.caller_gone()
             return
-        await Response(answer.model_dump_json(), media_type="application/json")(scope, receive, send)
+        await _reply(answer)(scope, receive, send)
 
 
 class RecommendBatch(Recommend):
@@ -97,7 +97,7 @@ class RecommendBatch(Recommend):
             self._metrics.caller_gone()
             return
         response = BatchResponse(results=results)
-        await Response(response.model_dump_json(), media_type="application/json")(scope, receive, send)
+        await _reply(response)(scope, receive, send)
 
     async def _one(self, serving: Serving, request: RecommendRequest, context: Context) -> BatchResult:
         try:
@@ -122,7 +122,7 @@ class AppendEvents:
         self._access.check(headers)
         body: bytes = (await receive())["body"]  # whole, from BodyLimit
         answer = await scope["app"].state.serving.append(parsed(EventsRequest, headers, body))
-        await Response(answer.model_dump_json(), media_type="application/json")(scope, receive, send)
+        await _reply(answer)(scope, receive, send)
 
 
 class SwapRelease:
@@ -140,7 +140,7 @@ class SwapRelease:
         serving: Serving = scope["app"].state.serving
         before = serving.edition.release.id
         answer = ReleaseResponse(release=await serving.swap(asked.release), previous=before)
-        await Response(answer.model_dump_json(), media_type="application/json")(scope, receive, send)
+        await _reply(answer)(scope, receive, send)
 
 
 def parsed(model: type[_Body], headers: Headers, body: bytes) -> _Body:
@@ -189,6 +189,10 @@ async def _disconnected(receive: Receive) -> None:
 
 async def _gathered(work: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
     return await asyncio.gather(*work)
+
+
+def _reply(body: BaseModel) -> Response:
+    return Response(body.model_dump_json(), media_type="application/json")
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
