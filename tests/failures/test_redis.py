@@ -70,7 +70,7 @@ def quietly(command: Callable[[], object]) -> Callable[[], None]:
     return run_it
 
 
-def lesser(answers: list[Answer], *reasons: str) -> None:
+def check_lesser(answers: list[Answer], *reasons: str) -> None:
     """Every answer came, for one of these reasons without reasoning, or popular where the history was in the store."""
     assert {answer.status for answer in answers} == {200}
     assert any(answer.source == "model" for answer in answers)  # the history came with the request
@@ -82,7 +82,7 @@ def lesser(answers: list[Answer], *reasons: str) -> None:
 
 async def test_killed(world: World) -> None:
     broken = await run("Redis killed", Clients(world.service, world.release), world.redis.kill, world.restart)
-    lesser(broken, "store_unavailable", "store_timeout")
+    check_lesser(broken, "store_unavailable", "store_timeout")
 
 
 async def test_paused(world: World) -> None:
@@ -92,7 +92,7 @@ async def test_paused(world: World) -> None:
         lambda: world.redis.process.send_signal(signal.SIGSTOP),
         lambda: world.redis.process.send_signal(signal.SIGCONT),
     )
-    lesser(broken, "store_timeout", "store_unavailable")
+    check_lesser(broken, "store_timeout", "store_unavailable")
 
 
 async def test_slow(world: World) -> None:
@@ -116,7 +116,7 @@ async def test_slow(world: World) -> None:
         lambda: tasks.append(asyncio.create_task(stall())),
         mend,
     )
-    lesser(broken, "store_timeout", "store_unavailable")
+    check_lesser(broken, "store_timeout", "store_unavailable")
     assert any(answer.degraded for answer in broken)
 
 
@@ -134,7 +134,7 @@ async def test_wrong_password(world: World) -> None:
         lock,
         quietly(lambda: admin.config_set("requirepass", "")),
     )
-    lesser(broken, "store_unavailable")
+    check_lesser(broken, "store_unavailable")
     assert not any("changed" in line for line in world.service.lines())
 
 
