@@ -4,6 +4,7 @@
     ├── RecipeError   a recipe names an unknown key, or a value outside its range
     ├── DataError     an input file is malformed; the message has file, line and reason
     ├── StageError    a stage cannot run: an earlier one has not, or its output does not fit
+    ├── LLMError      a language model cannot be asked any more: refused key, dead endpoint, spent budget
     └── TrainingError the loss is not finite, or nothing was learnt
 
 Their messages say what is wrong, where, and what to do: the command line prints nothing else.
@@ -26,6 +27,10 @@ class DataError(OfflineError):
 
 class StageError(OfflineError):
     """A stage cannot run on what is there."""
+
+
+class LLMError(OfflineError):
+    """A language model cannot be asked any more; what it has answered is kept."""
 
 
 class TrainingError(OfflineError):

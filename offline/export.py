@@ -24,7 +24,7 @@ from offline.errors import StageError
 from offline.models.fused import FusedGraph, example_inputs, fused_graph, reasoning_width, write_onnx
 from offline.models.recommender import Recommender
 from offline.prepare import Dataset, dataset_name, load_dataset
-from offline.reason import load_reasoning, load_steps
+from offline.reason import load_reasoning, load_steps, load_template
 from offline.recipe import Recipe
 from offline.stage import Stage, console, finished, run_stage
 from offline.tokenize import load_codes
@@ -123,7 +123,7 @@ def _write_release(release: Path, parts: Parts, recipe: Recipe) -> Manifest:
         ),
         levels=recipe.tokenize.levels,
         codebook=recipe.tokenize.codebook,
-        template=recipe.reason.template,
+        template=load_template(parts.reasoned.folder),
         encoder=recipe.reason.encoder,
         models=models,
         default_model=DEFAULT_MODEL if DEFAULT_MODEL in parts.trained else next(iter(parts.trained)),

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from offline.analyst import BACKEND, Analyst
+from offline.chains.template import template
 from offline.encoder import SentenceEncoder
 from offline.prepare import SPLITS, Dataset, load_dataset
 from offline.recipe import ReasonRecipe
@@ -55,6 +56,12 @@ def load_steps(folder: Path, split: str) -> list[list[str]]:
     return list(_steps(folder / f"{split}.jsonl"))
 
 
+def load_template(folder: Path) -> list[str]:
+    """Names of the K steps that the chains were written in."""
+    names: list[str] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["template"]
+    return names
+
+
 def _build(folder: Path, prepared: Path, recipe: ReasonRecipe) -> None:
     dataset = load_dataset(prepared)
     seconds: dict[str, float] = _read_json(folder / "seconds.json") or {"write": 0.0, "encode": 0.0}
@@ -80,9 +87,9 @@ def _build(folder: Path, prepared: Path, recipe: ReasonRecipe) -> None:
             "backend": BACKEND,
             "encoder": recipe.encoder,
             "precision": recipe.precision,
-            "K": len(recipe.template),
+            "K": len(template(recipe.template).steps),
             "D": vectors.shape[1],
-            "template": recipe.template,
+            "template": list(template(recipe.template).steps),
             "users": len(dataset.users),
             "chains": chains,
             "unique_texts": len(unique),
@@ -101,6 +108,7 @@ def _write_texts(folder: Path, dataset: Dataset, recipe: ReasonRecipe, progress:
     if not missing:
         return
     analyst = Analyst(dataset)
+    names = template(recipe.template).steps
     for split in missing:
         task = progress.add_task(f"chains, {split}", total=len(dataset.users))
         temporary = folder / f"{split}.jsonl.tmp"
@@ -108,8 +116,8 @@ def _write_texts(folder: Path, dataset: Dataset, recipe: ReasonRecipe, progress:
             for first in range(0, len(dataset.users), USERS):
                 users = range(first, min(first + USERS, len(dataset.users)))
                 for user, steps in zip(users, analyst.chains(users, split), strict=True):
-                    if len(steps) != len(recipe.template):
-                        raise AssertionError(f"{len(steps)} steps for a template of {len(recipe.template)}")
+                    if len(steps) != len(names):
+                        raise AssertionError(f"{len(steps)} steps for a template of {len(names)}")
                     row = {
                         "user": dataset.users[user],
                         "history_length": len(dataset.history(user, split)),

@@ -41,23 +41,72 @@ class TokenizeRecipe(_Section):
     seed: int = 7
 
 
-class ReasonRecipe(_Section):
-    """Section 3.3.1: who writes the chains and what encodes their steps."""
+class TeacherRecipe(_Section):
+    """Who writes candidate paths, abstracts the template and writes the chains that a student learns from.
 
-    backend: Literal["analyst"] = "analyst"
+    `analyst` is no language model: it writes from statistics. `endpoint` is any OpenAI-compatible server, its key in
+    the environment as SCOTER_LLM_API_KEY. `local` is a Hugging Face or GGUF model on this machine.
+    """
+
+    backend: Literal["analyst", "endpoint", "local"] = "analyst"
+    model: str = ""  # endpoint: its name there; local: a folder, a hub name, or `smollm2`, which comes as a package
+    base_url: str = ""  # endpoint: up to and with /v1
+    structured: Literal["none", "json", "regex"] = "none"  # endpoint: how it can be held to a format
+    concurrency: int = Field(8, ge=1)  # endpoint: requests at a time
+    timeout: float = Field(120.0, gt=0)  # endpoint: seconds for one answer
+    retries: int = Field(5, ge=0)  # endpoint: of one request
+    prompt_price: float = Field(0.0, ge=0)  # of a million tokens
+    completion_price: float = Field(0.0, ge=0)  # of a million tokens
+    budget: float = Field(0.0, ge=0)  # stop before more than this is spent; 0: no limit
+    batch: int = Field(16, ge=1)  # local: prompts at a time
+    seed: int = 7
+
+
+class DiscoverRecipe(_Section):
+    """Section 3.2: Generate, Validate and Mine."""
+
+    users: int = Field(500, ge=1)  # sampled
+    chains: int = Field(4, ge=1)  # per user
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_tokens: int = Field(1500, ge=1)
+    similarity: float = Field(0.85, gt=0, le=1)  # gamma: of two paths more alike than this one is kept
+    clusters: list[Annotated[int, Field(ge=2)]] = Field([2, 3, 4, 5, 6, 8, 10, 12], min_length=1)  # candidates for k
+    shrinkage: float = Field(50.0, ge=0)  # a cluster's mean is drawn to the mean of all as if by that many chains
+    exemplars: int = Field(10, ge=1)  # N
+    candidates: int = Field(8, ge=1)  # paths that are applied to many users, for Score(C) as an expectation
+    path_users: int = Field(200, ge=1)  # users that each of them is applied to
+    seed: int = 7
+
+
+class DistillRecipe(_Section):
+    """Section 3.3.1: the student, and how it learns from the teacher's chains."""
+
+    student: str = "smollm2"  # a folder, a hub name, or `smollm2`
+    users: int = Field(400, ge=2)  # whose chains it learns from, over all folds
+    folds: int = Field(2, ge=1)  # cross-fitting: no user's training H comes from a student that saw that user's chain
+    hindsight: bool = True  # the teacher is told the training target
+    method: Literal["lora", "full"] = "lora"
+    rank: int = Field(16, ge=1)  # of LoRA
+    epochs: int = Field(2, ge=1)
+    batch: int = Field(4, ge=1)
+    accumulate: int = Field(4, ge=1)  # batches to one step
+    learning_rate: float = Field(2e-4, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    max_length: int = Field(1024, ge=64)  # tokens of prompt and chain
+    held_out: float = Field(0.1, gt=0, lt=1)  # share of chains kept for loss and validity
+    seed: int = 7
+
+
+class ReasonRecipe(_Section):
+    """Section 3.3.1: who writes the chains under which template, and what encodes their steps."""
+
+    writer: Literal["teacher", "student", "undistilled"] = "teacher"
+    template: str = "five-step"  # `discovered`, `two-step`, `three-step`, `five-step`, `A -> B -> C`, or a .json file
+    max_tokens: int = Field(320, ge=16)  # of a chain that a language model writes
+    batch: int = Field(16, ge=1)  # prompts at a time
     encoder: str = "minilm"
     precision: Literal["float32", "bfloat16"] = "float32"  # of the encoder
-    template: list[str] = Field(
-        default=[
-            "Behavioral Data Analysis",
-            "Interest Pattern Recognition",
-            "Preference Trend Analysis",
-            "Predictive Feature Generation",
-            "Targeted Item Recommendation",
-        ],
-        min_length=5,
-        max_length=5,
-    )
 
 
 class ModelRecipe(_Section):
@@ -137,6 +186,9 @@ class Recipe(_Section):
     name: str
     prepare: PrepareRecipe = PrepareRecipe()
     tokenize: TokenizeRecipe = TokenizeRecipe()
+    teacher: TeacherRecipe = TeacherRecipe()
+    discover: DiscoverRecipe = DiscoverRecipe()
+    distill: DistillRecipe = DistillRecipe()
     reason: ReasonRecipe = ReasonRecipe()
     model: ModelRecipe = ModelRecipe()
     train: TrainRecipe = TrainRecipe()

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from offline import reason as module
 from offline.analyst import Analyst
+from offline.chains.template import template
 from offline.prepare import SPLITS, load_dataset, prepare
 from offline.reason import load_reasoning, load_steps, reason
 from offline.recipe import PrepareRecipe, ReasonRecipe
@@ -95,7 +96,7 @@ def test_the_summary_says_who_wrote_the_chains(prepared: Stage, tmp_path: Path) 
     stage = reason(tmp_path / "work", prepared, recipe)
     summary = json.loads((stage.folder / "summary.json").read_text(encoding="utf-8"))
     assert summary["backend"] == "analyst (statistics, no language model)"
-    assert summary["template"] == recipe.template
+    assert summary["template"] == list(template(recipe.template).steps)
     assert (summary["K"], summary["D"], summary["users"], summary["chains"]) == (5, D, USERS, 4 * USERS)
     texts = {step for split in SPLITS for chain in load_steps(stage.folder, split) for step in chain}
     assert summary["unique_texts"] == len(texts)
@@ -192,5 +193,5 @@ def test_a_second_run_does_nothing(prepared: Stage, tmp_path: Path, encoder: typ
     encoder.seen.clear()
     assert reason(tmp_path / "work", prepared, ReasonRecipe()) == first
     assert encoder.seen == []
-    template = [f"Step {k}" for k in range(5)]
-    assert reason(tmp_path / "work", prepared, ReasonRecipe(template=template)) != first
+    steps = " -> ".join(f"Step {k}" for k in range(5))
+    assert reason(tmp_path / "work", prepared, ReasonRecipe(template=steps)) != first

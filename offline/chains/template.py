@@ -1,0 +1,80 @@
+"""The reasoning template: names of the K steps that every chain is written in (section 3.2, appendix F)."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from offline.errors import RecipeError
+
+ARROW = " -> "
+MIN_STEPS, MAX_STEPS = 2, 8
+STEP_WORDS = 8
+_ARROWS = re.compile(r"\s*(?:->|→|⇒|=>|➔|➜)\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """K step names, the last of which recommends."""
+
+    steps: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not MIN_STEPS <= len(self.steps) <= MAX_STEPS:
+            raise RecipeError(f"a template has {MIN_STEPS} to {MAX_STEPS} steps, not {len(self.steps)}: {self}")
+        if any(not step.strip() for step in self.steps):
+            raise RecipeError(f"a template's step has no name: {self}")
+        if len({step.casefold() for step in self.steps}) < len(self.steps):
+            raise RecipeError(f"two steps of a template have the same name: {self}")
+
+    def __str__(self) -> str:
+        return ARROW.join(self.steps)
+
+    @classmethod
+    def parse(cls, path: str) -> Self:
+        """From `Step -> Step -> ...`, with any of the arrows that models write."""
+        return cls(tuple(split_path(path)))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """From a template artefact: JSON with `steps`. Raises RecipeError."""
+        try:
+            body: Any = json.loads(path.read_text(encoding="utf-8"))
+            return cls(tuple(map(str, body["steps"])))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"cannot read a template from {path}: {error}") from error
+
+
+def split_path(path: str) -> list[str]:
+    """The steps of a `cot_path`, without their arrows, numbers and white space."""
+    return [step for part in _ARROWS.split(path.strip()) if (step := " ".join(part.split()).strip(" .;:*\"'`"))]
+
+
+# Appendix F: what the paper compares its mined templates with.
+MANUAL = {
+    "two-step": Template(("User Interest Mining", "Item Tag Prediction & Recommendation")),
+    "three-step": Template(("User Profile Summary", "User Interest Extraction", "Item Recommendation")),
+    "five-step": Template(
+        (
+            "Behavioral Data Analysis",
+            "Interest Pattern Recognition",
+            "Preference Trend Analysis",
+            "Predictive Feature Generation",
+            "Targeted Item Recommendation",
+        )
+    ),
+}
+
+
+def template(name: str) -> Template:
+    """By name (`five-step`), from a `.json` artefact, or spelled out (`A -> B -> C`). Raises RecipeError."""
+    if name in MANUAL:
+        return MANUAL[name]
+    if name.endswith(".json"):
+        return Template.load(Path(name))
+    if len(split_path(name)) < MIN_STEPS:
+        raise RecipeError(f"no template {name!r}: give one of {', '.join(MANUAL)}, a .json file or `A -> B -> C`")
+    return Template.parse(name)
