@@ -204,7 +204,8 @@ class Ranking:
             return self._matching(self._catalogue.categories, shoppers, mixes, owner, items)
         sold = self._sold_to_others(shoppers, owner, items)
         if channel == "popular":
-            return (np.log1p(sold) / np.log1p(len(self._training))).astype(np.float32)
+            popular: NDArray[np.float32] = (np.log1p(sold) / np.log1p(len(self._training))).astype(np.float32)
+            return popular
         flat, row = flatten([s.history for s in shoppers])
         level = np.log1p(self._sold_to_others(shoppers, row, flat))
         usual = np.bincount(row, level, minlength=len(shoppers)) / np.bincount(row, minlength=len(shoppers))
