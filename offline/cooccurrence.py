@@ -73,7 +73,7 @@ class Neighbours:
         if leave_out is not None and own is not None:
             pairs = pairs - self._own_pairs(leave_out, flat, row)
             pairs.eliminate_zeros()
-            at, stored = _positions(own, row, flat)
+            at, stored = positions(own, row, flat)
             source[stored] -= own.data[at]
         weight = self.weights.recency**age / np.maximum(source, 1) ** self.weights.source_power
         combine = sparse.csr_array((weight, (row, np.arange(len(flat)))), shape=(len(histories), len(flat)))
@@ -82,7 +82,7 @@ class Neighbours:
         target = self.frequency[scores.indices]
         if own is not None:
             entry = own.tocoo()
-            at, stored = _positions(scores, entry.row, entry.col)
+            at, stored = positions(scores, entry.row, entry.col)
             target[at] -= entry.data[stored]
         scores.data /= UNIT * np.maximum(target, 1) ** self.weights.target_power
         return cast("sparse.csr_array", scores.astype(np.float32))
@@ -147,7 +147,7 @@ def _pairs(
     return who, source, target, value
 
 
-def _positions(
+def positions(
     stored: sparse.csr_array, rows: NDArray[np.integer], columns: NDArray[np.integer]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Where in `stored.data` the values of (rows[i], columns[i]) are, for those i that have one: where, and which."""

@@ -3,25 +3,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.analyst import NAMED, Analyst, short_title
-from offline.prepare import SPLITS, Dataset, ItemText
-
-N = 12
-BACK = {"serve": 0, "test": 1, "valid": 2, "train": 3}
-
-
-def _item(index: int, *, text: bool = True) -> ItemText:
-    if not text:
-        return ItemText(str(index), f"item {index}", "", {})
-    kind = ["polish", "cream", "brush"][index % 3]
-    title = f"{kind} shade number{index}"
-    return ItemText(str(index), title, title, {"brand": [f"Brand{index % 4}"], "categories": ["Beauty", kind.title()]})
-
-
-def _dataset(sequences: list[list[int]], *, text: bool = True) -> Dataset:
-    users = [f"u{row}" for row in range(len(sequences))]
-    items = [_item(index, text=text) for index in range(1, N + 1)]
-    return Dataset(users, items, [np.array(sequence, np.int32) for sequence in sequences])
+from offline.analyst import NAMED, Analyst
+from offline.prepare import SPLITS, Dataset
+from tests.offline.analyst.shop import BACK, N
+from tests.offline.analyst.shop import dataset as _dataset
+from tests.offline.analyst.shop import item as _item
 
 
 def _chains(dataset: Dataset, split: str) -> list[list[str]]:
@@ -54,8 +40,8 @@ def test_no_chain_and_no_statistic_sees_validation_or_test_items_of_other_users(
     changed = [list(sequence) for sequence in data]
     changed[user][-2:] = draw.draw(st.lists(st.integers(1, N), min_size=2, max_size=2))
     before, after = Analyst(_dataset(data)), Analyst(_dataset(changed))
-    np.testing.assert_array_equal(before._neighbours.counts.toarray(), after._neighbours.counts.toarray())
-    np.testing.assert_array_equal(before._neighbours.frequency, after._neighbours.frequency)
+    np.testing.assert_array_equal(before.ranking.neighbours.counts.toarray(), after.ranking.neighbours.counts.toarray())
+    np.testing.assert_array_equal(before.ranking.neighbours.frequency, after.ranking.neighbours.frequency)
     others = [row for row in range(len(data)) if row != user]
     for split in SPLITS:
         assert before.chains(others, split) == after.chains(others, split)
@@ -130,21 +116,3 @@ def test_items_without_text_are_described_by_how_they_sell() -> None:
     assert "bestselling items" in chains[1]
     assert "rarely bought items" in chains[2]
     assert "item 5" in chains[4]
-
-
-@pytest.mark.parametrize(
-    "title, short",
-    [
-        ("nail lacquer simmer and shimmer", "nail lacquer simmer and shimmer"),
-        ("Stanley TRA708T Sharpshooter Staples, Steel (1000 Count)", "Stanley TRA708T Sharpshooter Staples"),
-        ("one two three four five six seven eight", "one two three four five six"),
-        ("Tab\there\x00and\x1b[31m \ud800 there", "Tab here and"),
-        ("Crème brûlée – édition 東京 🌸", "Crème brûlée – édition 東京 🌸"),
-        ("A, B and C", "A, B and C"),
-        (" \u200b ", "item 7"),
-        ("((((", "(((("),
-        (",,,", "item 7"),
-    ],
-)
-def test_short_titles(title: str, short: str) -> None:
-    assert short_title(ItemText("7", title, "", {})) == short
