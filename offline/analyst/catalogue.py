@@ -138,14 +138,17 @@ class Catalogue:
         title = clean(item.title)
         if not item.text.strip() and not kinds and not brand:
             return f"known by its number only: {title}"
-        head = f"{kinds[-1]} from {', '.join(kinds[:-1])}" if len(kinds) > 1 else "".join(kinds) or "product"
+        head = f"{kinds[-1]} from {', '.join(kinds[:-1])}" if len(kinds) > 1 else "".join(kinds)
         words = [word for word in title.split() if word.casefold() not in _STOP][:CHARACTERISTICS]
-        rest = clean(item.text.removeprefix(item.title))
-        for values in item.attributes.values():
-            rest = rest.replace(clean(", ".join(values)), "")
-        function = rest.strip(". ").split()[:FUNCTION_WORDS]
-        parts = [head + (f" by {brand}" if brand else ""), " ".join(words), " ".join(function)]
-        return "; ".join(filter(None, parts))[:DESCRIPTION]
+        rest = clean(item.text.removeprefix(item.title)).lstrip(". ")
+        fields = [joined for values in item.attributes.values() if (joined := clean(", ".join(values)))]
+        while any(rest.startswith(joined) for joined in fields):  # what the head says already
+            for joined in fields:
+                rest = rest.removeprefix(joined).lstrip(". ")
+        function = rest.rstrip(". ").split()[:FUNCTION_WORDS]
+        made = f"by {brand}" if brand else ""
+        parts = [f"{head} {made}", " ".join(words), " ".join(word for word in function if any(map(str.isalnum, word)))]
+        return "; ".join(stripped for part in parts if (stripped := part.strip(" ,;:.")))[:DESCRIPTION]
 
     def _specific_first(self, names: list[str]) -> list[str]:
         return sorted(names, key=lambda name: -self.weight[name])

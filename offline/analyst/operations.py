@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from offline.chains.template import STEP_WORDS, Template
+from offline.chains.template import STEP_WORDS, Template, split_path
 from offline.errors import RecipeError
 
 Channel = Literal[
@@ -378,7 +378,7 @@ def common(paths: Sequence[Sequence[str]], most: int = MOST) -> Common:
             for op in operations:
                 seen.setdefault(op, step / max(len(path) - 1, 1))
             if operations == (Op.READING,):
-                unknown[" ".join(name.split()[:STEP_WORDS])] += 1
+                unknown[_short(name)] += 1
         for op, at in seen.items():
             places.setdefault(op, []).append(at)
     rank = {op: row for row, op in enumerate(OPERATIONS)}
@@ -388,10 +388,17 @@ def common(paths: Sequence[Sequence[str]], most: int = MOST) -> Common:
     held = [op for op in shares if op is not Op.RECOMMEND] or [Op.SEQUENCE]
     often = [op for op in held if 4 * shares.get(op, 0) >= len(lengths)] or held
     chosen = sorted(often[: max(room, 1)], key=lambda op: (float(np.mean(places.get(op, [0.0]))), rank[op]))
-    names = [unknown.most_common(1)[0][0] if op is Op.READING else OPERATIONS[op].wordings[0] for op in chosen]
+    unheard = next((name for name, _ in unknown.most_common() if name), OPERATIONS[Op.READING].wordings[0])
+    names = [unheard if op is Op.READING else OPERATIONS[op].wordings[0] for op in chosen]
     last = OPERATIONS[Op.RECOMMEND].wordings[0]
     path = tuple(dict.fromkeys([*(name for name in names if name.casefold() != last.casefold()), last]))
     return Common(Template(path).steps, (*chosen, Op.RECOMMEND), shares)
+
+
+def _short(name: str) -> str:
+    """A step's name, bare and no longer than a step may be; may be empty."""
+    words = " ".join(split_path(name)).split()[:STEP_WORDS]
+    return "".join(split_path(" ".join(words))[:1])
 
 
 def _scores(clause: str) -> dict[Op, int]:

@@ -26,7 +26,7 @@ _NAMES = [operation.wordings[0] for op, operation in OPERATIONS.items() if op is
 EVERYTHING = [(*_NAMES[first : first + 5], "Item Recommendation") for first in range(0, len(_NAMES), 5)]
 PATHS = [*(template.steps for template in MANUAL.values()), *EVERYTHING, ("whatever", "推荐")]
 EXPLORED = re.compile(
-    r"<cot_path>\n(?P<path>[^<>\n]+)\n</cot_path>\n\n<reason>\n(?P<reason>[^<>]+)\n</reason>\n\n"
+    r"<cot_path>\n(?P<path>[^\n]+)\n</cot_path>\n\n<reason>\n(?P<reason>[^<>]+)\n</reason>\n\n"
     r"<recommendations>\n(?P<items>(?:<item>[^<>\n]+</item>\n)+)</recommendations>"
 )
 
