@@ -10,6 +10,7 @@
 """
 
 from offline.analyst.catalogue import short_title
-from offline.analyst.engine import BACKEND, NAMED, Analyst
+from offline.analyst.engine import BACKEND, Analyst
+from offline.analyst.ranking import NAMED
 
 __all__ = ["BACKEND", "NAMED", "Analyst", "short_title"]

@@ -182,14 +182,14 @@ def top_names(features: Features, ranked: Ranked, count: int = 4) -> list[list[s
 
 def _led(ranked: Ranked, targets: Sequence[int | None]) -> Ranked:
     """With each target in front, outweighing all that follows."""
-    rows = [row for row, target in enumerate(targets) if target is not None]
-    if not rows:
+    known = [(row, target) for row, target in enumerate(targets) if target is not None]
+    if not known:
         return ranked
     items, scores = ranked.items.copy(), ranked.scores.copy()
-    for row in rows:
-        others = items[row] != targets[row]
+    for row, target in known:
+        others = items[row] != target
         after, kept = items[row][others][: items.shape[1] - 1], scores[row][others][: items.shape[1] - 1]
         items[row], scores[row] = 0, 0
-        items[row, 0], scores[row, 0] = targets[row], max(1.0, 1.5 * float(kept.sum()))
+        items[row, 0], scores[row, 0] = target, max(1.0, 1.5 * float(kept.sum()))
         items[row, 1 : 1 + len(after)], scores[row, 1 : 1 + len(after)] = after, kept
     return Ranked(items, scores)

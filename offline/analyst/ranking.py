@@ -208,7 +208,8 @@ class Ranking:
         flat, row = flatten([s.history for s in shoppers])
         level = np.log1p(self._sold_to_others(shoppers, row, flat))
         usual = np.bincount(row, level, minlength=len(shoppers)) / np.bincount(row, minlength=len(shoppers))
-        return np.exp(-np.abs(np.log1p(sold) - usual[owner])).astype(np.float32)
+        near: NDArray[np.float32] = np.exp(-np.abs(np.log1p(sold) - usual[owner])).astype(np.float32)
+        return near
 
     def _matching(
         self,
@@ -315,7 +316,7 @@ def _union(scores: sparse.csr_array, others: sparse.csr_array) -> sparse.csr_arr
 def _alike(
     histories: Sequence[NDArray[np.int32]],
     content: sparse.csr_array,
-    weight: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    weight: Callable[[NDArray[np.int64]], NDArray[np.floating]],
 ) -> sparse.csr_array:
     """Cosine of items with a history's content, weighted by its items' ages, float32 [len(histories), N+1]."""
     flat, row = flatten(histories)

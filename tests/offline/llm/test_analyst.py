@@ -136,7 +136,7 @@ def test_explorations_think_up_short_paths(sample: Dataset, backend: AnalystBack
 
 
 def test_the_same_seeds_give_the_same_answers_in_any_company(sample: Dataset, backend: AnalystBackend) -> None:
-    tasks: list[Task] = [explored(sample, user) for user in range(12)] + [reasoned(sample, user) for user in range(12)]
+    tasks: list[Task] = [task for user in range(12) for task in (explored(sample, user), reasoned(sample, user))]
     sampling = Sampling(n=3, seed=5)
     together = texts(backend, *tasks, sampling=sampling)
     alone = [text for task in tasks for text in texts(backend, task, sampling=sampling)]
@@ -363,8 +363,9 @@ def test_what_cannot_be_answered_is_an_error_of_its_own(backend: AnalystBackend,
 
 def test_prompts_are_answered_in_order_and_counted(sample: Dataset) -> None:
     with AnalystBackend(sample) as backend:
-        tasks = [reasoned(sample, user % len(sample.users)) for user in range(TOGETHER + 20)]
-        answers = backend.answer([Prompt((), Sampling(), task) for task in [*tasks, Abstract((), 1, 1, 0.0)]])
+        tasks: list[Task] = [reasoned(sample, user % len(sample.users)) for user in range(TOGETHER + 20)]
+        tasks.append(Abstract((), 1, 1, 0.0))
+        answers = backend.answer([Prompt((), Sampling(), task) for task in tasks])
         assert next(answers).index == 0
         assert backend.usage.requests == TOGETHER  # the rest waits until it is wanted
         assert [answer.index for answer in answers] == list(range(1, TOGETHER + 21))
