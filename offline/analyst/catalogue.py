@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,13 +27,13 @@ VALUE_WORDS = 4
 TELLING = 400  # features of more items than this are no help in looking items up
 CHARACTERISTICS = 12  # words of a title that a description keeps
 FUNCTION_WORDS = 14  # words of what an item's text says beyond its title and attributes
-DESCRIPTION = 400  # characters
 BRAND_SHARE = 0.1  # a first value of more items than this share is no brand
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _STOP = frozenset(
     ["and", "the", "for", "with", "from", "your", "pack", "set", "ounce", "ounces", "inch", "count", "size"]
 )
+_FILLERS = frozenset(["and", "the", "for", "with", "from", "your", "of", "a", "in", "on", "to"])
 _BRAND_FIELDS = re.compile(r"brand|maker|manufacturer|label|author|artist|store", re.IGNORECASE)
 _CONTROL = re.compile(r"[<>\x00-\x1f\x7f-\x9f]|[^\x00-\x7f]")
 
@@ -103,8 +104,13 @@ class Catalogue:
 
     @cached_property
     def descriptions(self) -> list[str]:
-        """Each item in words, without tags: category, brand, characteristics, function; `""` at index 0."""
-        return ["", *map(self._describe, range(1, self.size))]
+        """Each item in words, without tags: category, brand, characteristics, function; `""` at index 0.
+
+        Items that read the same in so many words have all of theirs.
+        """
+        short = [self._describe(index, cut=True) for index in range(1, self.size)]
+        count = Counter(short)
+        return ["", *(self._describe(i, cut=False) if count[text] > 1 else text for i, text in enumerate(short, 1))]
 
     @cached_property
     def _divided(self) -> list[tuple[list[str], list[str]]]:
@@ -132,23 +138,23 @@ class Catalogue:
             divided.append((list(dict.fromkeys(filter(None, brands))), list(dict.fromkeys(filter(None, kinds)))))
         return divided
 
-    def _describe(self, index: int) -> str:
+    def _describe(self, index: int, *, cut: bool) -> str:
         item = self._items[index - 1]
         kinds, brand = self.kinds[index], self.brand[index]
         title = clean(item.title)
         if not item.text.strip() and not kinds and not brand:
             return f"known by its number only: {title}"
         head = f"{kinds[-1]} from {', '.join(kinds[:-1])}" if len(kinds) > 1 else "".join(kinds)
-        words = [word for word in title.split() if word.casefold() not in _STOP][:CHARACTERISTICS]
+        words = [word for word in title.split() if word.casefold() not in _FILLERS][: CHARACTERISTICS if cut else None]
         rest = clean(item.text.removeprefix(item.title)).lstrip(". ")
         fields = [joined for values in item.attributes.values() if (joined := clean(", ".join(values)))]
         while any(rest.startswith(joined) for joined in fields):  # what the head says already
             for joined in fields:
                 rest = rest.removeprefix(joined).lstrip(". ")
-        function = rest.rstrip(". ").split()[:FUNCTION_WORDS]
+        function = rest.rstrip(". ").split()[: FUNCTION_WORDS if cut else None]
         made = f"by {brand}" if brand else ""
         parts = [f"{head} {made}", " ".join(words), " ".join(word for word in function if any(map(str.isalnum, word)))]
-        return "; ".join(stripped for part in parts if (stripped := part.strip(" ,;:.")))[:DESCRIPTION]
+        return "; ".join(stripped for part in parts if (stripped := part.strip(" ,;:.")))
 
     def _specific_first(self, names: list[str]) -> list[str]:
         return sorted(names, key=lambda name: -self.weight[name])

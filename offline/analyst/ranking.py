@@ -239,12 +239,12 @@ class Ranking:
     def _sold_to_others(
         self, shoppers: Sequence[Shopper], owner: NDArray[np.int64], items: NDArray[np.int32]
     ) -> NDArray[np.int64]:
-        """How often the other users bought each (shopper, item)."""
+        """How often the other users bought each (shopper, item); never less than 0, whatever `own` claims."""
         own = own_frequency([s.own for s in shoppers], self._size)
         sold = self.neighbours.frequency[items]
         at, stored = positions(own, owner, items)
         sold[stored] -= own.data[at]
-        return sold
+        return np.maximum(sold, 0)
 
     def _popular(self, own: NDArray[np.int32], count: int) -> NDArray[np.int32]:
         """The `count` items that the other users bought most, most first."""
