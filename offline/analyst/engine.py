@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from offline.analyst import wording
 from offline.analyst.catalogue import Catalogue, Features
-from offline.analyst.operations import Channel, Mix, Op, plan, think
+from offline.analyst.operations import Channel, Op, mix, plan, think
 from offline.analyst.ranking import NAMED, SUCCESSORS, Ranked, Ranking, Shopper
 from offline.chains.explore import RECOMMENDATIONS, Explored
 from offline.chains.rationale import Chain
@@ -64,8 +64,7 @@ class Analyst:
         `training[b]` are the items that row b's user put into the counts.
         """
         shoppers = [Shopper(*pair) for pair in zip(histories, training, strict=True)]
-        mix = Mix.of({op for step in plan(MANUAL["five-step"].steps) for op in step})
-        return self.ranking.best(shoppers, [mix] * len(shoppers)).items
+        return self.ranking.best(shoppers, [mix(MANUAL["five-step"].steps)] * len(shoppers)).items
 
     def rationales(self, cases: Sequence[Case]) -> list[Chain]:
         """A chain for each case, with one text for each step of its path."""
@@ -131,7 +130,7 @@ class Analyst:
         """Each case with its path's operations, the facts that they are worded with, and the best items."""
         plans = {path: plan(path) for path in dict.fromkeys(case.path for case in cases)}
         operations = {path: frozenset(op for step in steps for op in step) for path, steps in plans.items()}
-        mixes = {path: Mix.of(ops) for path, ops in operations.items()}
+        mixes = {path: mix(path) for path in plans}
         together = self.ranking.together
         for first in range(0, len(cases), together):
             block = cases[first : first + together]

@@ -275,7 +275,8 @@ _CLAUSES = re.compile(r"\s*[&,;+]\s*|\s+(?:and|then|plus)\s+")
 _STABLE = re.compile(r"\b(?:stable|long[- ]term|lasting|enduring|persistent|constant)")
 _RECENT = re.compile(r"\b(?:recent|short[- ]term|new|latest|temporary|current|emerging)")
 _WORDS = re.compile(r"[\w'-]+")
-_ENOUGH = 2  # a stem that says less than this names nothing on its own, unless nothing else does
+# What a step is written by whose own operations were spoken of before; as many as a template may need.
+_SPARE = (Op.READING, Op.INTERESTS, Op.TREND, Op.BALANCE, Op.PREDICT, Op.PROFILE, Op.ATTRIBUTES)
 _SURE = 3
 
 
@@ -318,16 +319,25 @@ def read(step: str) -> tuple[Op, ...]:
 
 
 def plan(path: Sequence[str]) -> tuple[tuple[Op, ...], ...]:
-    """The operations of each step of a path; the last step recommends, whatever it is called."""
-    steps = [read(step) for step in path]
-    if Op.RECOMMEND not in steps[-1]:
-        steps[-1] = (*(op for op in steps[-1] if op is not Op.READING), Op.RECOMMEND)
-    return tuple(steps)
+    """The operations that each step of a path is written by; the last step recommends, whatever it is called.
+
+    No two steps say the same: one whose operations all stand elsewhere is written by another that none has.
+    """
+    steps = _read(path)
+    taken = {op for step in steps for op in step}
+    spare = (op for op in _SPARE if op not in taken)
+    said = {Op.RECOMMEND}
+    written: list[tuple[Op, ...]] = []
+    for step in steps[:-1]:
+        own = tuple(op for op in step if op not in said) or (next(spare, Op.READING),)
+        said.update(own)
+        written.append(own)
+    return (*written, (*(op for op in steps[-1] if op not in said), Op.RECOMMEND))
 
 
 def mix(path: Sequence[str]) -> Mix:
     """How a path ranks."""
-    return Mix.of({op for step in plan(path) for op in step})
+    return Mix.of({op for step in _read(path) for op in step})
 
 
 def think(
@@ -374,7 +384,7 @@ def common(paths: Sequence[Sequence[str]], most: int = MOST) -> Common:
     unknown: Counter[str] = Counter()
     for path in filter(None, paths):
         seen: dict[Op, float] = {}
-        for step, (name, operations) in enumerate(zip(path, plan(path), strict=True)):
+        for step, (name, operations) in enumerate(zip(path, _read(path), strict=True)):
             for op in operations:
                 seen.setdefault(op, step / max(len(path) - 1, 1))
             if operations == (Op.READING,):
@@ -393,6 +403,13 @@ def common(paths: Sequence[Sequence[str]], most: int = MOST) -> Common:
     last = OPERATIONS[Op.RECOMMEND].wordings[0]
     path = tuple(dict.fromkeys([*(name for name in names if name.casefold() != last.casefold()), last]))
     return Common(Template(path).steps, (*chosen, Op.RECOMMEND), shares)
+
+
+def _read(path: Sequence[str]) -> list[tuple[Op, ...]]:
+    steps = [read(step) for step in path]
+    if Op.RECOMMEND not in steps[-1]:
+        steps[-1] = (*(op for op in steps[-1] if op is not Op.READING), Op.RECOMMEND)
+    return steps
 
 
 def _short(name: str) -> str:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offline.analyst.operations import FEWEST, MOST, OPERATIONS, Mix, Op, common, mix, plan, read, think
-from offline.chains.template import MANUAL, MIN_STEPS, STEP_WORDS, Template, split_path
+from offline.chains.template import MANUAL, MAX_STEPS, MIN_STEPS, STEP_WORDS, Template, split_path
 from offline.errors import RecipeError
 
 MINED = {
@@ -33,8 +33,9 @@ MINED = {
         ("Review brand loyalty and price range -> Recommend popular items", "brand tier | popularity recommend"),
         ("Separate long-term from short-term taste -> RANK CANDIDATES", "balance | recommend"),
         ("What other customers bought next -> suggest", "followers | recommend"),
-        ("Lorem ipsum -> 购买历史分析 -> 推荐", "reading | reading | recommend"),
+        ("Lorem ipsum -> 购买历史分析 -> 推荐", "reading | interests | recommend"),
         ("?! -> ->-> user users", "reading | recommend"),
+        ("Suggest -> Rank -> Brand -> Brand and price -> Recommend", "reading | interests | brand | tier | recommend"),
     ],
 )
 def test_steps_are_read_by_their_words(path: str, operations: str) -> None:
@@ -58,6 +59,16 @@ def test_any_words_are_read_and_the_last_step_recommends(path: list[str]) -> Non
     assert all(steps)
     assert steps[-1][-1] is Op.RECOMMEND
     assert mix(path).weights
+
+
+@pytest.mark.parametrize("name", ["?", "Recommend", "Read the sequence", "Brand and price", "Stable vs. recent"])
+def test_no_two_steps_are_written_alike(name: str) -> None:
+    steps = plan([f"{name} {'abcdefgh'[place]}" for place in range(MAX_STEPS)])
+    assert len(set(steps)) == len(steps) == MAX_STEPS
+
+
+def test_steps_that_say_nothing_change_no_ranking() -> None:
+    assert mix(["Lorem", "ipsum", "dolor", "recommend"]) == mix(["recommend"])
 
 
 def test_the_five_step_template_ranks_by_co_occurrence_and_a_quarter_of_content() -> None:
