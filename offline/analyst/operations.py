@@ -371,7 +371,7 @@ class Common:
     shares: dict[Op, int]  # how many of the paths hold each operation, most first
 
 
-def common(paths: Sequence[Sequence[str]], most: int = MOST) -> Common:
+def common(paths: Sequence[Sequence[str]]) -> Common:
     """The operations that most of the paths hold, in their usual order; the last step recommends.
 
     As many steps as the paths have in the middle, of operations that at least a quarter of the paths hold. Operations
@@ -394,7 +394,7 @@ def common(paths: Sequence[Sequence[str]], most: int = MOST) -> Common:
     rank = {op: row for row, op in enumerate(OPERATIONS)}
     shares = dict(sorted(((op, len(at)) for op, at in places.items()), key=lambda pair: (-pair[1], rank[pair[0]])))
     lengths = [len(path) for path in paths if path]
-    room = min(most, round(float(np.median(lengths)))) - 1
+    room = min(MOST, round(float(np.median(lengths)))) - 1
     held = [op for op in shares if op is not Op.RECOMMEND] or [Op.SEQUENCE]
     often = [op for op in held if 4 * shares.get(op, 0) >= len(lengths)] or held
     chosen = sorted(often[: max(room, 1)], key=lambda op: (float(np.mean(places.get(op, [0.0]))), rank[op]))
