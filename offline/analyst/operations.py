@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -297,6 +298,7 @@ class Mix:
         return cls(tuple(sorted(weights.items())), max(-MEMORY, min(MEMORY, memory)))
 
 
+@lru_cache(maxsize=4096)  # the same wordings come again for every user
 def read(step: str) -> tuple[Op, ...]:
     """The operations that a step's name stands for, one or more, in the order of its words."""
     text = unicodedata.normalize("NFKC", step).casefold()
