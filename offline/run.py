@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from offline.ablate import ablate
 from offline.evaluate import Trained, evaluate
 from offline.export import Parts, export
 from offline.prepare import prepare
 from offline.reason import reason
 from offline.recipe import Recipe
 from offline.tokenize import tokenize
-from offline.train import VARIANTS, best_epoch, train
+from offline.train import best_epoch, train
 
 Last = Literal["prepare", "tokenize", "reason", "train", "evaluate", "export"]
 
@@ -30,7 +31,8 @@ def run(work: Path, data: Path, recipe: Recipe, last: Last = "export") -> Path:
     reasoned = reason(work, prepared, recipe.reason)
     if last == "reason":
         return reasoned.folder
-    served = {variant: train(work, variant, prepared, tokens, reasoned, recipe) for variant in VARIANTS}
+    reasoned = ablate(work, prepared, tokens, reasoned, recipe)
+    served = {variant: train(work, variant, prepared, tokens, reasoned, recipe) for variant in recipe.models}
     trained = [Trained(variant, "train", stage) for variant, stage in served.items()]
     if recipe.evaluate.refit:
         for variant, stage in served.items():
