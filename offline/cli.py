@@ -66,6 +66,9 @@ StoreOption = Annotated[
 ]
 
 
+ProcessesOption = Annotated[int, typer.Option(min=1, help="Processes that train a model together, one to a GPU.")]
+
+
 @app.command()
 def sample(
     out: Annotated[Path, typer.Argument(help="Folder to write sample.inter and sample.item into.")],
@@ -90,9 +93,10 @@ def run(
     data: DataOption,
     work: WorkOption = Path("out"),
     store: Annotated[str | None, typer.Option(help="Publish there when done.", show_default="do not publish")] = None,
+    processes: ProcessesOption = 1,
 ) -> None:
     """Run all stages, from interactions to a release."""
-    release = _run_to("export", recipe, data, work)
+    release = _run_to("export", recipe, data, work, processes)
     if store is not None:
         _publish(release, store)
 
@@ -116,9 +120,11 @@ def reason(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("ou
 
 
 @app.command()
-def train(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out")) -> None:
-    """Stage 4: train the backbone alone, and with order-preserving fusion."""
-    _run_to("train", recipe, data, work)
+def train(
+    recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out"), processes: ProcessesOption = 1
+) -> None:
+    """Stage 4: train the recipe's models: backbones alone, and with order-preserving fusion."""
+    _run_to("train", recipe, data, work, processes)
 
 
 @app.command()
@@ -335,11 +341,11 @@ def abtest(
     )
 
 
-def _run_to(last: Last, recipe: str, data: Path, work: Path) -> Path:
+def _run_to(last: Last, recipe: str, data: Path, work: Path, processes: int = 1) -> Path:
     chosen = load_recipe(recipe)
     from offline.run import run
 
-    return run(work, data, chosen, last)
+    return run(work, data, chosen, last, processes=processes)
 
 
 def _publish(release: Path, store: str) -> None:

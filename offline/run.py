@@ -17,10 +17,10 @@ from offline.train import best_epoch, train
 Last = Literal["prepare", "tokenize", "reason", "train", "evaluate", "export"]
 
 
-def run(work: Path, data: Path, recipe: Recipe, last: Last = "export") -> Path:
+def run(work: Path, data: Path, recipe: Recipe, last: Last = "export", *, processes: int = 1) -> Path:
     """From RecBole files in `data` to the output of stage `last`; returns that folder, of `export` the release.
 
-    Stages whose output is up to date are skipped.
+    Stages whose output is up to date are skipped. Models are trained by that many `processes`.
     """
     prepared = prepare(work, data, recipe.prepare)
     if last == "prepare":
@@ -32,11 +32,13 @@ def run(work: Path, data: Path, recipe: Recipe, last: Last = "export") -> Path:
     if last == "reason":
         return reasoned.folder
     reasoned = ablate(work, prepared, tokens, reasoned, recipe)
-    served = {variant: train(work, variant, prepared, tokens, reasoned, recipe) for variant in recipe.models}
+    stages = (prepared, tokens, reasoned)
+    served = {variant: train(work, variant, *stages, recipe, processes=processes) for variant in recipe.models}
     trained = [Trained(variant, "train", stage) for variant, stage in served.items()]
     if recipe.evaluate.refit:
         for variant, stage in served.items():
-            again = train(work, variant, prepared, tokens, reasoned, recipe, refit_epochs=best_epoch(stage.folder))
+            epochs = best_epoch(stage.folder)
+            again = train(work, variant, *stages, recipe, refit_epochs=epochs, processes=processes)
             trained.append(Trained(variant, "train+validation", again))
     if last == "train":
         return trained[-1].stage.folder

@@ -31,6 +31,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor
 
 from offline.batches import TrainingRows, prefix_rows, training_rows
+from offline.crew import Crew, launch
 from offline.errors import TrainingError
 from offline.metrics import ranks, summary
 from offline.models.matched import matched
@@ -58,11 +59,13 @@ def train(
     recipe: Recipe,
     *,
     refit_epochs: int | None = None,
+    processes: int = 1,
 ) -> Stage:
     """Run the stage. Raises TrainingError when the loss is not finite.
 
     With `refit_epochs` the validation items are training targets too; nothing is left to select on then, so it
-    trains for that many epochs, which an earlier run chose.
+    trains for that many epochs, which an earlier run chose. `processes` share each batch, one to a GPU where there are
+    any.
     """
     reads = reads_reasoning(variant)
     upstream = [prepared, tokens, *([reasoned] if reads else [])]
@@ -72,8 +75,11 @@ def train(
     settings = _settings(recipe, variant) | {"refit_epochs": refit_epochs}
 
     def build(folder: Path) -> None:
-        with _freed_memory_kept():
-            _Run(folder, variant, prepared, tokens, reasoned if reads else None, recipe, refit_epochs).go()
+        what = (folder, variant, prepared, tokens, reasoned if reads else None, recipe, refit_epochs)
+        if processes == 1:
+            _train(*what)
+        else:
+            launch(processes, _train, *what)
 
     name = f"train-{variant}" + ("-refit" if refit_epochs is not None else "")
     return run_stage(work, name, VERSION, settings, upstream, build)
@@ -153,6 +159,19 @@ def _freed_memory_kept() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def _train(
+    folder: Path,
+    variant: Variant,
+    prepared: Stage,
+    tokens: Stage,
+    reasoned: Stage | None,
+    recipe: Recipe,
+    refit_epochs: int | None,
+) -> None:
+    with _freed_memory_kept():
+        _Run(folder, variant, prepared, tokens, reasoned, recipe, refit_epochs).go()
+
+
 class _Run:
     def __init__(
         self,
@@ -168,6 +187,7 @@ class _Run:
         self.settings = recipe.training(variant)
         refit = refit_epochs is not None
         self.last_epoch = self.settings.epochs if refit_epochs is None else refit_epochs
+        self.crew = Crew.here()
         torch.manual_seed(self.settings.seed)
         self.random = np.random.default_rng(self.settings.seed)
         self.dataset: Dataset = load_dataset(prepared.folder)
@@ -181,7 +201,9 @@ class _Run:
         self.model.to(self.device)
         rows = training_rows if self.model.causal else prefix_rows
         self.rows: TrainingRows = rows(self.dataset, recipe.model.length, include_validation=refit)
-        self.objective = Objective(self.model, self.settings)
+        self.objective = self.crew.joined(Objective(self.model, self.settings))
+        if not self.crew.first:  # the same weights everywhere, but not the same neurons dropped
+            torch.manual_seed(self.settings.seed + self.crew.rank)
         optimizer = torch.optim.AdamW if self.settings.optimizer == "adamw" else torch.optim.Adam
         self.optimizer = optimizer(
             self.model.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
@@ -196,7 +218,7 @@ class _Run:
         self._resume()
         columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn())
         times = (TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, *times, console=console, transient=True) as progress:
+        with Progress(*columns, *times, console=console, transient=True, disable=not self.crew.first) as progress:
             total = self.last_epoch * self.steps_an_epoch
             bar = progress.add_task(f"train {self.variant}", total=total, completed=self.step)
             while self.epoch < self.last_epoch and self.stale < settings.patience:
@@ -206,13 +228,18 @@ class _Run:
                 elif self.validation is None and self.epoch == self.last_epoch:
                     self.best_epoch = self.epoch
                     self._keep_weights()
-                self._log(row)
+                if self.crew.first:
+                    self._log(row)
                 self._checkpoint()
                 note = f" ndcg@10 {row['ndcg@10']:.4f}" if "ndcg@10" in row else ""
                 place = f"epoch {self.epoch}/{self.last_epoch}"
                 progress.update(bar, description=f"{self.variant} {place} loss {row['loss']:.3f}{note}")
-        if not (self.folder / "model.pt").is_file():
+        if not self.best_epoch:
             raise TrainingError(f"no validation was reached in {self.epoch} epochs: lower train.validate_every")
+        if self.crew.first:
+            self._finish()
+
+    def _finish(self) -> None:
         write_json(
             self.folder / "model.json",
             {
@@ -260,7 +287,8 @@ class _Run:
             losses.append(loss.item())
             stepped()
         self.epoch += 1
-        return {"epoch": self.epoch, "loss": float(np.mean(losses)), "seconds": round(time.monotonic() - start, 2)}
+        mean = float(np.mean(self.crew.gathered(float(np.mean(losses)))))
+        return {"epoch": self.epoch, "loss": mean, "seconds": round(time.monotonic() - start, 2)}
 
     def _diverged(self, rows: NDArray[np.int64], loss: float) -> TrainingError:
         """Keep what the batch was, for whoever has to find out why."""
@@ -269,14 +297,24 @@ class _Run:
         targets = self.rows.targets[rows, -1]
         batch = {"rows": rows.tolist(), "users": users.tolist(), "last_targets": targets.tolist()}
         write_json(path, {"epoch": self.epoch + 1, "step": self.step, "loss": str(loss)} | batch)
-        first = ", ".join(map(str, users[:5]))
+        first = ", ".join(map(str, users[:5])) + (", ..." if len(users) > 5 else "")
         return TrainingError(
             f"{self.variant}: the loss is {loss} at epoch {self.epoch + 1}, step {self.step}, in a batch of "
-            f"{len(rows)} rows (of users {first}{', ...' if len(users) > 5 else ''} by their place in the data set; all of "
-            f"them in {path}); the last good checkpoint is kept in {self.folder}: lower train.learning_rate and run again"
+            f"{len(rows)} rows (of users {first} by their place in the data set; all in {path}); the last "
+            f"good checkpoint is kept in {self.folder}: lower train.learning_rate and run again"
         )
 
     def _loss(self, rows: NDArray[np.int64]) -> Tensor:
+        """Loss of a batch; of several processes, of this one's share, such that their mean is that of the batch."""
+        if self.crew.size == 1:
+            return self._loss_of(rows)
+        own = self.crew.share(rows)
+        # A model is trained at every position of a row, or at the last one: the share of those that are here.
+        places = self.rows.lengths if self.model.causal else np.ones_like(self.rows.lengths)
+        weight = self.crew.size * places[own].sum() / places[rows].sum()
+        return self._loss_of(own if len(own) else rows[:1]) * float(weight)
+
+    def _loss_of(self, rows: NDArray[np.int64]) -> Tensor:
         longest = max(int(self.rows.lengths[rows].max()), 1)
         inputs = torch.from_numpy(self.rows.inputs[rows, -longest:]).to(self.device)
         targets = torch.from_numpy(self.rows.targets[rows, -longest:]).to(self.device)
@@ -303,9 +341,7 @@ class _Run:
         return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def _validate(self) -> dict[str, float]:
-        assert self.validation is not None
-        found = score_beam(self.model, self.validation, self.recipe.model.beam, mask_history=True, device=self.device)
-        measured = summary(ranks(found.items[:, :10], self.validation.targets))
+        measured = self.crew.agreed(self._measured() if self.crew.first else {})
         if measured["ndcg@10"] > self.best["ndcg@10"]:
             self.best, self.best_epoch, self.stale = measured, self.epoch, 0
             self._keep_weights()
@@ -313,7 +349,14 @@ class _Run:
             self.stale += 1
         return measured
 
+    def _measured(self) -> dict[str, float]:
+        assert self.validation is not None
+        found = score_beam(self.model, self.validation, self.recipe.model.beam, mask_history=True, device=self.device)
+        return summary(ranks(found.items[:, :10], self.validation.targets))
+
     def _keep_weights(self) -> None:
+        if not self.crew.first:
+            return
         temporary = self.folder / "model.partial.pt"
         torch.save(self.model.state_dict(), temporary)
         temporary.replace(self.folder / "model.pt")
@@ -329,13 +372,16 @@ class _Run:
             table.writerows(rows)
 
     def _checkpoint(self) -> None:
+        drawn = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.device.type == "cuda" else [])]
+        everyone = self.crew.gathered(drawn)
+        if not self.crew.first:
+            return
         temporary = self.folder / "checkpoint.partial.pt"
         torch.save(
             {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all(),
+                "random": everyone,  # by rank: of the CPU, and of the GPU if there is one
                 "numpy": json.dumps(self.random.bit_generator.state),
                 "epoch": self.epoch,
                 "step": self.step,
@@ -350,18 +396,23 @@ class _Run:
     def _resume(self) -> None:
         path, log = self.folder / "checkpoint.pt", self.folder / "epochs.jsonl"
         if not path.is_file():
-            log.unlink(missing_ok=True)
+            if self.crew.first:
+                log.unlink(missing_ok=True)
             return
         kept = torch.load(path, weights_only=True)
         self.model.load_state_dict(kept["model"])
         self.optimizer.load_state_dict(kept["optimizer"])
-        torch.set_rng_state(kept["torch"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(kept["cuda"])
+        everyone = kept["random"] if "random" in kept else [[kept["torch"]]]  # before there could be several
+        if self.crew.rank < len(everyone):
+            drawn = everyone[self.crew.rank]
+            torch.set_rng_state(drawn[0])
+            if self.device.type == "cuda" and len(drawn) > 1:
+                torch.cuda.set_rng_state(drawn[1])
         self.random.bit_generator.state = json.loads(kept["numpy"])
         self.epoch, self.step, self.stale = kept["epoch"], kept["step"], kept["stale"]
         self.best, self.best_epoch = kept["best"], kept["best_epoch"]
-        # An epoch may have been written down and cut off before its checkpoint: it will be trained again.
-        rows = training_log(self.folder)[: self.epoch]
-        log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        console.print(f"  going on after epoch {self.epoch}")
+        if self.crew.first:
+            # An epoch may have been written down and cut off before its checkpoint: it will be trained again.
+            rows = training_log(self.folder)[: self.epoch]
+            log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            console.print(f"  going on after epoch {self.epoch}")
