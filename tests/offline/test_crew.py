@@ -38,7 +38,7 @@ def test_alone_a_process_has_the_whole_batch() -> None:
 @pytest.mark.parametrize("rows", [0, 1, 7, 8])
 def test_shares_are_the_batch(rows: int) -> None:
     shares = [Crew(rank, 3).share(np.arange(rows)).tolist() for rank in range(3)]
-    assert sorted(sum(shares, [])) == list(range(rows))
+    assert sorted(row for share in shares for row in share) == list(range(rows))
 
 
 @pytest.mark.slow
