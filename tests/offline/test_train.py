@@ -91,6 +91,18 @@ def test_training_learns_and_says_what_it_did(
     assert not (stage.folder / "checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize("variant, losses", [("hstu", (6.3359030, 6.1094916)), ("scoter_h", (6.8444613, 6.4828166))])
+def test_the_first_models_train_as_they_always_have(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, variant: Variant, losses: tuple[float, float]
+) -> None:
+    """Or VERSION has to be raised: the numbers are those of the version before there were other backbones."""
+    log = training_log(train(tmp_path, variant, *upstream, recipe(epochs=2)).folder)
+    assert [row["loss"] for row in log] == pytest.approx(losses, rel=1e-4)
+    known = training._settings(recipe(), variant)
+    assert known.keys() == {"variant", "codebook", "model", "train"}
+    assert "optimizer" not in known["train"]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_interrupted_run_goes_on_bit_for_bit(
     upstream: tuple[Stage, Stage, Stage],
