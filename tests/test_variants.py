@@ -24,7 +24,7 @@ from offline.sample import write_sample
 from offline.stage import Stage
 from offline.train import load_model
 from service.app import create_app
-from service.release.manifest import Manifest, read_manifest
+from service.release.manifest import read_manifest
 from service.settings import ExperimentSettings, LmdbSettings, Settings
 from service.store.open import open_store
 from tests.offline.models import tiny
@@ -65,11 +65,11 @@ EXPERIMENTS = {
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("variants")
     write_sample(folder / "data", users=120, items=60)
-    release = run(folder / "work", folder / "data", Recipe.model_validate(RECIPE))
+    made = run(folder / "work", folder / "data", Recipe.model_validate(RECIPE))
     store = open_store(LmdbSettings(path=folder / "store"))
 
     async def load() -> None:
-        await publish(release, store)
+        await publish(made, store)
         await store.close()
 
     asyncio.run(load())
@@ -102,9 +102,9 @@ def model(work: Path, name: Variant) -> Recommender:
     return load_model(stage(work, f"train-{name}"), Stage("tokenize", "", stage(work, "tokenize")))
 
 
-def manifest(work: Path) -> Manifest:
-    (release,) = (work / "work" / "releases").iterdir()
-    return read_manifest(release)
+def release(work: Path) -> Path:
+    (folder,) = (work / "work" / "releases").iterdir()
+    return folder
 
 
 def ask(client: TestClient, **request: Any) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def ask(client: TestClient, **request: Any) -> dict[str, Any]:
 
 
 def test_the_release_holds_all_models_and_says_what_they_are(work: Path) -> None:
-    found = manifest(work)
+    found = read_manifest(release(work))
     assert [(m.name, m.backbone, m.reasoning is not None) for m in found.models] == [
         (variant, BACKBONES[variant], reads_reasoning(variant)) for variant in VARIANTS
     ]
@@ -127,7 +127,7 @@ def test_the_release_holds_all_models_and_says_what_they_are(work: Path) -> None
 
 
 def test_the_report_has_a_line_for_every_model(work: Path) -> None:
-    report = json.loads((stage(work, "evaluate") / "report.json").read_text(encoding="utf-8"))
+    report = json.loads((release(work) / "report" / "report.json").read_text(encoding="utf-8"))
     masked = {(r["model"], r["reasoning"]) for r in report["results"] if r["scoring"] == "beam 12"}
     assert masked == {(v, False) for v in VARIANTS} | {(v, True) for v in VARIANTS if reads_reasoning(v)}
     assert [row["model"] for row in report["beam"]] == list(VARIANTS)
