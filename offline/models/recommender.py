@@ -17,7 +17,7 @@ from offline.models.fusion import Adapter, Fusion
 from offline.models.hstu import HSTU
 from offline.models.inputs import CodeTokens, ItemVectors
 from offline.models.sasrec import SASRec
-from offline.recipe import BACKBONES, Recipe, Variant, reads_reasoning
+from offline.recipe import BACKBONES, ModelRecipe, Recipe, TigerRecipe, Variant, reads_reasoning
 from offline.trie import Trie, build_trie
 
 
@@ -39,9 +39,12 @@ class Recommender(nn.Module):
         item_codes = torch.from_numpy(np.concatenate([np.zeros((1, levels), np.int64), codes.astype(np.int64)]))
         is_tiger = BACKBONES[variant] == "tiger"
         self.causal = not is_tiger
-        shape = recipe.tiger if is_tiger else recipe.model
+        shape: TigerRecipe | ModelRecipe = recipe.tiger if is_tiger else recipe.model
         self.dim = shape.dim
-        self.inputs = (CodeTokens if is_tiger else ItemVectors)(item_codes, codebook, self.dim)
+        self.inputs: CodeTokens | ItemVectors
+        self.inputs = (
+            CodeTokens(item_codes, codebook, self.dim) if is_tiger else ItemVectors(item_codes, codebook, self.dim)
+        )
         self.backbone = _backbone(recipe, variant, self.inputs)
         # TIGER's encoder ends in a norm of its own.
         self.norm = nn.LayerNorm(self.dim) if reasoning is None and not is_tiger else None
