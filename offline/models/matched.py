@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,4 +36,4 @@ def _dim(recipe: Recipe, variant: Variant) -> int:
 
 def _widened(recipe: Recipe, variant: Variant, dim: int) -> Recipe:
     section = "tiger" if BACKBONES[variant] == "tiger" else "model"
-    return cast("Recipe", recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={"dim": dim})}))
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update={"dim": dim})})

@@ -55,7 +55,7 @@ class Recommender(nn.Module):
             self.fusion = Fusion(self.dim, shape.fusion_heads, shape.fusion_dropout, shape.gate_bias)
         self.decoder = _decoder(recipe, self.inputs, levels)
         self.inputs.initialise()
-        self.register_load_state_dict_pre_hook(_older_names)
+        self.register_load_state_dict_pre_hook(_older_names)  # type: ignore[no-untyped-call] # torch's own
 
     @property
     def item_codes(self) -> Tensor:

@@ -7,11 +7,14 @@ values of the history exist once however wide the beam, and each level takes one
 
 from __future__ import annotations
 
+from typing import TypeAlias, cast
+
 import torch
 from torch import Tensor, nn
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import (
     T5Attention,
+    T5Block,
     T5LayerCrossAttention,
     T5LayerFF,
     T5LayerSelfAttention,
@@ -21,10 +24,12 @@ from transformers.models.t5.modeling_t5 import (
 from offline.models.decoder import Cache, Memory
 from offline.recipe import TigerRecipe
 
+_Layers: TypeAlias = tuple[T5LayerSelfAttention, T5LayerCrossAttention, T5LayerFF]
+
 
 def t5_config(recipe: TigerRecipe, vocabulary: int, *, decoder: bool = False) -> T5Config:
     """The configuration of one half; token 0 is padding and the decoder's start."""
-    return T5Config(
+    config = T5Config(
         vocab_size=vocabulary,
         d_model=recipe.dim,
         d_kv=recipe.head_dim,
@@ -35,12 +40,12 @@ def t5_config(recipe: TigerRecipe, vocabulary: int, *, decoder: bool = False) ->
         feed_forward_proj="relu",
         pad_token_id=0,
         eos_token_id=None,
-        decoder_start_token_id=0,
         is_decoder=decoder,
         is_encoder_decoder=False,
         use_cache=False,
-        attn_implementation="eager",  # the one that exports to plain operators
     )
+    config._attn_implementation = "eager"  # noqa: SLF001 - as transformers sets it; the one that exports to plain operators
+    return config
 
 
 def _stack(config: T5Config) -> T5Stack:
@@ -115,15 +120,15 @@ class T5Decoder(nn.Module):
         x, cache = self._forward(token[:, :, None], level, memory, visible, past)
         return self._logits(x[:, :, 0], level), cache
 
-    def _layers(self) -> list[tuple[T5LayerSelfAttention, T5LayerCrossAttention, T5LayerFF]]:
-        return [tuple(block.layer) for block in self.stack.block]  # type: ignore[misc] # three layers in a decoder's
+    def _layers(self) -> list[_Layers]:
+        return [cast("_Layers", tuple(cast("T5Block", block).layer)) for block in self.stack.block]
 
     def _forward(
         self, x: Tensor, first: int, memory: Memory, visible: Tensor, past: Cache | None
     ) -> tuple[Tensor, Cache]:
         """x [B, G, S, d], tokens `first` to first + S - 1 of each group -> the same, and the cache with them."""
         tokens = x.shape[2]
-        own = self.stack.block[0].layer[0].SelfAttention
+        own: T5Attention = self._layers()[0][0].SelfAttention
         bias = own.compute_bias(tokens, first + tokens, past_seen_tokens=first)  # [1, h, S, first + S]
         if tokens > 1:
             place = torch.arange(tokens, device=x.device)

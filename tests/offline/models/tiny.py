@@ -37,14 +37,15 @@ SASREC: dict[str, object] = {"blocks": 2, "heads": 3, "ff": 20}
 def whole(variant: Variant, levels: int, codebook: int, **changes: object) -> Recipe:
     """A recipe for tiny models; `changes` go into the section that the variant's size is from."""
     tiger = BACKBONES[variant] == "tiger"
-    shared = {name: changes.pop(name) for name in ("length", "beam") if tiger and name in changes}
+    shared = {name: changes[name] for name in ("length", "beam") if name in changes}
+    own = {name: value for name, value in changes.items() if name not in shared}
     return Recipe.model_validate(
         {
             "name": "tiny",
             "tokenize": {"levels": levels, "codebook": codebook},
-            "model": recipe(**(shared if tiger else changes)).model_dump(),
+            "model": (recipe(**shared) if tiger else recipe(**changes)).model_dump(),
             "sasrec": SASREC,
-            "tiger": TIGER | (changes if tiger else {}),
+            "tiger": TIGER | (own if tiger else {}),
         }
     )
 
