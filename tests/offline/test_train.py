@@ -152,11 +152,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
         return loss * torch.nan if run.epoch == 1 else loss
 
     monkeypatch.setattr(training._Run, "_loss", diverging)
-    with pytest.raises(TrainingError, match=r"the loss is nan at epoch 2, step \d+, in a batch of 16 rows \(of users"):
+    with pytest.raises(TrainingError, match=r"the loss is nan at epoch 2, step \d+, in a batch of \d+ rows \(of users"):
         train(tmp_path, "hstu", *upstream, recipe())
     (partial,) = tmp_path.glob("train-hstu-*.partial")
     batch = json.loads((partial / "bad_batch.json").read_text(encoding="utf-8"))
-    assert (batch["epoch"], len(batch["users"]), batch["rows"]) == (2, 16, batch["users"])
+    assert (batch["epoch"], batch["rows"]) == (2, batch["users"])
+    assert len(batch["users"]) == len(batch["last_targets"]) > 0
     kept = torch.load(partial / "checkpoint.pt", weights_only=True)
     assert kept["epoch"] == 1
     assert all(torch.isfinite(t).all() for t in kept["model"].values() if t.is_floating_point())
