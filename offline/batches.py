@@ -23,15 +23,17 @@ def left_pad(sequences: list[NDArray[np.int32]], length: int) -> NDArray[np.int6
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """Every user's training sequence: position j of `inputs` is followed by position j of `targets`.
+    """Training sequences: position j of `inputs` is followed by position j of `targets`.
 
-    Only the last position, whose target is t-2, may see H: reasoning written from a longer history would show an
-    earlier position its future.
+    Only the last position of a user, whose target is t-2, may see H: reasoning written from a longer history would
+    show an earlier position its future.
     """
 
-    inputs: NDArray[np.int64]  # [U, T], left-padded
-    targets: NDArray[np.int64]  # [U, T]
-    lengths: NDArray[np.int64]  # [U], inputs present
+    inputs: NDArray[np.int64]  # [R, T], left-padded
+    targets: NDArray[np.int64]  # [R, T]
+    lengths: NDArray[np.int64]  # [R], inputs present
+    users: NDArray[np.int64]  # [R], row of the data set
+    latest: NDArray[np.bool_]  # [R], whether the last position is its user's last, and may see H
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -50,8 +52,25 @@ class TrainingRows:
 
 
 def training_rows(dataset: Dataset, length: int, *, include_validation: bool = False) -> TrainingRows:
-    """Training rows of all users; with `include_validation` the validation item is a training target too."""
-    parts = [s[:-1] if include_validation else s[:-2] for s in dataset.sequences]
+    """One row a user; with `include_validation` the validation item is a training target too."""
+    parts = _training_parts(dataset, include_validation=include_validation)
     inputs = left_pad([p[:-1] for p in parts], length)
     targets = left_pad([p[1:] for p in parts], length)
-    return TrainingRows(inputs, targets, (inputs > 0).sum(1))
+    users = np.arange(len(parts))
+    return TrainingRows(inputs, targets, (inputs > 0).sum(1), users, np.ones(len(parts), np.bool_))
+
+
+def prefix_rows(dataset: Dataset, length: int, *, include_validation: bool = False) -> TrainingRows:
+    """One row for every training target, with the history before it: for models that train on the last position."""
+    parts = _training_parts(dataset, include_validation=include_validation)
+    ends = [(user, end) for user, part in enumerate(parts) for end in range(1, len(part))]
+    inputs = left_pad([parts[user][:end] for user, end in ends], length)
+    targets = np.zeros_like(inputs)
+    targets[:, -1] = [parts[user][end] for user, end in ends]
+    users = np.array([user for user, _ in ends], np.int64)
+    latest = np.array([end == len(parts[user]) - 1 for user, end in ends], np.bool_)
+    return TrainingRows(inputs, targets, (inputs > 0).sum(1), users, latest)
+
+
+def _training_parts(dataset: Dataset, *, include_validation: bool) -> list[NDArray[np.int32]]:
+    return [s[:-1] if include_validation else s[:-2] for s in dataset.sequences]

@@ -67,6 +67,9 @@ StoreOption = Annotated[
 ]
 
 
+ProcessesOption = Annotated[int, typer.Option(min=1, help="Processes that train a model together, one to a GPU.")]
+
+
 @app.command()
 def sample(
     out: Annotated[Path, typer.Argument(help="Folder to write sample.inter and sample.item into.")],
@@ -91,9 +94,10 @@ def run(
     data: DataOption,
     work: WorkOption = Path("out"),
     store: Annotated[str | None, typer.Option(help="Publish there when done.", show_default="do not publish")] = None,
+    processes: ProcessesOption = 1,
 ) -> None:
     """Run all stages, from interactions to a release."""
-    release = _run_to("export", recipe, data, work)
+    release = _run_to("export", recipe, data, work, processes=processes)
     if store is not None:
         _publish(release, store)
 
@@ -125,7 +129,7 @@ def discover(
     Part of a run only where the recipe has reason.template = "discovered". Who is asked, and about how many users, is
     in the recipe's teacher and discover sections; a run that was cut off asks nothing twice.
     """
-    folder = _run_to("discover", recipe, data, work, also or ())
+    folder = _run_to("discover", recipe, data, work, also=also or ())
     console.print(f"[green]✓[/] {escape(str(folder / 'report.html'))}", soft_wrap=True)
 
 
@@ -181,9 +185,11 @@ def reason(
 
 
 @app.command()
-def train(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out")) -> None:
-    """Stage 4: train the backbone alone, and with order-preserving fusion."""
-    _run_to("train", recipe, data, work)
+def train(
+    recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out"), processes: ProcessesOption = 1
+) -> None:
+    """Stage 4: train the recipe's models: backbones alone, and with order-preserving fusion."""
+    _run_to("train", recipe, data, work, processes=processes)
 
 
 @app.command()
@@ -400,11 +406,11 @@ def abtest(
     )
 
 
-def _run_to(last: Last, recipe: str, data: Path, work: Path, also: Sequence[Path] = ()) -> Path:
+def _run_to(last: Last, recipe: str, data: Path, work: Path, *, also: Sequence[Path] = (), processes: int = 1) -> Path:
     chosen = load_recipe(recipe)
     from offline.run import run
 
-    return run(work, data, chosen, last, also=also)
+    return run(work, data, chosen, last, also=also, processes=processes)
 
 
 def _publish(release: Path, store: str) -> None:

@@ -60,6 +60,7 @@ def evaluate(
         report = {
             "dataset": dataset_name(prepared.folder),
             "recipe": recipe.name,
+            "ablation": recipe.ablation.model_dump(exclude_defaults=True),
             "split": "test",
             "users": len(users),
             "items": dataset.num_items,

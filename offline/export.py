@@ -25,10 +25,10 @@ from offline.models.fused import FusedGraph, example_inputs, fused_graph, reason
 from offline.models.recommender import Recommender
 from offline.prepare import Dataset, dataset_name, load_dataset
 from offline.reason.output import load_reasoning, load_steps, load_template
-from offline.recipe import Recipe
+from offline.recipe import BACKBONES, Recipe, Variant, reads_reasoning
 from offline.stage import Stage, console, finished, run_stage
 from offline.tokenize import load_codes
-from offline.train import Variant, load_model
+from offline.train import load_model
 from offline.trie import packed_alive
 from service.release.catalogue import Catalogue, Item
 from service.release.manifest import (
@@ -47,7 +47,6 @@ from service.release.release import Release
 VERSION = 3
 PARITY_ROWS = 64
 TOLERANCE = 1e-4
-DEFAULT_MODEL = "scoter_h"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ def _write_release(release: Path, parts: Parts, recipe: Recipe) -> Manifest:
         template=load_template(parts.reasoned.folder),
         encoder=recipe.reason.encoder,
         models=models,
-        default_model=DEFAULT_MODEL if DEFAULT_MODEL in parts.trained else next(iter(parts.trained)),
+        default_model=next((name for name in parts.trained if reads_reasoning(name)), next(iter(parts.trained))),
         files={name: file_entry(release / name) for name in files},
     )
     manifest = draft.model_copy(update={"release_id": content_id(draft)})
@@ -176,7 +175,7 @@ def _write_model(
     beam = recipe.model.beam
     return ModelEntry(
         name=name,
-        backbone="hstu",
+        backbone=BACKBONES[model.variant],
         file=file,
         history_length=recipe.model.length,
         beam=beam,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from offline.models.beam import MISSING, child_log_probabilities
@@ -12,33 +12,55 @@ from offline.models.recommender import Recommender
 from offline.recipe import TrainRecipe
 
 
-class Objective:
-    """Loss of one batch. Position `-1` predicts the row's last training item and alone may see H."""
+class Objective(nn.Module):
+    """Loss of one batch. Position `-1` predicts the row's last training item and alone may see H.
+
+    A causal model is trained at every position; one whose positions see the whole history, at the last alone.
+    """
 
     def __init__(self, model: Recommender, recipe: TrainRecipe) -> None:
-        self._model, self._recipe = model, recipe
+        super().__init__()
+        self.model, self.recipe = model, recipe
 
-    def __call__(self, inputs: Tensor, targets: Tensor, reasoning: Tensor | None, keep: Tensor | None) -> Tensor:
+    def forward(self, inputs: Tensor, targets: Tensor, reasoning: Tensor | None, keep: Tensor | None) -> Tensor:
         """inputs, targets int64 [B, T]; reasoning float32 [B, K, D] and keep bool [B] (rows that see H), or None."""
-        model, recipe = self._model, self._recipe
+        model, recipe = self.model, self.recipe
         sequence, present = model.encode(inputs)
-        place = torch.arange(inputs.shape[1], device=inputs.device)
         if reasoning is None:
             context = model.fuse(sequence, None, None)
-            return self._recommendation(context, context, present, place, targets)
+            return (
+                self._everywhere(context, present, targets) if model.causal else self._last(context, present, targets)
+            )
         assert model.adapter is not None
         assert keep is not None
         steps = model.adapter(functional.dropout(reasoning, recipe.reasoning_dropout, training=True))
+        last = targets[:, -1]
+        if model.causal:
+            loss = self._everywhere_fused(sequence, present, steps, keep, targets)
+        else:
+            loss = self._last(model.fuse(sequence, steps, keep), present, targets)
+        aligned = info_nce(steps[keep, -1], model.embed(last[keep]), last[keep], recipe.temperature)
+        return loss + recipe.contrastive_weight * torch.nan_to_num(aligned)
+
+    def _everywhere(self, context: Tensor, present: Tensor, targets: Tensor) -> Tensor:
+        """Of a model that sees no reasoning, or is not to."""
+        place = torch.arange(targets.shape[1], device=targets.device)
+        return self._recommendation(context, context, present, place, targets)
+
+    def _everywhere_fused(
+        self, sequence: Tensor, present: Tensor, steps: Tensor, keep: Tensor, targets: Tensor
+    ) -> Tensor:
+        """The last position with reasoning in the rows to keep, all others without."""
+        model = self.model
+        place = torch.arange(targets.shape[1], device=targets.device)
         without = model.fuse(sequence, steps, torch.zeros_like(keep))
         fused = model.fuse(sequence, steps, keep)
         at_end = torch.cat([without[:, :-1], fused[:, -1:]], dim=1)
-        last = targets[:, -1]
         loss = self._recommendation(fused, at_end, present, place[-1:], targets)
         if len(place) > 1:
             earlier = self._recommendation(without, without, present, place[:-1], targets, catalogue=False)
             loss = loss + earlier
-        aligned = info_nce(steps[keep, -1], model.embed(last[keep]), last[keep], recipe.temperature)
-        return loss + recipe.contrastive_weight * torch.nan_to_num(aligned)
+        return loss
 
     def _recommendation(
         self,
@@ -51,34 +73,48 @@ class Objective:
         catalogue: bool = True,
     ) -> Tensor:
         """Sum over the predicted positions divided by *all* present positions of the batch, so that parts add up."""
-        model, recipe = self._model, self._recipe
+        model, recipe = self.model, self.recipe
         vectors = model.node_vectors()
         here = present[:, at]  # [B, G]
         following = targets[:, at]  # [B, G]
         logits = model.decoder.train_logits(context, present, at, model.item_codes[following])
-        total = present.sum()
-        loss = context.new_zeros(())
-        chosen = following[here]  # [M]
-        state = context[:, at][here]  # [M, d]
-        tables = model.tables
-        for level, scores in enumerate(logits):
-            node = tables.path[chosen, level]
-            parent = tables.path[chosen, level - 1] if level else torch.zeros_like(chosen)
-            _, likelihood = child_log_probabilities(
-                tables, level, parent[:, None], scores[here][:, None], vectors[level], state
-            )
-            likelihood = likelihood[:, 0]  # [M, F]
-            slot = node - tables.table("first", level)[parent]
-            picked = likelihood.gather(1, slot[:, None]).sum()
-            if recipe.label_smoothing:
-                exists = likelihood > MISSING
-                even = (likelihood.masked_fill(~exists, 0).sum(1) / exists.sum(1)).sum()
-                picked = (1 - recipe.label_smoothing) * picked + recipe.label_smoothing * even
-            loss = loss - picked / total
-        if catalogue and recipe.catalogue_weight:
-            table = model.catalogue()
+        loss = self._unlikelihood(
+            [scores[here] for scores in logits], following[here], vectors, context[:, at][here], present.sum()
+        )
+        table = model.catalogue() if catalogue and recipe.catalogue_weight else None
+        if table is not None:
             scores = states[present] @ table.T  # [M, N]
             loss = loss + recipe.catalogue_weight * functional.cross_entropy(
                 scores, targets[present] - 1, label_smoothing=recipe.label_smoothing
             )
+        return loss
+
+    def _last(self, context: Tensor, present: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the rows, each of which predicts its last target."""
+        end = torch.tensor([context.shape[1] - 1], device=context.device)
+        following = targets[:, -1]
+        logits = self.model.decoder.train_logits(context, present, end, self.model.item_codes[following][:, None])
+        rows = torch.tensor(len(following), device=context.device)
+        vectors = self.model.node_vectors()
+        return self._unlikelihood([scores[:, 0] for scores in logits], following, vectors, context[:, -1], rows)
+
+    def _unlikelihood(
+        self, logits: list[Tensor], chosen: Tensor, vectors: list[Tensor] | None, state: Tensor, total: Tensor
+    ) -> Tensor:
+        """-log p of items `chosen` [M] by logits [M, codebook] of each level and states [M, d], summed over `total`."""
+        tables, smoothing = self.model.tables, self.recipe.label_smoothing
+        loss = state.new_zeros(())
+        for level, scores in enumerate(logits):
+            node = tables.path[chosen, level]
+            parent = tables.path[chosen, level - 1] if level else torch.zeros_like(chosen)
+            of_nodes = vectors[level] if vectors is not None else None
+            _, likelihood = child_log_probabilities(tables, level, parent[:, None], scores[:, None], of_nodes, state)
+            likelihood = likelihood[:, 0]  # [M, F]
+            slot = node - tables.table("first", level)[parent]
+            picked = likelihood.gather(1, slot[:, None]).sum()
+            if smoothing:
+                exists = likelihood > MISSING
+                even = (likelihood.masked_fill(~exists, 0).sum(1) / exists.sum(1)).sum()
+                picked = (1 - smoothing) * picked + smoothing * even
+            loss = loss - picked / total
         return loss

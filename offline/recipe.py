@@ -11,9 +11,25 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from offline.errors import RecipeError
+
+BackboneName = Literal["hstu", "tiger", "sasrec"]
+Variant = Literal["hstu", "scoter_h", "tiger", "scoter_t", "sasrec", "scoter_s"]
+BACKBONES: dict[Variant, BackboneName] = {
+    "hstu": "hstu",
+    "scoter_h": "hstu",
+    "tiger": "tiger",
+    "scoter_t": "tiger",
+    "sasrec": "sasrec",
+    "scoter_s": "sasrec",
+}
+
+
+def reads_reasoning(variant: Variant) -> bool:
+    """Whether the model fuses H into its backbone."""
+    return variant != BACKBONES[variant]
 
 
 class _Section(BaseModel):
@@ -130,7 +146,7 @@ class ReasonRecipe(_Section):
 
 
 class ModelRecipe(_Section):
-    """Table 8: backbone, decoder and fusion."""
+    """Table 8: HSTU, its decoder and its fusion. `length` and `beam` hold for every backbone."""
 
     length: int = Field(20, ge=2)  # T, most recent interactions
     dim: int = Field(50, ge=4)  # d_item
@@ -158,7 +174,8 @@ class ModelRecipe(_Section):
 class TrainRecipe(_Section):
     """Appendix A.2: optimisation."""
 
-    batch: int = Field(512, ge=1)  # sequences
+    batch: int = Field(512, ge=1)  # sequences; of TIGER, sequences up to one of their items
+    optimizer: Literal["adamw", "adam"] = "adamw"  # the same without weight decay
     precision: Literal["float32", "bfloat16"] = "float32"  # of the matrix products
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -175,6 +192,54 @@ class TrainRecipe(_Section):
     reasoning_drop: float = Field(0.2, ge=0, le=1)  # share of samples trained without H
     reasoning_dropout: float = Field(0.0, ge=0, lt=1)  # on the step embeddings
     seed: int = 1
+
+
+class SasrecRecipe(_Section):
+    """A third backbone beside the paper's two. Width, dropout, decoder and fusion are those of `[model]`."""
+
+    blocks: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    ff: int = Field(256, ge=4)
+
+
+class TigerRecipe(_Section):
+    """A.1 and Table 8: TIGER, a T5 over the codes of the history's items, and its fusion."""
+
+    dim: int = Field(128, ge=4)  # d_item
+    layers: int = Field(4, ge=1)  # of the encoder, and as many of the decoder
+    heads: int = Field(6, ge=1)
+    head_dim: int = Field(64, ge=1)
+    ff: int = Field(1024, ge=4)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    fusion_heads: int = Field(6, ge=1)
+    fusion_dropout: float = Field(0.1, ge=0, lt=1)
+    gate_bias: float = 0.0  # as `model.gate_bias`
+    train: TrainRecipe = TrainRecipe(batch=256, epochs=200)
+
+    @model_validator(mode="after")
+    def _has_no_item_vectors(self) -> Self:
+        if self.train.catalogue_weight:
+            raise ValueError(
+                "train.catalogue_weight must be 0: TIGER knows items by their codes and has no item vectors"
+            )
+        return self
+
+
+class AblationRecipe(_Section):
+    """Tables 4 and 10, and controls: what is taken from the reasoning. See also `train.contrastive_weight`."""
+
+    # What the model sees of a chain: each step; their mean; the last one; or one embedding of the whole text.
+    steps: Literal["each", "mean", "last", "whole"] = "each"
+    # Whose reasoning it is: the user's; another user's; or none, but embeddings of items that often follow.
+    control: Literal["none", "shuffled", "successors"] = "none"
+    position: bool = True  # P_j of eq. 2
+    matched: bool = False  # backbones are widened until they have as many parameters as with fusion
+
+    @model_validator(mode="after")
+    def _successors_are_no_text(self) -> Self:
+        if self.control == "successors" and self.steps == "whole":
+            raise ValueError("steps = 'whole' embeds a text, and control = 'successors' has none: choose one")
+        return self
 
 
 class SearchRecipe(_Section):
@@ -204,6 +269,7 @@ class Recipe(_Section):
     """A whole run."""
 
     name: str
+    models: list[Variant] = Field(["hstu", "scoter_h"], min_length=1)  # trained, evaluated and served
     prepare: PrepareRecipe = PrepareRecipe()
     tokenize: TokenizeRecipe = TokenizeRecipe()
     teacher: TeacherRecipe = TeacherRecipe()
@@ -212,9 +278,23 @@ class Recipe(_Section):
     reason: ReasonRecipe = ReasonRecipe()
     model: ModelRecipe = ModelRecipe()
     train: TrainRecipe = TrainRecipe()
+    sasrec: SasrecRecipe = SasrecRecipe()
+    tiger: TigerRecipe = TigerRecipe()
+    ablation: AblationRecipe = AblationRecipe()
     search: SearchRecipe = SearchRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
     export: ExportRecipe = ExportRecipe()
+
+    @field_validator("models")
+    @classmethod
+    def _models_are_named_once(cls, models: list[Variant]) -> list[Variant]:
+        if len(set(models)) < len(models):
+            raise ValueError(f"{', '.join(models)} names a model twice")
+        return models
+
+    def training(self, variant: Variant) -> TrainRecipe:
+        """How that model is trained."""
+        return self.tiger.train if BACKBONES[variant] == "tiger" else self.train
 
 
 def recipe_names() -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from offline.ablate import ablate
 from offline.chains.template import Template, template
 from offline.distill.compare import compare
 from offline.distill.run import distill
@@ -18,7 +19,7 @@ from offline.reason.engines import Engine
 from offline.recipe import Recipe
 from offline.stage import Stage
 from offline.tokenize import tokenize
-from offline.train import VARIANTS, best_epoch, train
+from offline.train import best_epoch, train
 
 Last = Literal["prepare", "tokenize", "discover", "distill", "reason", "train", "evaluate", "export"]
 DISCOVERED = "discovered"  # `reason.template`: the one that `discover` finds
@@ -32,12 +33,14 @@ def run(
     *,
     also: Sequence[Path] = (),
     engine: Engine | None = None,
+    processes: int = 1,
 ) -> Path:
     """From RecBole files in `data` to the output of stage `last`; returns that folder, of `export` the release.
 
     Stages whose output is up to date are skipped. `discover` runs if the recipe wants chains under the template that it
     finds (`also` are templates for it to compare with), `distill` if students are to write and none are named; each
     also if it is `last`. `engine` does the work of `reason`: this process, if none is given.
+    Models are trained by that many `processes`.
     """
     prepared = prepare(work, data, recipe.prepare)
     if last == "prepare":
@@ -58,11 +61,14 @@ def run(
     reasoned = reason(work, prepared, recipe, chosen.template, distilled=students, engine=engine)
     if last == "reason":
         return reasoned.folder
-    served = {variant: train(work, variant, prepared, tokens, reasoned, recipe) for variant in VARIANTS}
+    reasoned = ablate(work, prepared, tokens, reasoned, recipe)
+    stages = (prepared, tokens, reasoned)
+    served = {variant: train(work, variant, *stages, recipe, processes=processes) for variant in recipe.models}
     trained = [Trained(variant, "train", stage) for variant, stage in served.items()]
     if recipe.evaluate.refit:
         for variant, stage in served.items():
-            again = train(work, variant, prepared, tokens, reasoned, recipe, refit_epochs=best_epoch(stage.folder))
+            epochs = best_epoch(stage.folder)
+            again = train(work, variant, *stages, recipe, refit_epochs=epochs, processes=processes)
             trained.append(Trained(variant, "train+validation", again))
     if last == "train":
         return trained[-1].stage.folder

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from offline.encoder import SentenceEncoder
+from offline.errors import StageError
 from offline.prepare import load_dataset
 from offline.quantize import Quantizer, ResidualKMeans, collisions, make_unique
 from offline.recipe import TokenizeRecipe
@@ -37,6 +38,15 @@ def load_codes(folder: Path) -> NDArray[np.int64]:
     """Semantic IDs int64 [N, L]."""
     codes: NDArray[np.int64] = np.load(folder / "codes.npy", allow_pickle=False)
     return codes
+
+
+def load_embeddings(folder: Path, num_items: int) -> NDArray[np.float32]:
+    """Text embeddings float32 [N, D]. Raises StageError if they are not those of `num_items` items."""
+    path = folder / "embeddings.npy"
+    vectors: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    if len(vectors) != num_items:
+        raise StageError(f"{path} has {len(vectors)} rows, the data set {num_items} items: they were not made of it")
+    return vectors
 
 
 def codes_digest(folder: Path) -> str:

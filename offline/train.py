@@ -1,46 +1,50 @@
-"""Stage `train` (3.3.2, A.2): HSTU, or SCoTER-H with order-preserving fusion.
+"""Stage `train` (3.3.2, A.2): a backbone alone, or with order-preserving fusion.
 
 Output folder:
 
     model.pt      weights of the best validation
     model.json    what the weights are: variant, recipe, catalogue size, K, D, best validation
     epochs.jsonl  one object an epoch: loss, seconds, validation metrics
+    epochs.csv    the same as a table
 
-While it runs, `checkpoint.pt` holds everything that going on from the last epoch needs.
+While it runs, `checkpoint.pt` holds everything that going on from the last epoch needs: a run that was cut off,
+wherever that was, ends with the very weights of one that was not. `bad_batch.json` is what made a loss infinite or no
+number.
 """
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from offline.batches import TrainingRows, training_rows
+from offline.batches import TrainingRows, prefix_rows, training_rows
+from offline.crew import Crew, launch
 from offline.errors import TrainingError
 from offline.metrics import ranks, summary
-from offline.models.recommender import Recommender
+from offline.models.matched import matched
+from offline.models.recommender import Recommender, parameters
 from offline.objective import Objective
 from offline.prepare import Dataset, load_dataset
 from offline.reason.output import load_reasoning, present
-from offline.recipe import Recipe
+from offline.recipe import BACKBONES, Recipe, Variant, reads_reasoning
 from offline.scoring import History, score_beam
 from offline.stage import Stage, console, run_stage, write_json
 from offline.tokenize import codes_digest, load_codes
 
 VERSION = 2
-Variant = Literal["hstu", "scoter_h"]
-VARIANTS: tuple[Variant, ...] = ("hstu", "scoter_h")
 
 # glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX: while training, and by default.
 _MALLOC = {-1: (2**31 - 1, 2**17), -2: (2**28, 2**17), -4: (0, 2**16)}
@@ -55,28 +59,57 @@ def train(
     recipe: Recipe,
     *,
     refit_epochs: int | None = None,
+    processes: int = 1,
 ) -> Stage:
     """Run the stage. Raises TrainingError when the loss is not finite.
 
     With `refit_epochs` the validation items are training targets too; nothing is left to select on then, so it
-    trains for that many epochs, which an earlier run chose.
+    trains for that many epochs, which an earlier run chose. `processes` share each batch, one to a GPU where there are
+    any.
     """
-    reads = variant == "scoter_h"
+    reads = reads_reasoning(variant)
     upstream = [prepared, tokens, *([reasoned] if reads else [])]
-    settings: dict[str, Any] = {
-        "variant": variant,
-        "refit_epochs": refit_epochs,
-        "codebook": recipe.tokenize.codebook,
-        "model": recipe.model.model_dump(),
-        "train": recipe.train.model_dump(),
-    }
+    if recipe.ablation.matched and not reads:
+        steps, width = load_reasoning(reasoned.folder, "train").shape[1:]
+        recipe = matched(recipe, variant, load_codes(tokens.folder), (steps, width))
+    settings = _settings(recipe, variant) | {"refit_epochs": refit_epochs}
 
     def build(folder: Path) -> None:
-        with _freed_memory_kept():
-            _Run(folder, variant, prepared, tokens, reasoned if reads else None, recipe, refit_epochs).go()
+        what = (folder, variant, prepared, tokens, reasoned if reads else None, recipe, refit_epochs)
+        if processes == 1:
+            _train(*what)
+        else:
+            launch(processes, _train, *what)
 
     name = f"train-{variant}" + ("-refit" if refit_epochs is not None else "")
     return run_stage(work, name, VERSION, settings, upstream, build)
+
+
+def _settings(recipe: Recipe, variant: Variant) -> dict[str, Any]:
+    """What of the recipe decides the weights.
+
+    What a choice made later leaves as it was before is left out, so that models from then stay valid.
+    """
+    optimisation = recipe.training(variant).model_dump()
+    if optimisation["optimizer"] == "adamw":
+        del optimisation["optimizer"]
+    settings: dict[str, Any] = {
+        "variant": variant,
+        "codebook": recipe.tokenize.codebook,
+        "model": recipe.model.model_dump(),
+        "train": optimisation,
+    }
+    match BACKBONES[variant]:
+        case "tiger":
+            settings["model"] = {"length": recipe.model.length, "beam": recipe.model.beam}
+            settings["tiger"] = recipe.tiger.model_dump(exclude={"train"})
+        case "sasrec":
+            settings["sasrec"] = recipe.sasrec.model_dump()
+        case "hstu":
+            pass
+    if reads_reasoning(variant) and not recipe.ablation.position:
+        settings["position"] = False
+    return settings
 
 
 def training_log(folder: Path) -> list[dict[str, Any]]:
@@ -100,7 +133,7 @@ def load_model(folder: Path, tokens: Stage) -> Recommender:
         )
     recipe = Recipe.model_validate(about["recipe"])
     reasoning = tuple(about["reasoning"]) if about["reasoning"] else None
-    model = Recommender(recipe.model, load_codes(tokens.folder), recipe.tokenize.codebook, reasoning)
+    model = Recommender(recipe, about["variant"], load_codes(tokens.folder), reasoning)
     model.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
     return model.eval()
 
@@ -126,6 +159,19 @@ def _freed_memory_kept() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def _train(
+    folder: Path,
+    variant: Variant,
+    prepared: Stage,
+    tokens: Stage,
+    reasoned: Stage | None,
+    recipe: Recipe,
+    refit_epochs: int | None,
+) -> None:
+    with _freed_memory_kept():
+        _Run(folder, variant, prepared, tokens, reasoned, recipe, refit_epochs).go()
+
+
 class _Run:
     def __init__(
         self,
@@ -138,49 +184,62 @@ class _Run:
         refit_epochs: int | None,
     ) -> None:
         self.folder, self.variant, self.recipe = folder, variant, recipe
+        self.settings = recipe.training(variant)
         refit = refit_epochs is not None
-        self.last_epoch = recipe.train.epochs if refit_epochs is None else refit_epochs
-        torch.manual_seed(recipe.train.seed)
-        self.random = np.random.default_rng(recipe.train.seed)
+        self.last_epoch = self.settings.epochs if refit_epochs is None else refit_epochs
+        self.crew = Crew.here()
+        torch.manual_seed(self.settings.seed)
+        self.random = np.random.default_rng(self.settings.seed)
         self.dataset: Dataset = load_dataset(prepared.folder)
-        self.rows: TrainingRows = training_rows(self.dataset, recipe.model.length, include_validation=refit)
         split = "valid" if refit else "train"
         self.reasoning = load_reasoning(reasoned.folder, split) if reasoned is not None else None  # [U, K, D]
         self.validation = None if refit else self._validation(reasoned)
         shape = self.reasoning.shape[1:] if self.reasoning is not None else None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.codes = codes_digest(tokens.folder)
-        self.model = Recommender(recipe.model, load_codes(tokens.folder), recipe.tokenize.codebook, shape)
+        self.model = Recommender(recipe, variant, load_codes(tokens.folder), shape)
         self.model.to(self.device)
-        self.objective = Objective(self.model, recipe.train)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=recipe.train.learning_rate, weight_decay=recipe.train.weight_decay
+        rows = training_rows if self.model.causal else prefix_rows
+        self.rows: TrainingRows = rows(self.dataset, recipe.model.length, include_validation=refit)
+        self.objective = self.crew.joined(Objective(self.model, self.settings))
+        if not self.crew.first:  # the same weights everywhere, but not the same neurons dropped
+            torch.manual_seed(self.settings.seed + self.crew.rank)
+        optimizer = torch.optim.AdamW if self.settings.optimizer == "adamw" else torch.optim.Adam
+        self.optimizer = optimizer(
+            self.model.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
         )
-        self.steps_an_epoch = math.ceil(len(self.rows) / recipe.train.batch)
+        self.steps_an_epoch = math.ceil(len(self.rows) / self.settings.batch)
         self.epoch, self.step = 0, 0
         self.best: dict[str, float] = {"ndcg@10": -1.0}
         self.best_epoch, self.stale = 0, 0
 
     def go(self) -> None:
-        settings = self.recipe.train
+        settings = self.settings
         self._resume()
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
-            bar = progress.add_task(f"train {self.variant}", total=self.last_epoch, completed=self.epoch)
+        columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn())
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, *times, console=console, transient=True, disable=not self.crew.first) as progress:
+            total = self.last_epoch * self.steps_an_epoch
+            bar = progress.add_task(f"train {self.variant}", total=total, completed=self.step)
             while self.epoch < self.last_epoch and self.stale < settings.patience:
-                row = self._one_epoch()
+                row = self._one_epoch(lambda: progress.advance(bar))
                 if self.validation is not None and self.epoch % settings.validate_every == 0:
                     row |= self._validate()
                 elif self.validation is None and self.epoch == self.last_epoch:
                     self.best_epoch = self.epoch
-                    torch.save(self.model.state_dict(), self.folder / "model.pt")
-                with (self.folder / "epochs.jsonl").open("a", encoding="utf-8") as out:
-                    out.write(json.dumps(row) + "\n")
+                    self._keep_weights()
+                if self.crew.first:
+                    self._log(row)
                 self._checkpoint()
                 note = f" ndcg@10 {row['ndcg@10']:.4f}" if "ndcg@10" in row else ""
-                progress.update(bar, completed=self.epoch, description=f"{self.variant} loss {row['loss']:.3f}{note}")
-        if not (self.folder / "model.pt").is_file():
+                place = f"epoch {self.epoch}/{self.last_epoch}"
+                progress.update(bar, description=f"{self.variant} {place} loss {row['loss']:.3f}{note}")
+        if not self.best_epoch:
             raise TrainingError(f"no validation was reached in {self.epoch} epochs: lower train.validate_every")
+        if self.crew.first:
+            self._finish()
+
+    def _finish(self) -> None:
         write_json(
             self.folder / "model.json",
             {
@@ -189,7 +248,7 @@ class _Run:
                 "items": self.dataset.num_items,
                 "codes": self.codes,
                 "reasoning": list(self.reasoning.shape[1:]) if self.reasoning is not None else None,
-                "parameters": sum(p.numel() for p in self.model.parameters()),
+                "parameters": parameters(self.model),
                 "epochs": self.epoch,
                 "best_epoch": self.best_epoch,
                 "validation": self.best if self.validation is not None else None,
@@ -199,7 +258,7 @@ class _Run:
 
     def _validation(self, reasoned: Stage | None) -> History:
         users = np.arange(len(self.dataset.users))
-        wanted = self.recipe.train.validation_users
+        wanted = self.settings.validation_users
         if 0 < wanted < len(users):
             users = np.sort(np.random.default_rng(0).choice(users, wanted, replace=False))
         return History.of(
@@ -210,43 +269,68 @@ class _Run:
             load_reasoning(reasoned.folder, "valid") if reasoned is not None else None,
         )
 
-    def _one_epoch(self) -> dict[str, Any]:
-        settings = self.recipe.train
+    def _one_epoch(self, stepped: Callable[[], None]) -> dict[str, Any]:
         self.model.train()
         start, losses = time.monotonic(), []
-        for rows in self.rows.batches(self.recipe.train.batch, self.random):
+        for rows in self.rows.batches(self.settings.batch, self.random):
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
                 loss = self._loss(rows)
             if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"{self.variant}: the loss is {loss.item()} at epoch {self.epoch + 1}, step {self.step}; the last "
-                    f"good checkpoint is kept in {self.folder}: lower train.learning_rate and run again"
-                )
+                raise self._diverged(rows, loss.item())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.step += 1
             losses.append(loss.item())
+            stepped()
         self.epoch += 1
-        return {"epoch": self.epoch, "loss": float(np.mean(losses)), "seconds": round(time.monotonic() - start, 2)}
+        mean = float(np.mean(self.crew.gathered(float(np.mean(losses)))))
+        return {"epoch": self.epoch, "loss": mean, "seconds": round(time.monotonic() - start, 2)}
+
+    def _diverged(self, rows: NDArray[np.int64], loss: float) -> TrainingError:
+        """Keep what the batch was, for whoever has to find out why."""
+        path = self.folder / "bad_batch.json"
+        users = self.rows.users[rows]
+        targets = self.rows.targets[rows, -1]
+        batch = {"rows": rows.tolist(), "users": users.tolist(), "last_targets": targets.tolist()}
+        write_json(path, {"epoch": self.epoch + 1, "step": self.step, "loss": str(loss)} | batch)
+        first = ", ".join(map(str, users[:5])) + (", ..." if len(users) > 5 else "")
+        return TrainingError(
+            f"{self.variant}: the loss is {loss} at epoch {self.epoch + 1}, step {self.step}, in a batch of "
+            f"{len(rows)} rows (of users {first} by their place in the data set; all in {path}); the last "
+            f"good checkpoint is kept in {self.folder}: lower train.learning_rate and run again"
+        )
 
     def _loss(self, rows: NDArray[np.int64]) -> Tensor:
+        """Loss of a batch; of several processes, of this one's share, such that their mean is that of the batch."""
+        if self.crew.size == 1:
+            return self._loss_of(rows)
+        own = self.crew.share(rows)
+        # A model is trained at every position of a row, or at the last one: the share of those that are here.
+        places = self.rows.lengths if self.model.causal else np.ones_like(self.rows.lengths)
+        weight = self.crew.size * places[own].sum() / places[rows].sum()
+        return self._loss_of(own if len(own) else rows[:1]) * float(weight)
+
+    def _loss_of(self, rows: NDArray[np.int64]) -> Tensor:
         longest = max(int(self.rows.lengths[rows].max()), 1)
         inputs = torch.from_numpy(self.rows.inputs[rows, -longest:]).to(self.device)
         targets = torch.from_numpy(self.rows.targets[rows, -longest:]).to(self.device)
         if self.reasoning is None:
-            return self.objective(inputs, targets, None, None)
-        matrix = self.reasoning[rows]
-        reasoning = torch.from_numpy(matrix.astype(np.float32)).to(self.device)
-        keep = torch.rand(len(rows), device=self.device) >= self.recipe.train.reasoning_drop
-        keep &= torch.from_numpy(present(matrix)).to(self.device)
-        return self.objective(inputs, targets, reasoning, keep)
+            loss: Tensor = self.objective(inputs, targets, None, None)
+            return loss
+        may = self.rows.latest[rows]
+        reasoning = np.zeros((len(rows), *self.reasoning.shape[1:]), np.float32)
+        reasoning[may] = self.reasoning[self.rows.users[rows[may]]]  # nobody else's is even read
+        keep = torch.rand(len(rows), device=self.device) >= self.settings.reasoning_drop
+        keep &= torch.from_numpy(may & present(reasoning)).to(self.device)
+        fused: Tensor = self.objective(inputs, targets, torch.from_numpy(reasoning).to(self.device), keep)
+        return fused
 
     def _learning_rate(self) -> float:
-        settings = self.recipe.train
+        settings = self.settings
         total = self.steps_an_epoch * settings.epochs
         warmup = int(total * settings.warmup)
         if self.step < warmup:
@@ -257,25 +341,47 @@ class _Run:
         return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def _validate(self) -> dict[str, float]:
-        assert self.validation is not None
-        found = score_beam(self.model, self.validation, self.recipe.model.beam, mask_history=True, device=self.device)
-        measured = summary(ranks(found.items[:, :10], self.validation.targets))
+        measured = self.crew.agreed(self._measured() if self.crew.first else {})
         if measured["ndcg@10"] > self.best["ndcg@10"]:
             self.best, self.best_epoch, self.stale = measured, self.epoch, 0
-            temporary = self.folder / "model.partial.pt"
-            torch.save(self.model.state_dict(), temporary)
-            temporary.replace(self.folder / "model.pt")
+            self._keep_weights()
         else:
             self.stale += 1
         return measured
 
+    def _measured(self) -> dict[str, float]:
+        assert self.validation is not None
+        found = score_beam(self.model, self.validation, self.recipe.model.beam, mask_history=True, device=self.device)
+        return summary(ranks(found.items[:, :10], self.validation.targets))
+
+    def _keep_weights(self) -> None:
+        if not self.crew.first:
+            return
+        temporary = self.folder / "model.partial.pt"
+        torch.save(self.model.state_dict(), temporary)
+        temporary.replace(self.folder / "model.pt")
+
+    def _log(self, row: dict[str, Any]) -> None:
+        with (self.folder / "epochs.jsonl").open("a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
+        rows = training_log(self.folder)
+        columns = list(dict.fromkeys(column for each in rows for column in each))
+        with (self.folder / "epochs.csv").open("w", encoding="utf-8", newline="") as out:
+            table = csv.DictWriter(out, columns)
+            table.writeheader()
+            table.writerows(rows)
+
     def _checkpoint(self) -> None:
+        drawn = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.device.type == "cuda" else [])]
+        everyone = self.crew.gathered(drawn)
+        if not self.crew.first:
+            return
         temporary = self.folder / "checkpoint.partial.pt"
         torch.save(
             {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "torch": torch.get_rng_state(),
+                "random": everyone,  # by rank: of the CPU, and of the GPU if there is one
                 "numpy": json.dumps(self.random.bit_generator.state),
                 "epoch": self.epoch,
                 "step": self.step,
@@ -288,15 +394,25 @@ class _Run:
         temporary.replace(self.folder / "checkpoint.pt")
 
     def _resume(self) -> None:
-        path = self.folder / "checkpoint.pt"
+        path, log = self.folder / "checkpoint.pt", self.folder / "epochs.jsonl"
         if not path.is_file():
-            (self.folder / "epochs.jsonl").unlink(missing_ok=True)
+            if self.crew.first:
+                log.unlink(missing_ok=True)
             return
         kept = torch.load(path, weights_only=True)
         self.model.load_state_dict(kept["model"])
         self.optimizer.load_state_dict(kept["optimizer"])
-        torch.set_rng_state(kept["torch"])
+        everyone = kept["random"] if "random" in kept else [[kept["torch"]]]  # before there could be several
+        if self.crew.rank < len(everyone):
+            drawn = everyone[self.crew.rank]
+            torch.set_rng_state(drawn[0])
+            if self.device.type == "cuda" and len(drawn) > 1:
+                torch.cuda.set_rng_state(drawn[1])
         self.random.bit_generator.state = json.loads(kept["numpy"])
         self.epoch, self.step, self.stale = kept["epoch"], kept["step"], kept["stale"]
         self.best, self.best_epoch = kept["best"], kept["best_epoch"]
-        console.print(f"  going on after epoch {self.epoch}")
+        if self.crew.first:
+            # An epoch may have been written down and cut off before its checkpoint: it will be trained again.
+            rows = training_log(self.folder)[: self.epoch]
+            log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            console.print(f"  going on after epoch {self.epoch}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from offline.models.decoder import Cache, Decoder, Memory
+from offline.models.decoder import Cache, Memory, SidDecoder
 from offline.trie import Trie
 
 MISSING = -torch.inf
@@ -80,12 +80,12 @@ class Beam:
 
 
 def beam_search(
-    decoder: Decoder,
+    decoder: SidDecoder,
     tables: TrieTables,
     sequence: Tensor,
     present: Tensor,
     exclude: Tensor,
-    vectors: Sequence[Tensor],
+    vectors: Sequence[Tensor] | None,
     width: int,
     widen: Sequence[int] = (),
     allowed: Tensor | None = None,
@@ -93,9 +93,9 @@ def beam_search(
     """The `width` best items after encoder outputs `sequence` [B, T, d].
 
     present bool [B, T]; exclude int64 [B, E], item indices that must not be returned, 0 for none; vectors of the
-    trie's nodes by level, [n, d] each; `widen`, how many times the width the first levels keep; allowed uint8 [B, A],
-    the nodes that may be entered (see `TrieTables.alive`). Which of them lead to an item is for the caller to say: the
-    beam does not look ahead.
+    trie's nodes by level, [n, d] each, if the model has any; `widen`, how many times the width the first levels keep;
+    allowed uint8 [B, A], the nodes that may be entered (see `TrieTables.alive`). Which of them lead to an item is for
+    the caller to say: the beam does not look ahead.
     """
     memory: Memory = decoder.memory(sequence)
     visible = present[:, None, None, :] | (
@@ -104,13 +104,13 @@ def beam_search(
     dead = _dead_nodes(tables, exclude)
     node = torch.zeros_like(exclude[:, :0]).sum(1, keepdim=True)  # [B, 1], the root
     score = torch.zeros_like(node, dtype=sequence.dtype)
-    token = decoder.start(sequence[:, -1:])  # [B, 1, dim]
+    token = decoder.begin(sequence)  # [B, 1, dim]
     cache: Cache | None = None
     bound = torch.full_like(score[:, 0], MISSING)
     for level in range(tables.depth):
         logits, cache = decoder.step(token, level, memory, visible, cache)  # [B, W, codebook]
         children, child_scores = child_log_probabilities(
-            tables, level, node, logits, vectors[level], sequence[:, -1]
+            tables, level, node, logits, vectors[level] if vectors is not None else None, sequence[:, -1]
         )  # [B, W, F]
         reached = (score[:, :, None] + child_scores).flatten(1)  # [B, W * F]
         reached = _mask_dead(tables, level, node, reached, dead[level])
@@ -126,24 +126,25 @@ def beam_search(
         if level + 1 < tables.depth:
             parent = place // tables.fanout[level]  # [B, W']
             cache = [(_follow(key, parent), _follow(value, parent)) for key, value in cache]
-            token = decoder.codes[level](tables.table("code", level)[node])
+            token = decoder.token(level, tables.table("code", level)[node])
     valid = score > MISSING
     items = torch.where(valid, tables.item[node], 0)
     return _pad(Beam(items, score, valid, bound), width)
 
 
 def child_log_probabilities(
-    tables: TrieTables, level: int, node: Tensor, logits: Tensor, vectors: Tensor, state: Tensor
+    tables: TrieTables, level: int, node: Tensor, logits: Tensor, vectors: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Children of `node` [..., W] and their log-probabilities, both [..., W, F]; absent children score -inf.
 
     A child's logit is the decoder's for its code (logits [..., W, codebook]) plus the product of the encoder's state
     [..., d] with the child's vector (vectors [n, d]). The first term generalises over items that share codes, the
-    second tells the very items apart.
+    second tells the very items apart; a model that knows items by their codes has no vectors and no second term.
     """
     child, exists = tables.children_of(level, node)
     scores = logits.gather(-1, tables.table("code", level)[child])
-    scores = scores + (vectors[child] @ state[..., None, :, None]).squeeze(-1)
+    if vectors is not None:
+        scores = scores + (vectors[child] @ state[..., None, :, None]).squeeze(-1)
     return child, torch.log_softmax(scores.masked_fill(~exists, MISSING), dim=-1)
 
 

@@ -8,6 +8,7 @@ all positions of a sequence are groups of one call; in the beam every beam is a 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,32 @@ Cache = list[tuple[Tensor, Tensor]]
 
 Memory = list[tuple[Tensor, Tensor]]
 """Per layer, keys [B, h, d_h, T] and values [B, h, T, d_h] of the encoder outputs; shared by all groups."""
+
+
+class SidDecoder(Protocol):
+    """What the objective and the beam ask of a decoder; G groups, each of which predicts one item."""
+
+    def memory(self, sequence: Tensor) -> Memory:
+        """What all groups attend to, from encoder outputs [B, S, d]."""
+        ...
+
+    def begin(self, sequence: Tensor) -> Tensor:
+        """The first token of the beam [B, 1, dim]."""
+        ...
+
+    def token(self, level: int, code: Tensor) -> Tensor:
+        """The token of a code that was written at a level: int64 [...] -> [..., dim]."""
+        ...
+
+    def train_logits(self, sequence: Tensor, present: Tensor, at: Tensor, codes: Tensor) -> list[Tensor]:
+        """Logits of every level under teacher forcing, L tensors [B, G, codebook], see `Decoder.train_logits`."""
+        ...
+
+    def step(
+        self, token: Tensor, level: int, memory: Memory, visible: Tensor, past: Cache | None
+    ) -> tuple[Tensor, Cache]:
+        """One level of the beam: token [B, G, dim] -> logits [B, G, codebook] and the grown cache."""
+        ...
 
 
 class DecoderLayer(nn.Module):
@@ -113,6 +140,14 @@ class Decoder(nn.Module):
             assert isinstance(layer, DecoderLayer)
             memory.append(layer.memory(sequence))
         return memory
+
+    def begin(self, sequence: Tensor) -> Tensor:
+        """The start token [B, 1, dim], made from the last encoder output."""
+        return self.start(sequence[:, -1:])
+
+    def token(self, level: int, code: Tensor) -> Tensor:
+        """Codes [...] of a level -> [..., dim]."""
+        return self.codes[level](code)
 
     def train_logits(self, sequence: Tensor, present: Tensor, at: Tensor, codes: Tensor) -> list[Tensor]:
         """Logits of every level under teacher forcing.

@@ -21,26 +21,26 @@ OUTPUTS = ("item", "score", "valid")
 
 
 class FusedGraph(nn.Module):
-    """A trained model as it is served; item vectors are summed once, at export."""
+    """A trained model as it is served; what does not depend on the request is computed once, at export."""
 
     def __init__(self, model: Recommender, widen: Sequence[int] = ()) -> None:
         super().__init__()
         self.model = model
         self.widen = tuple(widen)
         with torch.no_grad():
-            table = model.embed(torch.arange(model.items.num_embeddings))
             vectors = model.node_vectors()
-        self.table: Tensor
-        self.register_buffer("table", table)  # [N + 1, d]
-        self.vectors = nn.ParameterList(nn.Parameter(v, requires_grad=False) for v in vectors)
+        self.inputs = model.inputs.served()
+        self.vectors = (
+            nn.ParameterList(nn.Parameter(v, requires_grad=False) for v in vectors) if vectors is not None else None
+        )
         self.eval()
 
     def rank(
         self, history: Tensor, exclude: Tensor, allowed: Tensor, steps: Tensor | None, has_reasoning: Tensor | None
     ) -> Outputs:
         """Item index int64, score float32 and valid bool, [B, N] each; with steps, their attention float32 [B, K]."""
-        present = history > 0
-        sequence = self.model.backbone(self.table[history], present)
+        x, present = self.inputs(history)
+        sequence = self.model.backbone(x, present)
         explained: tuple[Tensor, ...] = ()
         if self.model.fusion is None:
             context = self.model.fuse(sequence, None, None)
@@ -55,7 +55,7 @@ class FusedGraph(nn.Module):
             context,
             present,
             exclude,
-            list(self.vectors),
+            list(self.vectors) if self.vectors is not None else None,
             self.model.recipe.beam,
             self.widen,
             allowed,

@@ -10,13 +10,17 @@ from torch.nn import functional
 
 
 class Adapter(nn.Module):
-    """Eq. 1 and 2: z_pos_j = LayerNorm(W_proj e_j + b_proj) + P_j. Acts on each step alone."""
+    """Eq. 1 and 2: z_pos_j = LayerNorm(W_proj e_j + b_proj) + P_j. Acts on each step alone.
 
-    def __init__(self, steps: int, width: int, dim: int) -> None:
+    Without `position` P is zero and stays so: then steps are told apart by what they say alone.
+    """
+
+    def __init__(self, steps: int, width: int, dim: int, *, position: bool = True) -> None:
         super().__init__()
         self.project = nn.Linear(width, dim)
         self.norm = nn.LayerNorm(dim)
-        self.position = nn.Parameter(torch.randn(steps, dim) * 0.02)
+        drawn = torch.randn(steps, dim) * 0.02  # either way, so that all other weights start the same
+        self.position = nn.Parameter(drawn if position else torch.zeros_like(drawn), requires_grad=position)
 
     def forward(self, reasoning: Tensor) -> Tensor:
         """Step embeddings [B, K, D] -> z_pos [B, K, d_item]."""

@@ -1,83 +1,80 @@
-"""A whole model: item embeddings, backbone, fusion (if it reads reasoning) and semantic-ID decoder."""
+"""A whole model: inputs, backbone, fusion (if it reads reasoning) and semantic-ID decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from offline.models.backbone import Backbone
 from offline.models.beam import Beam, TrieTables, beam_search
-from offline.models.decoder import Decoder
+from offline.models.decoder import Decoder, SidDecoder
 from offline.models.fusion import Adapter, Fusion
 from offline.models.hstu import HSTU
-from offline.recipe import ModelRecipe
+from offline.models.inputs import CodeTokens, ItemVectors
+from offline.models.sasrec import SASRec
+from offline.recipe import BACKBONES, ModelRecipe, Recipe, TigerRecipe, Variant, reads_reasoning
 from offline.trie import Trie, build_trie
 
 
 class Recommender(nn.Module):
-    """HSTU with semantic IDs, and with `reasoning=(K, D)` SCoTER-H.
+    """One of the variants; those that read reasoning are made for `reasoning=(K, D)`.
 
-    An item's input vector is the sum of its id embedding and its L code embeddings (A.1).
+    `causal` says that the output at a position depends on no later one.
     """
 
     def __init__(
-        self, recipe: ModelRecipe, codes: NDArray[np.integer], codebook: int, reasoning: tuple[int, int] | None
+        self, recipe: Recipe, variant: Variant, codes: NDArray[np.integer], reasoning: tuple[int, int] | None
     ) -> None:
         super().__init__()
-        self.recipe = recipe
-        num_items, levels = codes.shape
+        assert (reasoning is not None) == reads_reasoning(variant)
+        self.recipe, self.variant = recipe.model, variant
+        codebook, levels = recipe.tokenize.codebook, codes.shape[1]
         self.trie: Trie = build_trie(codes, codebook)
         self.tables = TrieTables(self.trie)
-        padded = np.concatenate([np.zeros((1, levels), np.int64), codes.astype(np.int64)])
-        self.register_buffer("item_codes", torch.from_numpy(padded), persistent=False)  # [N + 1, L]
-        self.item_codes: Tensor
-        self.items = nn.Embedding(num_items + 1, recipe.dim)
-        self.codes = nn.ModuleList(nn.Embedding(codebook, recipe.dim) for _ in range(levels))
-        self.backbone = HSTU(
-            dim=recipe.dim,
-            blocks=recipe.blocks,
-            heads=recipe.heads,
-            qk_dim=recipe.qk_dim,
-            v_dim=recipe.v_dim,
-            length=recipe.length,
-            dropout=recipe.dropout,
+        item_codes = torch.from_numpy(np.concatenate([np.zeros((1, levels), np.int64), codes.astype(np.int64)]))
+        is_tiger = BACKBONES[variant] == "tiger"
+        self.causal = not is_tiger
+        shape: TigerRecipe | ModelRecipe = recipe.tiger if is_tiger else recipe.model
+        self.dim = shape.dim
+        self.inputs: CodeTokens | ItemVectors
+        self.inputs = (
+            CodeTokens(item_codes, codebook, self.dim) if is_tiger else ItemVectors(item_codes, codebook, self.dim)
         )
-        self.norm = nn.LayerNorm(recipe.dim) if reasoning is None else None
-        self.adapter = None if reasoning is None else Adapter(*reasoning, recipe.dim)
-        self.fusion = (
-            None
-            if reasoning is None
-            else Fusion(recipe.dim, recipe.fusion_heads, recipe.fusion_dropout, recipe.gate_bias)
-        )
-        self.decoder = Decoder(
-            levels=levels,
-            codebook=codebook,
-            layers=recipe.decoder_layers,
-            heads=recipe.decoder_heads,
-            dim=recipe.decoder_dim,
-            ff=recipe.decoder_ff,
-            memory_dim=recipe.dim,
-            dropout=recipe.dropout,
-        )
-        for table in [self.items, *self.codes]:
-            nn.init.normal_(table.weight, std=0.02)
+        self.backbone = _backbone(recipe, variant, self.inputs)
+        # TIGER's encoder ends in a norm of its own.
+        self.norm = nn.LayerNorm(self.dim) if reasoning is None and not is_tiger else None
+        self.adapter = None
+        self.fusion = None
+        if reasoning is not None:
+            self.adapter = Adapter(*reasoning, self.dim, position=recipe.ablation.position)
+            self.fusion = Fusion(self.dim, shape.fusion_heads, shape.fusion_dropout, shape.gate_bias)
+        self.decoder = _decoder(recipe, self.inputs, levels)
+        self.inputs.initialise()
+        self.register_load_state_dict_pre_hook(_older_names)  # type: ignore[no-untyped-call] # torch's own
+
+    @property
+    def item_codes(self) -> Tensor:
+        """Semantic IDs int64 [N + 1, L], row i for item i."""
+        return self.inputs.item_codes
 
     def embed(self, items: Tensor) -> Tensor:
-        """Item indices [...] -> input vectors [..., d_item]."""
-        codes = self.item_codes[items]
-        return self.items(items) + sum(table(codes[..., level]) for level, table in enumerate(self.codes))
+        """Item indices [...] -> vectors [..., d_item]."""
+        return self.inputs.embed(items)
 
-    def catalogue(self) -> Tensor:
-        """Input vectors of all items [N, d_item], row i - 1 for item i."""
-        codes = self.item_codes[1:]
-        return self.items.weight[1:] + sum(table(codes[:, level]) for level, table in enumerate(self.codes))
+    def catalogue(self) -> Tensor | None:
+        """Vectors of all items [N, d_item], row i - 1 for item i, if the backbone reads items as such."""
+        return self.inputs.catalogue() if isinstance(self.inputs, ItemVectors) else None
 
-    def node_vectors(self) -> list[Tensor]:
+    def node_vectors(self) -> list[Tensor] | None:
         """Per level of the trie, the mean input vector of the items beneath each node, [n, d_item]."""
         items = self.catalogue()
+        if items is None:
+            return None
         vectors: list[Tensor] = []
         for level, size in enumerate(self.tables.sizes):
             total = items.new_zeros(size, items.shape[1]).index_add(0, self.tables.path[1:, level], items)
@@ -85,20 +82,17 @@ class Recommender(nn.Module):
         return vectors
 
     def encode(self, history: Tensor) -> tuple[Tensor, Tensor]:
-        """History int64 [B, T], left-padded with 0 -> h_seq [B, T, d], present bool [B, T]."""
-        present = history > 0
-        return self.backbone(self.embed(history), present), present
+        """History int64 [B, T], left-padded with 0 -> h_seq [B, S, d], present bool [B, S]."""
+        x, present = self.inputs(history)
+        return self.backbone(x, present), present
 
     def fuse(self, sequence: Tensor, steps: Tensor | None, has_reasoning: Tensor | None) -> Tensor:
-        """h_seq [B, T, d] -> what the decoder reads. Of a model with reasoning, `steps` are z_pos [B, K, d]."""
-        if self.norm is not None:
-            normed: Tensor = self.norm(sequence)
-            return normed
-        assert self.fusion is not None
+        """h_seq [B, S, d] -> what the decoder reads. Of a model with reasoning, `steps` are z_pos [B, K, d]."""
+        if self.fusion is None:
+            return sequence if self.norm is None else self.norm(sequence)
         assert steps is not None
         assert has_reasoning is not None
-        fused: Tensor = self.fusion(sequence, steps, has_reasoning)
-        return fused
+        return self.fusion(sequence, steps, has_reasoning)
 
     def recommend(
         self,
@@ -119,3 +113,62 @@ class Recommender(nn.Module):
         context = self.fuse(sequence, steps, has_reasoning)
         vectors = self.node_vectors()
         return beam_search(self.decoder, self.tables, context, present, exclude, vectors, width, widen, allowed)
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers training chooses."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _backbone(recipe: Recipe, variant: Variant, inputs: ItemVectors | CodeTokens) -> Backbone:
+    shape = recipe.model
+    match BACKBONES[variant]:
+        case "hstu":
+            return HSTU(
+                dim=shape.dim,
+                blocks=shape.blocks,
+                heads=shape.heads,
+                qk_dim=shape.qk_dim,
+                v_dim=shape.v_dim,
+                length=shape.length,
+                dropout=shape.dropout,
+            )
+        case "sasrec":
+            return SASRec(
+                dim=shape.dim,
+                blocks=recipe.sasrec.blocks,
+                heads=recipe.sasrec.heads,
+                ff=recipe.sasrec.ff,
+                length=shape.length,
+                dropout=shape.dropout,
+            )
+        case "tiger":
+            from offline.models.tiger import T5Encoder, t5_config  # noqa: PLC0415 - transformers takes seconds
+
+            assert isinstance(inputs, CodeTokens)
+            return T5Encoder(t5_config(recipe.tiger, inputs.tokens.num_embeddings))
+
+
+def _decoder(recipe: Recipe, inputs: ItemVectors | CodeTokens, levels: int) -> SidDecoder:
+    shape, codebook = recipe.model, recipe.tokenize.codebook
+    if isinstance(inputs, CodeTokens):
+        from offline.models.tiger import T5Decoder, t5_config  # noqa: PLC0415 - transformers takes seconds
+
+        config = t5_config(recipe.tiger, inputs.tokens.num_embeddings, decoder=True)
+        return T5Decoder(config, inputs.tokens, levels, codebook)
+    return Decoder(
+        levels=levels,
+        codebook=codebook,
+        layers=shape.decoder_layers,
+        heads=shape.decoder_heads,
+        dim=shape.decoder_dim,
+        ff=shape.decoder_ff,
+        memory_dim=shape.dim,
+        dropout=shape.dropout,
+    )
+
+
+def _older_names(_module: nn.Module, state: dict[str, Any], *_: object) -> None:
+    """Weights from when the item vectors were the model's own still load."""
+    for name in [n for n in state if n.startswith(("items.", "codes."))]:
+        state[f"inputs.{name}"] = state.pop(name)

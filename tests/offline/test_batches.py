@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.batches import left_pad, training_rows
+from offline.batches import left_pad, prefix_rows, training_rows
 from offline.prepare import Dataset, ItemText
 
 lengths = st.lists(st.integers(4, 30), min_size=1, max_size=20)
@@ -33,6 +33,25 @@ def test_training_rows_pair_every_item_with_the_next_and_stop_before_validation(
         assert rows.lengths[user] == len(pairs)
         assert rows.targets[user, -1] == sequence[-3]
         assert not {int(sequence[-1]), int(sequence[-2])} & set(rows.targets[user].tolist())
+
+
+@given(lengths, st.integers(2, 25))
+def test_prefix_rows_pair_every_training_target_with_its_history(sizes: list[int], length: int) -> None:
+    data = dataset(sizes)
+    rows = prefix_rows(data, length)
+    expected = [
+        (user, known[:end].tolist()[-length:], int(known[end]), end == len(known) - 1)
+        for user, known in enumerate(s[:-2] for s in data.sequences)
+        for end in range(1, len(known))
+    ]
+    found = [
+        (int(user), row[row > 0].tolist(), int(target), bool(latest))
+        for user, row, target, latest in zip(rows.users, rows.inputs, rows.targets[:, -1], rows.latest, strict=True)
+    ]
+    assert found == expected
+    assert not rows.targets[:, :-1].any()
+    assert (rows.lengths == (rows.inputs > 0).sum(1)).all()
+    assert rows.latest.sum() == len(sizes)
 
 
 @given(lengths)

@@ -5,7 +5,7 @@ import torch
 
 from offline.models.recommender import Recommender
 from offline.objective import Objective
-from offline.recipe import TrainRecipe
+from offline.recipe import TrainRecipe, Variant
 from tests.offline.models import tiny
 
 
@@ -33,7 +33,7 @@ def reference(made: Recommender, context: torch.Tensor, inputs: torch.Tensor, ta
 
 
 def test_loss_is_the_mean_likelihood_of_the_next_item() -> None:
-    made = tiny.model(reasoning=False)
+    made = tiny.model(variant="hstu")
     inputs, targets = rows(made)
     with torch.no_grad():
         loss = float(Objective(made, plain_recipe())(inputs, targets, None, None))
@@ -41,6 +41,28 @@ def test_loss_is_the_mean_likelihood_of_the_next_item() -> None:
         context = made.fuse(sequence, None, None)
         expected = sum(reference(made, context, inputs, targets, at) for at in range(6)) / 15
     assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_model_that_sees_the_whole_history_is_trained_on_the_last_position() -> None:
+    made = tiny.model(variant="tiger")
+    inputs, targets = rows(made)
+    with torch.no_grad():
+        loss = float(Objective(made, plain_recipe())(inputs, targets, None, None))
+        sequence, present = made.encode(inputs)
+        scores = tiny.all_scores(made, made.fuse(sequence, None, None), present)
+    assert loss == pytest.approx(float(-scores[torch.arange(4), targets[:, -1] - 1].mean()), rel=1e-4)
+
+
+def test_its_rows_see_the_reasoning_if_they_may() -> None:
+    made = tiny.model(variant="scoter_t")
+    assert made.adapter is not None
+    inputs, targets = rows(made)
+    reasoning, keep = tiny.reasoning(4), torch.tensor([True, False, True, True])
+    with torch.no_grad():
+        loss = float(Objective(made, plain_recipe())(inputs, targets, reasoning, keep))
+        sequence, present = made.encode(inputs)
+        scores = tiny.all_scores(made, made.fuse(sequence, made.adapter(reasoning), keep), present)
+    assert loss == pytest.approx(float(-scores[torch.arange(4), targets[:, -1] - 1].mean()), rel=1e-4)
 
 
 def test_only_the_last_position_sees_the_reasoning() -> None:
@@ -60,8 +82,9 @@ def test_only_the_last_position_sees_the_reasoning() -> None:
     assert loss == pytest.approx(expected / 15, rel=1e-4)
 
 
-def test_rows_whose_reasoning_is_dropped_do_not_depend_on_it() -> None:
-    made = tiny.model()
+@pytest.mark.parametrize("variant", ["scoter_h", "scoter_t", "scoter_s"])
+def test_rows_whose_reasoning_is_dropped_do_not_depend_on_it(variant: Variant) -> None:
+    made = tiny.model(variant=variant)
     inputs, targets = rows(made)
     objective, nobody = Objective(made, plain_recipe()), torch.zeros(4, dtype=torch.bool)
     with torch.no_grad():
@@ -71,8 +94,9 @@ def test_rows_whose_reasoning_is_dropped_do_not_depend_on_it() -> None:
     assert torch.isfinite(one)
 
 
-def test_contrastive_term_is_weighted_by_lambda() -> None:
-    made = tiny.model()
+@pytest.mark.parametrize("variant", ["scoter_h", "scoter_t", "scoter_s"])
+def test_contrastive_term_is_weighted_by_lambda(variant: Variant) -> None:
+    made = tiny.model(variant=variant)
     inputs, targets = rows(made)
     everyone = torch.ones(4, dtype=torch.bool)
     with torch.no_grad():
@@ -87,7 +111,7 @@ def test_contrastive_term_is_weighted_by_lambda() -> None:
 
 
 def test_catalogue_term_scores_items_by_their_input_vectors() -> None:
-    made = tiny.model(reasoning=False)
+    made = tiny.model(variant="hstu")
     inputs, targets = rows(made)
     with torch.no_grad():
         without = Objective(made, plain_recipe())(inputs, targets, None, None)

@@ -20,6 +20,18 @@ def test_the_shipped_recipes_load() -> None:
         assert load_recipe(name).name == name
 
 
+def test_the_paper_s_models_are_trained_by_its_recipe_alone() -> None:
+    assert load_recipe("paper").models == ["hstu", "scoter_h", "tiger", "scoter_t"]
+    assert {name: load_recipe(name).models for name in ("sample", "beauty")} == {
+        name: ["hstu", "scoter_h"] for name in ("sample", "beauty")
+    }
+
+
+def test_tiger_is_trained_as_its_own_section_says() -> None:
+    recipe = load_recipe("paper")
+    assert [recipe.training(v).batch for v in ("hstu", "scoter_s", "tiger", "scoter_t")] == [512, 512, 256, 256]
+
+
 PAPER: dict[str, dict[str, Any]] = {
     "prepare": {"min_interactions": 5},
     "tokenize": {"levels": 4, "codebook": 256, "quantizer": "rqkmeans"},
@@ -51,6 +63,18 @@ PAPER: dict[str, dict[str, Any]] = {
         "catalogue_weight": 0.0,
         "reasoning_dropout": 0.0,
         "precision": "float32",
+        "optimizer": "adam",
+    },
+    "tiger": {
+        "dim": 128,
+        "layers": 4,
+        "heads": 6,
+        "head_dim": 64,
+        "ff": 1024,
+        "dropout": 0.1,
+        "fusion_heads": 6,
+        "fusion_dropout": 0.1,
+        "gate_bias": 0.0,
     },
 }
 
@@ -99,6 +123,12 @@ def test_an_editor_s_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
         ("[prepare]\ntext = ['title', 1]", "prepare.text.1: Input should be a valid string"),
         ("[reason]\ntemplate = ['one']", "reason.template: Input should be a valid string"),
         ("[model]\ndecoder_heads = 3", "model: decoder_dim = 256 is no multiple of decoder_heads = 3"),
+        ("models = []", "models: List should have at least 1 item"),
+        ("models = ['bert']", "models.0: Input should be 'hstu', 'scoter_h', 'tiger', 'scoter_t', 'sasrec' or"),
+        ("models = ['hstu', 'hstu']", "models: hstu, hstu names a model twice"),
+        ("[tiger.train]\ncatalogue_weight = 0.5", "tiger: train.catalogue_weight must be 0"),
+        ("[ablation]\ncontrol = 'random'", "ablation.control: Input should be 'none', 'shuffled' or 'successors'"),
+        ("[ablation]\nsteps = 'whole'\ncontrol = 'successors'", "ablation: steps = 'whole' embeds a text, and control"),
         ("train = 3", "train: Input should be a valid dictionary"),
     ],
 )

@@ -38,7 +38,7 @@ def test_exact_scoring_is_exhaustive_scoring(mask_history: bool, use_reasoning: 
 
 
 def test_exact_scoring_under_a_filter_is_exhaustive_scoring_of_what_is_eligible() -> None:
-    made, known = tiny.model(ITEMS, reasoning=False), history(with_reasoning=False)
+    made, known = tiny.model(ITEMS, variant="hstu"), history(with_reasoning=False)
     eligible = np.random.default_rng(0).random(ITEMS) < 0.3
     found = score_exact(made, known, 5, mask_history=False, eligible=eligible, batch=7)
     with torch.inference_mode():
@@ -50,7 +50,7 @@ def test_exact_scoring_under_a_filter_is_exhaustive_scoring_of_what_is_eligible(
 
 
 def test_beam_scoring_does_not_depend_on_the_batch() -> None:
-    made, known = tiny.model(ITEMS, reasoning=False), history(with_reasoning=False)
+    made, known = tiny.model(ITEMS, variant="hstu"), history(with_reasoning=False)
     one = score_beam(made, known, 5, mask_history=True, batch=1)
     many = score_beam(made, known, 5, mask_history=True, batch=100)
     assert (one.items == many.items).all()

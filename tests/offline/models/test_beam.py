@@ -9,12 +9,19 @@ from torch import Tensor
 
 from offline.models.beam import Beam
 from offline.models.recommender import Recommender
+from offline.recipe import Variant
 from offline.trie import packed_alive
 from service.filters import Filters
 from service.release.catalogue import Catalogue, Item
 from tests.offline.models import tiny
 
 ROWS = 9
+PLAIN: tuple[Variant, ...] = ("hstu", "sasrec", "tiger")
+SMALL: dict[Variant, dict[str, int]] = {
+    "hstu": {"decoder_layers": 1},
+    "sasrec": {"decoder_layers": 1},
+    "tiger": {"layers": 1},
+}
 
 
 def search(made: Recommender, history: Tensor, exclude: Tensor, width: int) -> Beam:
@@ -32,9 +39,10 @@ def nothing(rows: int) -> Tensor:
     return torch.zeros(rows, 0, dtype=torch.int64)
 
 
+@pytest.mark.parametrize("variant", PLAIN)
 @pytest.mark.parametrize("levels,codebook", [(4, 6), (3, 9), (2, 20)])
-def test_a_beam_as_wide_as_the_catalogue_is_exhaustive_scoring(levels: int, codebook: int) -> None:
-    made = tiny.model(60, levels, codebook, reasoning=False)
+def test_a_beam_as_wide_as_the_catalogue_is_exhaustive_scoring(levels: int, codebook: int, variant: Variant) -> None:
+    made = tiny.model(60, levels, codebook, variant=variant)
     history = tiny.histories(made, ROWS)
     beam = search(made, history, nothing(ROWS), 60)
     scores, order = reference(made, history).sort(dim=1, descending=True)
@@ -46,22 +54,26 @@ def test_a_beam_as_wide_as_the_catalogue_is_exhaustive_scoring(levels: int, code
         assert sorted(beam.items[row].tolist()) == sorted((order[row] + 1).tolist())
 
 
-def test_scores_are_a_distribution_over_the_catalogue() -> None:
-    made = tiny.model(60, reasoning=False)
+@pytest.mark.parametrize("variant", PLAIN)
+def test_scores_are_a_distribution_over_the_catalogue(variant: Variant) -> None:
+    made = tiny.model(60, variant=variant)
     history = tiny.histories(made, ROWS)
     beam = search(made, history, nothing(ROWS), 60)
     torch.testing.assert_close(beam.scores.exp().sum(1), torch.ones(ROWS), atol=1e-4, rtol=0)
 
 
 @given(
+    variant=st.sampled_from(PLAIN),
     seed=st.integers(0, 10_000),
     items=st.integers(1, 70),
     width=st.integers(1, 30),
     excluded=st.lists(st.integers(0, 70), max_size=40),
 )
 @settings(max_examples=60, deadline=None)
-def test_what_comes_back_is_allowed_sorted_and_complete(seed: int, items: int, width: int, excluded: list[int]) -> None:
-    made = tiny.model(items, 4, 6, seed=seed, reasoning=False, decoder_layers=1)
+def test_what_comes_back_is_allowed_sorted_and_complete(
+    variant: Variant, seed: int, items: int, width: int, excluded: list[int]
+) -> None:
+    made = tiny.model(items, 4, 6, seed=seed, variant=variant, **SMALL[variant])
     history = tiny.histories(made, 3, seed)
     banned = [e for e in excluded if e <= items]
     exclude = torch.tensor([banned, [0] * len(banned), banned[::-1]], dtype=torch.int64).reshape(3, len(banned))
@@ -84,6 +96,7 @@ def test_what_comes_back_is_allowed_sorted_and_complete(seed: int, items: int, w
 
 
 @given(
+    variant=st.sampled_from(PLAIN),
     seed=st.integers(0, 10_000),
     items=st.integers(1, 70),
     width=st.integers(1, 30),
@@ -93,10 +106,10 @@ def test_what_comes_back_is_allowed_sorted_and_complete(seed: int, items: int, w
 )
 @settings(max_examples=60, deadline=None)
 def test_a_filtered_beam_is_full_whenever_enough_is_left(
-    seed: int, items: int, width: int, widen: list[int], colours: int, excluded: list[int]
+    variant: Variant, seed: int, items: int, width: int, widen: list[int], colours: int, excluded: list[int]
 ) -> None:
     """One batch: filtered, filtered with exclusions in the mask, the same with them in both places, unfiltered."""
-    made = tiny.model(items, 4, 6, seed=seed, reasoning=False, decoder_layers=1)
+    made = tiny.model(items, 4, 6, seed=seed, variant=variant, **SMALL[variant])
     banned = [e for e in excluded if e <= items]
     rows = [Item(str(n), "", {"colour": [str(n % colours)]}) for n in range(1, items + 1)]
     codes = made.item_codes[1:].numpy().astype(np.uint16)
@@ -120,7 +133,7 @@ def test_a_filtered_beam_is_full_whenever_enough_is_left(
 
 def test_a_filter_leaves_the_other_scores_as_they_were() -> None:
     """They stay probabilities in the whole catalogue: a filtered list is the unfiltered one with gaps closed."""
-    made = tiny.model(60, reasoning=False)
+    made = tiny.model(60, variant="hstu")
     history = tiny.histories(made, ROWS)
     everything = search(made, history, nothing(ROWS), 60)
     eligible = np.random.default_rng(0).random(60) < 0.4
@@ -136,7 +149,7 @@ def test_a_filter_leaves_the_other_scores_as_they_were() -> None:
 def test_wider_first_levels_find_what_a_narrow_beam_prunes() -> None:
     better = 0
     for seed in range(10):
-        made = tiny.model(60, seed=seed, reasoning=False)
+        made = tiny.model(60, seed=seed, variant="hstu")
         history = tiny.histories(made, ROWS, seed)
         narrow = search(made, history, nothing(ROWS), 3)
         with torch.inference_mode():
@@ -147,7 +160,7 @@ def test_wider_first_levels_find_what_a_narrow_beam_prunes() -> None:
 
 
 def test_exclusion_leaves_the_other_scores_as_they_were() -> None:
-    made = tiny.model(60, reasoning=False)
+    made = tiny.model(60, variant="hstu")
     history = tiny.histories(made, ROWS)
     everything = search(made, history, nothing(ROWS), 60)
     best = everything.items[:, :7]
@@ -159,7 +172,7 @@ def test_exclusion_leaves_the_other_scores_as_they_were() -> None:
 
 def test_an_exhausted_prefix_does_not_take_a_place_in_the_beam() -> None:
     """All items under the best first code are excluded: a beam of one must still find the best of the others."""
-    made = tiny.model(60, reasoning=False)
+    made = tiny.model(60, variant="hstu")
     history = tiny.histories(made, ROWS)
     scores = reference(made, history)
     first = made.item_codes[1:, 0]
@@ -175,7 +188,7 @@ def test_the_bound_certifies_exactness() -> None:
     """Wherever a narrow beam says its result cannot be beaten, it is the exact one; and it does say so at times."""
     certified = 0
     for seed in range(20):
-        made = tiny.model(60, seed=seed, reasoning=False)
+        made = tiny.model(60, seed=seed, variant="hstu")
         history = tiny.histories(made, ROWS, seed)
         exact = reference(made, history).sort(dim=1, descending=True).values
         for width in (3, 6, 12):
@@ -188,8 +201,9 @@ def test_the_bound_certifies_exactness() -> None:
     assert certified > 100
 
 
-def test_rows_do_not_see_each_other() -> None:
-    made = tiny.model(60, reasoning=False)
+@pytest.mark.parametrize("variant", PLAIN)
+def test_rows_do_not_see_each_other(variant: Variant) -> None:
+    made = tiny.model(60, variant=variant)
     history = tiny.histories(made, ROWS)
     exclude = history[:, -2:]
     together = search(made, history, exclude, 5)

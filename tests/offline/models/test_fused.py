@@ -10,18 +10,27 @@ import torch
 
 from offline.models.fused import FusedGraph, fused_graph, write_onnx
 from offline.models.recommender import Recommender
+from offline.recipe import BACKBONES, Variant
 from offline.trie import packed_alive
 from tests.offline.models import tiny
 
 Layout = Literal["projected", "raw"]
 
 
-@pytest.fixture(scope="module", params=["plain", "projected", "raw"])
+GRAPHS: list[tuple[Variant, Layout]] = [
+    ("hstu", "projected"),
+    ("scoter_h", "projected"),
+    ("scoter_h", "raw"),
+    ("scoter_t", "projected"),  # the other models: tests/test_variants.py
+]
+
+
+@pytest.fixture(scope="module", params=GRAPHS, ids="-".join)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[FusedGraph, Path]:
-    plain = request.param == "plain"
-    layout: Layout = "raw" if request.param == "raw" else "projected"
-    widen = (3, 2) if plain else ()
-    graph = fused_graph(tiny.model(80, 4, 6, reasoning=not plain, blocks=1, decoder_layers=1), layout, widen)
+    variant, layout = request.param
+    small = {"layers": 1} if BACKBONES[variant] == "tiger" else {"blocks": 1, "decoder_layers": 1}
+    widen = (3, 2) if variant == "hstu" else ()
+    graph = fused_graph(tiny.model(80, 4, 6, variant=variant, **small), layout, widen)
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     write_onnx(graph, layout, path)
     return graph, path
@@ -34,15 +43,15 @@ def feeds(graph: FusedGraph, rows: int, excluded: int, seed: int, filtered: floa
     """Inputs of `rows` requests, of which about `filtered` allow a third of the items."""
     made = graph.model
     random = np.random.default_rng(seed)
-    items = made.items.num_embeddings - 1
+    items = len(made.item_codes) - 1
     masks = np.stack([packed_alive(made.trie, random.random(items) < 1 / 3) for _ in range(rows)])
     found: dict[str, Any] = {
         "history": tiny.histories(made, rows, seed).numpy(),
-        "exclude": random.integers(0, made.items.num_embeddings, (rows, excluded)),
+        "exclude": random.integers(0, items + 1, (rows, excluded)),
         "allowed": np.where(random.random((rows, 1)) < filtered, masks, np.uint8(0xFF)),
     }
     if made.adapter is not None:
-        width = tiny.WIDTH if type(graph).__name__ == "RawGraph" else made.recipe.dim
+        width = tiny.WIDTH if type(graph).__name__ == "RawGraph" else made.dim
         found["reasoning"] = random.normal(size=(rows, tiny.STEPS, width)).astype(np.float32)
         found["has_reasoning"] = random.random(rows) < 0.5
     return found
@@ -108,8 +117,9 @@ def projected(made: Recommender, raw: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def test_both_layouts_rank_alike() -> None:
-    made = tiny.model(80, 4, 6)
+@pytest.mark.parametrize("variant", ["scoter_h", "scoter_t", "scoter_s"])
+def test_both_layouts_rank_alike(variant: Variant) -> None:
+    made = tiny.model(80, 4, 6, variant=variant)
     history, raw = tiny.histories(made, 7), tiny.reasoning(7)
     has, exclude = torch.ones(7, dtype=torch.bool), torch.zeros(7, 1, dtype=torch.int64)
     with torch.inference_mode():
@@ -120,8 +130,9 @@ def test_both_layouts_rank_alike() -> None:
     torch.testing.assert_close(one[3], other[3])
 
 
-def test_reasoning_changes_the_ranking_only_where_there_is_any() -> None:
-    made = tiny.model(80, 4, 6)
+@pytest.mark.parametrize("variant", ["scoter_h", "scoter_t", "scoter_s"])
+def test_reasoning_changes_the_ranking_only_where_there_is_any(variant: Variant) -> None:
+    made = tiny.model(80, 4, 6, variant=variant)
     history = tiny.histories(made, 7)
     has = torch.tensor([True, False] * 3 + [True])
     exclude = torch.zeros(7, 1, dtype=torch.int64)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offline.models.recommender import Recommender
-from offline.recipe import ModelRecipe
+from offline.recipe import BACKBONES, ModelRecipe, Recipe, Variant, reads_reasoning
 
 STEPS, WIDTH = 5, 12
 
@@ -30,6 +30,26 @@ def recipe(**changes: object) -> ModelRecipe:
     return ModelRecipe.model_validate(values | changes)
 
 
+TIGER: dict[str, object] = {"dim": 12, "layers": 2, "heads": 2, "head_dim": 8, "ff": 24, "fusion_heads": 3}
+SASREC: dict[str, object] = {"blocks": 2, "heads": 3, "ff": 20}
+
+
+def whole(variant: Variant, levels: int, codebook: int, **changes: object) -> Recipe:
+    """A recipe for tiny models; `changes` go into the section that the variant's size is from."""
+    tiger = BACKBONES[variant] == "tiger"
+    shared = {name: changes[name] for name in ("length", "beam") if name in changes}
+    own = {name: value for name, value in changes.items() if name not in shared}
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "tokenize": {"levels": levels, "codebook": codebook},
+            "model": (recipe(**shared) if tiger else recipe(**changes)).model_dump(),
+            "sasrec": SASREC,
+            "tiger": TIGER | (own if tiger else {}),
+        }
+    )
+
+
 def random_codes(items: int, levels: int, codebook: int, seed: int) -> NDArray[np.int64]:
     """Distinct semantic IDs, crowded under few first codes so that branches differ in size."""
     random = np.random.default_rng(seed)
@@ -41,12 +61,19 @@ def random_codes(items: int, levels: int, codebook: int, seed: int) -> NDArray[n
 
 
 def model(
-    items: int = 60, levels: int = 4, codebook: int = 6, *, seed: int = 0, reasoning: bool = True, **changes: object
+    items: int = 60,
+    levels: int = 4,
+    codebook: int = 6,
+    *,
+    seed: int = 0,
+    variant: Variant = "scoter_h",
+    **changes: object,
 ) -> Recommender:
     """A model in evaluation mode whose weights are large enough to have opinions."""
     torch.manual_seed(seed)
     codes = random_codes(items, levels, codebook, seed)
-    made = Recommender(recipe(**changes), codes, codebook, (STEPS, WIDTH) if reasoning else None)
+    shape = (STEPS, WIDTH) if reads_reasoning(variant) else None
+    made = Recommender(whole(variant, levels, codebook, **changes), variant, codes, shape)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() > 1:
@@ -57,7 +84,7 @@ def model(
 def histories(made: Recommender, rows: int, seed: int = 0) -> Tensor:
     """Left-padded histories int64 [rows, T] of every length from 0 up."""
     random = np.random.default_rng(seed)
-    length, items = made.recipe.length, made.items.num_embeddings - 1
+    length, items = made.recipe.length, len(made.item_codes) - 1
     out = np.zeros((rows, length), np.int64)
     for row in range(rows):
         size = row % (length + 1)
@@ -73,7 +100,7 @@ def reasoning(rows: int, seed: int = 0) -> Tensor:
 def all_scores(made: Recommender, context: Tensor, present: Tensor) -> Tensor:
     """log p of every item [B, N] by teacher forcing, one item at a time: no trie table, no cache, no beam."""
     codes = made.item_codes[1:]
-    items = made.embed(torch.arange(1, len(codes) + 1))  # [N, d]
+    items = made.embed(torch.arange(1, len(codes) + 1)) if made.catalogue() is not None else None  # [N, d]
     last = torch.tensor([context.shape[1] - 1])
     columns: list[Tensor] = []
     for code in codes:
@@ -82,8 +109,10 @@ def all_scores(made: Recommender, context: Tensor, present: Tensor) -> Tensor:
         for level, scores in enumerate(logits):
             beneath = (codes[:, :level] == code[:level]).all(1)
             siblings = codes[beneath][:, level].unique()
-            means = [items[beneath & (codes[:, level] == sibling)].mean(0) for sibling in siblings]
-            known = scores[:, 0, siblings] + context[:, -1] @ torch.stack(means, dim=1)
+            known = scores[:, 0, siblings]
+            if items is not None:
+                means = [items[beneath & (codes[:, level] == sibling)].mean(0) for sibling in siblings]
+                known = known + context[:, -1] @ torch.stack(means, dim=1)
             total = total + torch.log_softmax(known, dim=1)[:, siblings == code[level]].squeeze(1)
         columns.append(total)
     return torch.stack(columns, dim=1)

@@ -1,0 +1,153 @@
+"""Stage `ablate` (Tables 4 and 10, and controls): H with something taken from it, laid out as `reason` does.
+
+What trains, evaluates or serves reads the one or the other and knows no difference. A recipe that takes nothing away
+has no such stage.
+
+    control = "shuffled"    each user has another user's chains, the same user's for every split: what is left of a lift
+                            does not come from reasoning about the user
+    control = "successors"  step j is the text of the item that fits j-th best by co-occurrence, counted as for the
+                            `analyst`: what is left of a lift can be had without writing chains
+    steps = "mean"          K = 1: the mean of the steps
+    steps = "last"          K = 1: the last step
+    steps = "whole"         K = 1: the embedding of the chain as one text (encoders cut texts at their own length)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from rich.progress import track
+
+from offline.cooccurrence import Neighbours
+from offline.encoder import SentenceEncoder
+from offline.errors import StageError
+from offline.prepare import SPLITS, Dataset, load_dataset
+from offline.reason import load_reasoning, load_template
+from offline.recipe import AblationRecipe, Recipe
+from offline.stage import Stage, console, run_stage, write_json
+from offline.tokenize import load_embeddings
+
+VERSION = 1
+USERS = 512  # at a time
+SEED = 11  # of who gets whose reasoning
+
+
+def ablate(work: Path, prepared: Stage, tokens: Stage, reasoned: Stage, recipe: Recipe) -> Stage:
+    """The output of `reason` as the recipe's ablation leaves it: `reasoned` itself if nothing is taken away."""
+    what = recipe.ablation
+    if what.steps == "each" and what.control == "none":
+        return reasoned
+    settings: dict[str, Any] = {"steps": what.steps, "control": what.control}
+    if what.steps == "whole":
+        settings |= {"encoder": recipe.reason.encoder, "precision": recipe.reason.precision}
+    upstream = [prepared, reasoned, *([tokens] if what.control == "successors" else [])]
+    return run_stage(
+        work, "ablate", VERSION, settings, upstream, lambda folder: _build(folder, prepared, tokens, reasoned, recipe)
+    )
+
+
+def _build(folder: Path, prepared: Stage, tokens: Stage, reasoned: Stage, recipe: Recipe) -> None:
+    dataset = load_dataset(prepared.folder)
+    what, names = recipe.ablation, load_template(reasoned.folder)
+    successors = _Successors(dataset, tokens, len(names)) if what.control == "successors" else None
+    encoder = SentenceEncoder(recipe.reason.encoder, recipe.reason.precision) if what.steps == "whole" else None
+    source = _others(len(dataset.users)) if what.control == "shuffled" else np.arange(len(dataset.users))
+    width = 0
+    for split in SPLITS:
+        reasoning = load_reasoning(reasoned.folder, split)
+        rows = _lines(reasoned.folder / f"{split}.jsonl")
+        if what.control == "shuffled":
+            everyone = list(rows)
+            rows = ({**everyone[user], "steps": everyone[other]["steps"]} for user, other in enumerate(source))
+        out: NDArray[np.float16] | None = None
+        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as lines:
+            starts = range(0, len(source), USERS)
+            for start in track(starts, f"  ablate, {split}", console=console, transient=True):
+                users = np.arange(start, min(start + USERS, len(source)))
+                part = list(islice(rows, len(users)))
+                texts: list[list[str]] = [row["steps"] for row in part]
+                matrix = reasoning[source[users]].astype(np.float32)  # [B, K, D]
+                if successors is not None:
+                    matrix, texts = successors.of(users, split)
+                matrix, texts = _collapsed(matrix, texts, what, encoder)
+                width = matrix.shape[2]
+                if out is None:
+                    shape = (len(source), *matrix.shape[1:])
+                    out = open_memmap(folder / f"{split}.npy", mode="w+", dtype=np.float16, shape=shape)
+                out[users] = matrix
+                for row, steps in zip(part, texts, strict=True):
+                    lines.write(json.dumps({**row, "steps": steps}, ensure_ascii=False) + "\n")
+        assert isinstance(out, np.memmap)
+        out.flush()
+    template = _named(names, what)
+    about = {"of": reasoned.folder.name, **what.model_dump(include={"steps", "control"})}
+    write_json(folder / "summary.json", {"ablation": about, "K": len(template), "D": width, "template": template})
+
+
+def _collapsed(
+    matrix: NDArray[np.float32], texts: list[list[str]], what: AblationRecipe, encoder: SentenceEncoder | None
+) -> tuple[NDArray[np.float32], list[list[str]]]:
+    """H [B, K, D] and its texts as `steps` leaves them."""
+    match what.steps:
+        case "each":
+            return matrix, texts
+        case "mean":
+            return matrix.mean(1, keepdims=True), [[" ".join(steps)] for steps in texts]
+        case "last":
+            return matrix[:, -1:], [steps[-1:] for steps in texts]
+        case "whole":
+            assert encoder is not None
+            chains = [" ".join(steps) for steps in texts]
+            return encoder.encode(chains)[:, None], [[chain] for chain in chains]
+
+
+def _named(names: list[str], what: AblationRecipe) -> list[str]:
+    """The template of what is left."""
+    if what.control == "successors":
+        names = [f"Successor {place}" for place in range(1, len(names) + 1)]
+    if what.steps == "each":
+        return names
+    return names[-1:] if what.steps == "last" else [" -> ".join(names)]
+
+
+def _others(users: int) -> NDArray[np.int64]:
+    """Whose reasoning each user gets, int64 [U]: everyone's goes to one other user."""
+    if users < 2:
+        raise StageError("ablation.control = 'shuffled' needs two users at least")
+    order = np.random.default_rng(SEED).permutation(users)
+    others = np.empty(users, np.int64)
+    others[order] = np.roll(order, 1)
+    return others
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+class _Successors:
+    """What other users bought after a user's items; the user's own training part is in none of the counts."""
+
+    def __init__(self, dataset: Dataset, tokens: Stage, steps: int) -> None:
+        training = [dataset.training(user) for user in range(len(dataset.users))]
+        self._neighbours = Neighbours.fit(training, dataset.num_items)
+        self._vectors = load_embeddings(tokens.folder, dataset.num_items)  # [N, D]
+        self._dataset, self._training, self._steps = dataset, training, steps
+
+    def of(self, users: NDArray[np.int64], split: str) -> tuple[NDArray[np.float32], list[list[str]]]:
+        """The K best for each user, as vectors [B, K, D] and titles."""
+        histories = [self._dataset.history(int(user), split) for user in users]
+        scores = self._neighbours.score(histories, [self._training[user] for user in users])
+        scores[:, 0] = -np.inf
+        for row, history in enumerate(histories):
+            scores[row, history] = -np.inf
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : self._steps]
+        return self._vectors[best - 1], [[self._dataset.items[i - 1].title for i in row] for row in best.tolist()]

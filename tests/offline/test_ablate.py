@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from offline import ablate as module
+from offline.ablate import ablate
+from offline.cooccurrence import Neighbours
+from offline.errors import StageError
+from offline.prepare import SPLITS, load_dataset, prepare
+from offline.reason import load_reasoning, load_steps, load_template
+from offline.recipe import PrepareRecipe, Recipe
+from offline.sample import write_sample
+from offline.stage import Stage
+
+K, D = 3, 8
+
+
+class FakeEncoder:
+    """A vector made of a text's characters."""
+
+    def __init__(self, name: str, precision: str) -> None:
+        assert (name, precision) == ("minilm", "float32")
+
+    def encode(self, texts: list[str]) -> NDArray[np.float32]:
+        return np.stack([np.random.default_rng(list(text.encode())).standard_normal(D) for text in texts]).astype("f4")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SentenceEncoder", FakeEncoder)
+    monkeypatch.setattr(module, "USERS", 50)
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stage, Stage, Stage]:
+    """A small prepared sample, item embeddings, and chains that say whose they are."""
+    folder = tmp_path_factory.mktemp("upstream")
+    write_sample(folder / "data", users=120, items=60)
+    prepared = prepare(folder / "work", folder / "data", PrepareRecipe())
+    dataset = load_dataset(prepared.folder)
+    random = np.random.default_rng(0)
+    tokens = Stage("tokenize", "codes", folder / "tokens")
+    tokens.folder.mkdir()
+    np.save(tokens.folder / "embeddings.npy", random.normal(size=(dataset.num_items, D)).astype(np.float32))
+    reasoned = Stage("reason", "chains", folder / "reasoned")
+    reasoned.folder.mkdir()
+    (reasoned.folder / "summary.json").write_text(json.dumps({"template": ["Look", "Think", "Choose"]}))
+    for split in SPLITS:
+        np.save(reasoned.folder / f"{split}.npy", random.normal(size=(len(dataset.users), K, D)).astype(np.float16))
+        with (reasoned.folder / f"{split}.jsonl").open("w", encoding="utf-8") as out:
+            for row, user in enumerate(dataset.users):
+                texts = [f"{user} {split} {step}" for step in range(K)]
+                length = len(dataset.history(row, split))
+                out.write(json.dumps({"user": user, "history_length": length, "steps": texts}) + "\n")
+    return prepared, tokens, reasoned
+
+
+def ablated(work: Path, upstream: tuple[Stage, Stage, Stage], **what: Any) -> Stage:
+    return ablate(work, *upstream, Recipe.model_validate({"name": "test", "ablation": what}))
+
+
+def test_nothing_taken_away_is_no_stage(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
+    assert ablated(tmp_path, upstream) == upstream[2]
+    assert ablated(tmp_path, upstream, position=False, matched=True) == upstream[2]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_one_step_is_left_of_a_collapsed_chain(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, split: str
+) -> None:
+    whole, texts = load_reasoning(upstream[2].folder, split), load_steps(upstream[2].folder, split)
+    chains = [" ".join(steps) for steps in texts]
+    expected = {
+        "mean": (whole.astype(np.float32).mean(1, keepdims=True), chains, "Look -> Think -> Choose"),
+        "last": (whole[:, 2:], [steps[2] for steps in texts], "Choose"),
+        "whole": (FakeEncoder("minilm", "float32").encode(chains)[:, None], chains, "Look -> Think -> Choose"),
+    }
+    for steps, (matrix, words, name) in expected.items():
+        stage = ablated(tmp_path, upstream, steps=steps)
+        np.testing.assert_allclose(load_reasoning(stage.folder, split), matrix, atol=2e-3, rtol=2e-3)
+        assert load_steps(stage.folder, split) == [[text] for text in words]
+        assert load_template(stage.folder) == [name]
+        lines = (stage.folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["user"] for line in lines] == load_dataset(upstream[0].folder).users
+
+
+def test_shuffled_reasoning_is_whole_and_always_the_same_other_user_s(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path
+) -> None:
+    stage = ablated(tmp_path, upstream, control="shuffled")
+    users = load_dataset(upstream[0].folder).users
+    sources: list[list[str]] = []
+    for split in SPLITS:
+        owners = [steps[0].split()[0] for steps in load_steps(stage.folder, split)]
+        assert sorted(owners) == sorted(users)
+        assert all(owner != user for owner, user in zip(owners, users, strict=True))
+        rows = [users.index(owner) for owner in owners]
+        assert np.array_equal(load_reasoning(stage.folder, split), load_reasoning(upstream[2].folder, split)[rows])
+        assert all(steps[0].split()[1] == split for steps in load_steps(stage.folder, split))
+        sources.append(owners)
+    assert all(source == sources[0] for source in sources)
+    assert load_template(stage.folder) == ["Look", "Think", "Choose"]
+
+
+def test_successors_are_the_best_unseen_items_of_the_knn_that_never_met_the_user(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path
+) -> None:
+    stage = ablated(tmp_path, upstream, control="successors")
+    dataset = load_dataset(upstream[0].folder)
+    vectors = np.load(upstream[1].folder / "embeddings.npy")
+    found, titles = load_reasoning(stage.folder, "valid"), load_steps(stage.folder, "valid")
+    for user in range(0, len(dataset.users), 17):
+        others = [dataset.training(u) for u in range(len(dataset.users)) if u != user]
+        history = dataset.history(user, "valid")
+        scores = Neighbours.fit(others, dataset.num_items).score([history])[0]
+        scores[history] = -1
+        scores[0] = -1
+        names = [dataset.items[i].title for i in range(dataset.num_items)]
+        ranked = np.argsort(-scores, kind="stable").tolist()[:K]
+        assert titles[user] == [names[i - 1] for i in ranked]
+        np.testing.assert_allclose(found[user], vectors[np.array(ranked) - 1], atol=5e-3)
+
+
+def test_successors_collapse_like_chains(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
+    each = load_reasoning(ablated(tmp_path, upstream, control="successors").folder, "test")
+    mean = load_reasoning(ablated(tmp_path, upstream, control="successors", steps="mean").folder, "test")
+    np.testing.assert_allclose(mean[:, 0], each.astype(np.float32).mean(1), atol=5e-3)
+
+
+def test_no_later_item_reaches_the_successors(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
+    """Validation and test items may be any: the training split's H is the same."""
+    prepared, tokens, reasoned = upstream
+    other = Stage("prepare", "changed", tmp_path / "prepared")
+    other.folder.mkdir()
+    for path in prepared.folder.iterdir():
+        (other.folder / path.name).write_bytes(path.read_bytes())
+    with np.load(prepared.folder / "sequences.npz") as arrays:
+        items, offsets = arrays["items"].copy(), arrays["offsets"]
+    for end in offsets[1:]:
+        items[end - 2 : end] = np.roll(items[end - 2 : end], 1) % items.max() + 1
+    np.savez(other.folder / "sequences.npz", items=items, offsets=offsets)
+    one = ablated(tmp_path, upstream, control="successors")
+    two = ablated(tmp_path, (other, tokens, reasoned), control="successors")
+    assert one != two
+    assert np.array_equal(load_reasoning(one.folder, "train"), load_reasoning(two.folder, "train"))
+
+
+def test_embeddings_of_another_catalogue_are_refused(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
+    tokens = Stage("tokenize", "other", tmp_path / "tokens")
+    tokens.folder.mkdir()
+    np.save(tokens.folder / "embeddings.npy", np.zeros((3, D), np.float32))
+    with pytest.raises(StageError, match=r"embeddings\.npy has 3 rows, the data set \d+ items"):
+        ablated(tmp_path, (upstream[0], tokens, upstream[2]), control="successors")
