@@ -197,7 +197,8 @@ class _Run:
         shape = self.reasoning.shape[1:] if self.reasoning is not None else None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.codes = codes_digest(tokens.folder)
-        self.model = Recommender(recipe, variant, load_codes(tokens.folder), shape)
+        codes = load_codes(tokens.folder, self.dataset.num_items)
+        self.model = Recommender(recipe, variant, codes, shape)
         self.model.to(self.device)
         rows = training_rows if self.model.causal else prefix_rows
         self.rows: TrainingRows = rows(self.dataset, recipe.model.length, include_validation=refit)

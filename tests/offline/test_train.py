@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from offline import train as training
-from offline.errors import TrainingError
+from offline.errors import StageError, TrainingError
 from offline.models.recommender import Recommender
 from offline.prepare import prepare
 from offline.recipe import PrepareRecipe, Recipe, Variant, reads_reasoning
@@ -297,3 +297,14 @@ def test_weights_of_earlier_versions_load(upstream: tuple[Stage, Stage, Stage], 
     (stage.folder / "model.json").write_text(json.dumps(about), encoding="utf-8")
     for name, tensor in load_model(stage.folder, upstream[1]).state_dict().items():
         assert torch.equal(tensor, now[name]), name
+
+
+def test_semantic_ids_of_another_data_set_are_refused(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
+    prepared, tokens, reasoned = upstream
+    other = tmp_path / "tokenize"
+    other.mkdir()
+    np.save(other / "codes.npy", load_codes(tokens.folder)[:-1])
+    with pytest.raises(
+        StageError, match=r"tokenize holds semantic IDs of 59 items, the data set has 60: they were not"
+    ):
+        train(tmp_path / "work", "hstu", prepared, Stage("tokenize", "x", other), reasoned, recipe(epochs=1))
