@@ -7,45 +7,51 @@ from typing import Any
 import pytest
 
 from offline import run as module
+from offline.chains.template import MANUAL, Template
+from offline.discover import stage as discovery
 from offline.recipe import ReasonRecipe, Recipe
 from offline.run import run
 from offline.stage import Stage
 
-STEPS = ["Look back", "Find what goes with it", "Recommend items"]
+STEPS = ("Look back", "Find what goes with it", "Recommend items")
+Called = list[tuple[str, tuple[Any, ...]]]
 
 
 @pytest.fixture
-def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...]]]:
+def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Called:
     """The stages up to `reason`, which only note what they were given."""
-    calls: list[tuple[str, tuple[Any, ...]]] = []
+    calls: Called = []
     (tmp_path / "template.json").write_text(json.dumps({"steps": STEPS}), encoding="utf-8")
 
     def stage(name: str) -> Any:
-        def called_with(*arguments: Any) -> Stage:
+        def called_with(*arguments: Any, **_: Any) -> Stage:
             calls.append((name, arguments))
             return Stage(name, "0", tmp_path)
 
         return called_with
 
-    for name in ("prepare", "tokenize", "discover", "reason"):
+    for name in ("prepare", "tokenize", "distill", "reason"):
         monkeypatch.setattr(module, name, stage(name))
+    monkeypatch.setattr(discovery, "discover", stage("discover"))
     return calls
 
 
-def test_chains_are_written_under_the_template_that_was_discovered(
-    tmp_path: Path, called: list[tuple[str, tuple[Any, ...]]]
-) -> None:
+def test_chains_are_written_under_the_template_that_was_discovered(tmp_path: Path, called: Called) -> None:
     run(tmp_path, tmp_path, Recipe(name="toy", reason=ReasonRecipe(template="discovered")), "reason")
     assert [name for name, _ in called] == ["prepare", "tokenize", "discover", "reason"]
-    written = next(a for a in called[-1][1] if isinstance(a, ReasonRecipe | Recipe))
-    reason = written.reason if isinstance(written, Recipe) else written
-    assert reason.template == " -> ".join(STEPS)
+    assert called[-1][1][-1] == Template(STEPS)
 
 
-def test_nothing_is_discovered_that_nobody_asked_for(tmp_path: Path, called: list[tuple[str, tuple[Any, ...]]]) -> None:
+def test_nothing_is_discovered_that_nobody_asked_for(tmp_path: Path, called: Called) -> None:
     run(tmp_path, tmp_path, Recipe(name="toy"), "reason")
     assert [name for name, _ in called] == ["prepare", "tokenize", "reason"]
+    assert called[-1][1][-1] == MANUAL["five-step"]
     called.clear()
-    assert run(tmp_path, tmp_path, Recipe(name="toy"), "discover", [tmp_path / "other.json"]) == tmp_path
+    assert run(tmp_path, tmp_path, Recipe(name="toy"), "discover", also=[tmp_path / "other.json"]) == tmp_path
     assert [name for name, _ in called] == ["prepare", "tokenize", "discover"]
     assert called[-1][1][-1] == [tmp_path / "other.json"]
+
+
+def test_a_student_is_distilled_when_it_is_to_write(tmp_path: Path, called: Called) -> None:
+    run(tmp_path, tmp_path, Recipe(name="toy", reason=ReasonRecipe(writer="student")), "reason")
+    assert [name for name, _ in called] == ["prepare", "tokenize", "distill", "reason"]
