@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -107,6 +107,25 @@ def prepare(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("o
 def tokenize(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out")) -> None:
     """Stage 2: embed item texts and quantise them into unique semantic IDs."""
     _run_to("tokenize", recipe, data, work)
+
+
+@app.command()
+def discover(
+    recipe: RecipeArgument,
+    data: DataOption,
+    work: WorkOption = Path("out"),
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(help="template.json of another discovery to compare with; may be given several times."),
+    ] = None,
+) -> None:
+    """Find the reasoning template: Generate-Validate-Mine. Writes template.json, its evidence and report.html.
+
+    Part of a run only where the recipe has reason.template = "discovered". Who is asked, and about how many users, is
+    in the recipe's teacher and discover sections; a run that was cut off asks nothing twice.
+    """
+    folder = _run_to("discover", recipe, data, work, also or ())
+    console.print(f"[green]✓[/] {escape(str(folder / 'report.html'))}", soft_wrap=True)
 
 
 @app.command()
@@ -335,11 +354,11 @@ def abtest(
     )
 
 
-def _run_to(last: Last, recipe: str, data: Path, work: Path) -> Path:
+def _run_to(last: Last, recipe: str, data: Path, work: Path, also: Sequence[Path] = ()) -> Path:
     chosen = load_recipe(recipe)
     from offline.run import run
 
-    return run(work, data, chosen, last)
+    return run(work, data, chosen, last, also)
 
 
 def _publish(release: Path, store: str) -> None:

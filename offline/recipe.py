@@ -67,6 +67,8 @@ class DiscoverRecipe(_Section):
 
     users: int = Field(500, ge=1)  # sampled
     chains: int = Field(4, ge=1)  # per user
+    items: int = Field(20, ge=1)  # of a history, the most recent ones, that a prompt shows
+    text_chars: int = Field(200, ge=0)  # of what an item's text adds to its title
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(0.9, gt=0, le=1)
     max_tokens: int = Field(1500, ge=1)
@@ -75,7 +77,7 @@ class DiscoverRecipe(_Section):
     shrinkage: float = Field(50.0, ge=0)  # a cluster's mean is drawn to the mean of all as if by that many chains
     exemplars: int = Field(10, ge=1)  # N
     candidates: int = Field(8, ge=1)  # paths that are applied to many users, for Score(C) as an expectation
-    path_users: int = Field(200, ge=1)  # users that each of them is applied to
+    path_users: int = Field(200, ge=1)  # users that each of them, and as many others that each template is applied to
     seed: int = 7
 
 

@@ -8,11 +8,34 @@
 
 from __future__ import annotations
 
+import html
+import re
+from dataclasses import dataclass
+
+from offline.chains import history
+from offline.chains.explore import LONG, THOUGHT, read_path
 from offline.chains.template import ARROW, STEP_WORDS
+from offline.errors import AnswerError
 from offline.llm.base import Abstract, Message, Prompt, Sampling
 
 BEST = "- Best Path:"
+NOTE_CHARS = 600
 _SYSTEM = "You are an expert in reasoning patterns of recommender systems."
+_BEST = re.compile(
+    r"best\s+path\b[^:：\n]*[:：](.*?)(?=\n[\s\-*•]*improvement\s+logic|\n\s*#|\Z)", re.DOTALL | re.IGNORECASE
+)
+_NOTES = {
+    name: re.compile(rf"^[\s\-*•]*{name}[^:：\n]*[:：][\s*]*(\S[^\n]*)", re.MULTILINE | re.IGNORECASE)
+    for name in ("core logic", "key steps", "why it works", "limitations", "improvement logic")
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mined:
+    """An abstraction, read."""
+
+    steps: tuple[str, ...]
+    notes: dict[str, str]  # what the model says of the pattern, by the prompt's labels in lower case
 
 
 def prompt(task: Abstract, sampling: Sampling) -> Prompt:
@@ -34,3 +57,17 @@ Answer in this form, and keep the path clear and not overly complex:
 {BEST} the best path, each step at most {STEP_WORDS} words: Step 1 -> Step 2 -> ... -> Item Recommendation
 - Improvement Logic: how it deals with the limitations"""
     return Prompt((Message("system", _SYSTEM), Message("user", question)), sampling, task)
+
+
+def parse(text: str) -> Mined:
+    """Read an answer. Raises AnswerError, with the reason, unless it has a path that can be a template as it stands."""
+    plain = html.unescape(THOUGHT.sub("", text)).replace("**", "")
+    found = _BEST.search(plain)
+    if found is None:
+        raise AnswerError(f"no `{BEST}`")
+    repairs: list[str] = []
+    steps = read_path(found[1], repairs)
+    if LONG in repairs:
+        raise AnswerError(LONG)
+    notes = {name: match[1] for name, pattern in _NOTES.items() if (match := pattern.search(plain))}
+    return Mined(steps, {name: history.clean(note, NOTE_CHARS) for name, note in notes.items()})

@@ -13,7 +13,11 @@ from offline.errors import RecipeError
 ARROW = " -> "
 MIN_STEPS, MAX_STEPS = 2, 8
 STEP_WORDS = 8
-_ARROWS = re.compile(r"\s*(?:->|→|⇒|=>|➔|➜)\s*")
+ARROWS = re.compile(
+    r"\s*(?:[-=~–—]+>|\$?\\(?:long)?rightarrow\$?|\$?\\to\b\$?|[→⇒⇨⟶⟹↦➔➙➛➜➝➞➡➤►▶»›]\ufe0f?)\s*", re.IGNORECASE
+)
+_NUMBER = re.compile(r"^(?:step\s*)?\(?\d{1,2}\s*[.:)]\s*(?=\S)|^step\s*\d{1,2}\s*[-–—]\s*(?=\S)", re.IGNORECASE)
+_TRIMMED = " .,;:*_\"'`()[]{}<>|#…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Template:
 
     @classmethod
     def parse(cls, path: str) -> Self:
-        """From `Step -> Step -> ...`, with any of the arrows that models write."""
+        """From `Step -> Step -> ...`, with any of the arrows that models write. Raises RecipeError."""
         return cls(tuple(split_path(path)))
 
     @classmethod
@@ -50,7 +54,16 @@ class Template:
 
 def split_path(path: str) -> list[str]:
     """The steps of a `cot_path`, without their arrows, numbers and white space."""
-    return [step for part in _ARROWS.split(path.strip()) if (step := " ".join(part.split()).strip(" .;:*\"'`"))]
+    return [step for part in ARROWS.split(path.strip()) if (step := _step(part))]
+
+
+def _step(text: str) -> str:
+    name = " ".join(text.split())
+    while True:  # what is left of `**1. "Name"**` is trimmed and numbered again
+        bare = _NUMBER.sub("", name.strip(_TRIMMED))
+        if bare == name:
+            return name
+        name = bare
 
 
 # Appendix F: what the paper compares its mined templates with.

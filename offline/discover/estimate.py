@@ -1,0 +1,85 @@
+"""Estimates of shares, with what they leave open."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+CONFIDENCE = 0.95
+_Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A against B on the same users."""
+
+    value: float  # mean of A - B
+    low: float
+    high: float
+    p: float  # two-sided: that as many users differ one way rather than the other by chance
+    users: int
+
+
+def wilson(hits: int, n: int) -> Estimate:
+    """A share with Wilson's interval; without observations it may be anything."""
+    if n == 0:
+        return Estimate(0.0, 0.0, 1.0)
+    share = hits / n
+    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
+    return Estimate(share, max(centre - half, 0.0) if hits else 0.0, min(centre + half, 1.0) if hits < n else 1.0)
+
+
+def shrunk(hits: int, n: int, mean: float, weight: float) -> Estimate:
+    """(hits + weight * mean) / (n + weight): a share, drawn to `mean` as if by `weight` more observations of it.
+
+    That is the mean of a Beta posterior, whose central 95% are the interval. Without a prior (a weight of 0, or a mean
+    that every observation has) it is Wilson's.
+    """
+    if weight * mean * (1 - mean) == 0:
+        plain = wilson(hits, n)
+        value = (hits + weight * mean) / (n + weight) if n + weight else 0.0
+        return Estimate(value, min(plain.low, value), max(plain.high, value))
+    a, b = hits + weight * mean, n - hits + weight * (1 - mean)
+    tail = (1 - CONFIDENCE) / 2
+    return Estimate(a / (a + b), float(stats.beta.ppf(tail, a, b)), float(stats.beta.ppf(1 - tail, a, b)))
+
+
+def paired(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Difference:
+    """Hits [n] of A against hits [n] of B: Bonett and Price's interval, McNemar's exact test."""
+    n = len(a)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    if n == 0:
+        return Difference(0.0, -1.0, 1.0, 1.0, 0)
+    up, down = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    half = _Z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    low, high = max(up - down - half, -1.0), min(up - down + half, 1.0)
+    p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return Difference((only_a - only_b) / n, low, high, p, n)
+
+
+def mean_difference(a: NDArray[np.float64], b: NDArray[np.float64]) -> Difference:
+    """Gains [n] of A against gains [n] of B on the same users: Student's t."""
+    difference = a - b
+    n = len(difference)
+    value = float(difference.mean()) if n else 0.0
+    if n < 2 or not difference.any():
+        return Difference(value, value, value, 1.0, n)
+    error = float(difference.std(ddof=1)) / math.sqrt(n)
+    if error == 0:  # the same difference for everyone
+        return Difference(value, value, value, 0.0, n)
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * error
+    return Difference(value, value - half, value + half, float(2 * stats.t.sf(abs(value) / error, n - 1)), n)

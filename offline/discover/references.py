@@ -1,0 +1,51 @@
+"""What untrained recommenders find for the same users: the scale that a template's Recall@20 is read on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offline.cooccurrence import Neighbours
+from offline.discover.evidence import CUTOFF, Applied
+from offline.discover.panels import SPLIT
+from offline.metrics import ranks
+from offline.prepare import Dataset
+
+ROWS = 256  # users scored at a time
+
+
+def untrained(dataset: Dataset, users: Sequence[int]) -> list[Applied]:
+    """Co-occurrence kNN and popular items, both counted on the training parts of other users."""
+    training = [dataset.training(user) for user in range(len(dataset.users))]
+    neighbours = Neighbours.fit(training, dataset.num_items)
+    knn: list[NDArray[np.int64]] = []
+    popular: list[NDArray[np.int64]] = []
+    for start in range(0, len(users), ROWS):
+        part = users[start : start + ROWS]
+        histories, own = [dataset.history(user, SPLIT) for user in part], [training[user] for user in part]
+        targets = np.array([dataset.target(user, SPLIT) for user in part])
+        sold = np.tile(neighbours.frequency.astype(np.float32), (len(part), 1))
+        for row, items in enumerate(own):
+            np.subtract.at(sold[row], items, 1)
+        knn.append(_ranks(neighbours.score(histories, own), histories, targets))
+        popular.append(_ranks(sold, histories, targets))
+    found = {"co-occurrence kNN": np.concatenate(knn, 1), "popular items": np.concatenate(popular, 1)}
+    return [Applied(name, (), plain, masked) for name, (plain, masked) in found.items()]
+
+
+def _ranks(
+    scores: NDArray[np.float32], histories: Sequence[NDArray[np.int32]], targets: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Ranks of the targets [2, users]: among all items, and past those of the history."""
+    plain = ranks(_top(scores), targets)
+    for row, items in enumerate(histories):
+        scores[row, items] = 0
+    return np.stack([plain, ranks(_top(scores), targets)])
+
+
+def _top(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The best items [users, 20]; 0 in the place of items that nothing speaks for."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :CUTOFF]
+    return np.where(np.take_along_axis(scores, order, 1) > 0, order, 0)

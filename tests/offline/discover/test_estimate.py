@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from offline.discover.estimate import mean_difference, paired, shrunk, wilson
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilson_is_scipys(n: int, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, n))
+    found = wilson(hits, n)
+    expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert found.low <= found.value <= found.high
+
+
+def test_nothing_seen_is_nothing_known() -> None:
+    found = wilson(0, 0)
+    assert (found.low, found.high) == (0, 1)
+
+
+def test_few_answers_are_drawn_to_the_mean_and_many_stay() -> None:
+    assert shrunk(1, 1, 0.02, 50).value == pytest.approx(2 / 51)
+    assert shrunk(1000, 10_000, 0.02, 50).value == pytest.approx(0.1, abs=0.001)
+    assert shrunk(0, 0, 0.02, 50).value == pytest.approx(0.02)
+    assert shrunk(3, 10, 0.02, 0).value == pytest.approx(0.3)
+    assert shrunk(0, 10, 0.0, 50).value == 0
+    assert shrunk(0, 10, 0.0, 50).high > 0
+
+
+@given(st.integers(0, 30), st.integers(1, 40), st.floats(0, 1), st.floats(0, 200))
+def test_a_shrunk_share_lies_in_its_interval(hits: int, more: int, mean: float, weight: float) -> None:
+    found = shrunk(hits, hits + more, mean, weight)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_a_difference_is_told_by_the_users_that_differ() -> None:
+    a, b = np.zeros(400, np.bool_), np.zeros(400, np.bool_)
+    a[:30], b[20:30] = True, True
+    found = paired(a, b)
+    assert found.value == pytest.approx(0.05)
+    assert 0 < found.low < found.value < found.high
+    assert found.p == pytest.approx(stats.binomtest(20, 20).pvalue)
+    back = paired(b, a)
+    assert (back.value, back.low, back.high) == pytest.approx((-found.value, -found.high, -found.low))
+
+
+def test_no_difference_and_no_users_are_no_evidence() -> None:
+    same = np.array([True, False, True])
+    assert paired(same, same).p == 1
+    assert paired(same[:0], same[:0]).users == 0
+    assert mean_difference(np.zeros(0), np.zeros(0)).p == 1
+    assert mean_difference(np.ones(5), np.ones(5)).p == 1
+
+
+def test_the_intervals_of_gains_are_students() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.random(40), rng.random(40)
+    found = mean_difference(a, b)
+    expected = stats.ttest_rel(a, b)
+    interval = expected.confidence_interval(0.95)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
