@@ -242,6 +242,11 @@ class _Discovery:
         for _, reply in Journal(self._folder / "answers" / "generate.jsonl").replies(questions):
             sense.look(reply)
         reading = self._ask(backend, "generate", questions, lambda _, reply: sense.look(reply))
+        if not sense.answers:
+            why = Counter(row.reason for row in reading.rejected).most_common(3)
+            raise StageError(
+                f"the backend answered none of {len(questions):,} prompts: {'; '.join(reason for reason, _ in why)}"
+            )
         if not reading.chains:
             raise sense.none()
         if len(reading.chains) < sense.answers / 2:
@@ -334,14 +339,11 @@ class _Sense:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._readable = False
-        self._errors: Counter[str] = Counter()
         self._refused: list[dict[str, Any]] = []
         self.answers = 0
 
     def look(self, reply: Reply) -> None:
         """Look at one more reply. Raises StageError after EARLY answers of which none can be read."""
-        if reply.error is not None:
-            self._errors[reply.error] += 1
         for text in reply.texts:
             self.answers += 1
             if self._readable:
@@ -357,9 +359,6 @@ class _Sense:
 
     def none(self) -> StageError:
         """What to say when no answer can be read."""
-        if not self.answers:
-            why = "; ".join(reason for reason, _ in self._errors.most_common(3))
-            return StageError(f"the backend answered none of {self._errors.total():,} prompts: {why}")
         place = self._folder / "rejected.jsonl"
         write_rows(place, self._refused)
         reasons = Counter(row["reason"] for row in self._refused).most_common(3)

@@ -17,7 +17,7 @@ from offline.prepare import Dataset, load_dataset, prepare
 from offline.recipe import PrepareRecipe
 from offline.stage import Stage
 
-USERS, ITEMS, D = 60, 50, 48
+USERS, ITEMS, D = 60, 300, 48
 GOOD = ("Look at the latest purchase", "Find what goes with it", "Item recommendation")
 BAD = ("Collect shop wide sales numbers", "Rank bestsellers over everything")
 
@@ -51,7 +51,7 @@ def make_data(folder: Path, users: int = USERS) -> tuple[Stage, Stage]:
         rows += [f"user-{user}\t{item}\t{time}" for time, item in enumerate(items)]
     (data / "toy.inter").write_text("\n".join(rows) + "\n", encoding="utf-8")
     titles = ["item_id:token\ttitle:token_seq"]
-    titles += [f"{item}\tProduct <b>p{item}</b> & shade s{item % 7}" for item in range(ITEMS)]
+    titles += [f"{item}\tProduct p{item} <b>bold</b> & shade s{item % 7}" for item in range(ITEMS)]
     (data / "toy.item").write_text("\n".join(titles) + "\n", encoding="utf-8")
     prepared = prepare(folder / "prepared", data, PrepareRecipe(min_interactions=1))
     tokens = folder / "tokens"
@@ -105,9 +105,9 @@ class Scripted:
         path = task.path
         if path is None:
             family = GOOD if rng.random() < 0.5 else BAD
-            path = (*family[:-1], f"{family[-1]} {'abcdefgh'[rng.integers(8)] * 3}")
+            path = (*family[:-1], f"{family[-1]} {' '.join(f'w{n}' for n in rng.integers(9, size=3))}")
         guesses = rng.random() < (0.6 if path[0] == GOOD[0] else 0.1)
-        items = (rng.permutation(ITEMS) + 1)[:20].tolist()
+        items = (rng.permutation(self.dataset.num_items) + 1)[:20].tolist()
         target = self._next[task.history]
         items = [item for item in items if item != target]
         if guesses:

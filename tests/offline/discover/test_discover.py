@@ -357,7 +357,7 @@ def test_the_report_shows_what_the_evidence_holds_and_nothing_runs_in_it(bench: 
     assert len(tags.sources) == 3
     assert all(source.startswith("data:image/png;base64,") for source in tags.sources)
     assert "scripted &lt;backend&gt;" in shown
-    assert "Product b p" in shown  # a title's own <b> is gone
+    assert " b bold /b " in shown  # a title's own <b> is gone
     mined = body["templates"][0]
     assert f"{mined['recall@20']['value']:.2%}" in shown
 

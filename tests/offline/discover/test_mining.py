@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from offline.discover import mining
-from offline.discover.mining import Pool, Quality, pool, qualities
+from offline.discover.mining import Kept, Pool, Quality, pool, qualities
 from offline.discover.patterns import Patterns, cluster, flat
 from offline.discover.validate import Chain
 from tests.offline.discover.scripted import WordEncoder
@@ -59,17 +59,14 @@ def test_quality_follows_its_formula_and_applied_answers_count() -> None:
     assert found[0].literal == 1
 
 
-def test_one_lucky_chain_does_not_win_against_steady_success() -> None:
-    lucky, steady = _pool().kept
-    paths = Pool(
-        [lucky.__class__(lucky.steps, 1, 1, 1), steady.__class__(steady.steps, 200, 40, 1)],
-        _pool().vectors,
-        np.zeros(0, np.int64),
-        np.zeros(0, np.bool_),
-        2,
-    )
-    assert mining.best(qualities(paths, _patterns(0, 1), 50)[0]) == 1
-    assert mining.best(qualities(paths, _patterns(0, 1), 0)[0]) == 0
+def test_a_lucky_chain_falls_behind_when_it_is_tried_on_others() -> None:
+    two = _pool()
+    kept = [Kept(two.kept[0].steps, 1, 1, 1), Kept(two.kept[1].steps, 500, 15, 1)]
+    paths = Pool(kept, two.vectors, np.zeros(0, np.int64), np.zeros(0, np.bool_), 2)
+    patterns = _patterns(0, 1)
+    assert mining.best(qualities(paths, patterns, 0)[0]) == 0
+    assert mining.candidates(paths, patterns, 50, 2)[0] == 0
+    assert mining.best(qualities(paths, patterns, 50, [(0, 200, 2), (1, 200, 6)])[0]) == 1
 
 
 def test_of_equal_patterns_the_one_with_more_answers_wins() -> None:
