@@ -89,11 +89,14 @@ product: category, brand, function, characteristics."""
 
 
 def pattern(path: Sequence[str] | None = None) -> str:
-    """A regular expression of the format, for backends that can hold to it; with `path`, of answers that follow it."""
-    text = r"[^<>\n]+"
+    """A regular expression of the format, for backends that can hold to it; with `path`, of answers that follow it.
+
+    Lengths are not bounded by character: each that is counted would cost a decoder about a megabyte of states.
+    """
+    text, sentences = r"[^<>\n]+", rf"(?:[^<>\n.]+\.){{1,{2 * MAX_STEPS}}}"
     steps = rf"{text}(?: -> {text}){{1,{MAX_STEPS - 1}}}" if path is None else re.escape(ARROW.join(path))
     return (
-        rf"<cot_path>\n{steps}\n</cot_path>\n\n<reason>\n{text}\n</reason>\n\n"
+        rf"<cot_path>\n{steps}\n</cot_path>\n\n<reason>\n{sentences}\n</reason>\n\n"
         rf"<recommendations>\n(?:<item>{text}</item>\n){{{RECOMMENDATIONS}}}</recommendations>"
     )
 
