@@ -19,7 +19,10 @@ GOOD = Explored(PATH, "First this. Then that.", ITEMS)
 ARROWS = ["->", "-->", "→", "=>", "⇒", "➔", "➜", "⟶", "➡️", "—>", "~>", "-&gt;", r"\rightarrow", r"$\to$", "»"]
 
 
-def _blocks(path: str = " -> ".join(PATH), items: str = "\n".join(f"<item>{item}</item>" for item in ITEMS)) -> str:
+_TAGGED = "\n".join(f"<item>{item}</item>" for item in ITEMS)
+
+
+def _blocks(path: str = " -> ".join(PATH), items: str = _TAGGED) -> str:
     return (
         f"<cot_path>\n{path}\n</cot_path>\n<reason>\nbecause\n</reason>\n<recommendations>\n{items}\n</recommendations>"
     )

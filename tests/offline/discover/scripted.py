@@ -33,7 +33,8 @@ class WordEncoder:
     def encode(self, texts: list[str]) -> NDArray[np.float32]:
         self.texts.extend(texts)
         found = np.stack([sum(map(_word, text.lower().split()), np.zeros(D)) for text in texts])
-        return (found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)).astype(np.float32)
+        unit: NDArray[np.float32] = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+        return unit.astype(np.float32)
 
 
 def _word(word: str) -> NDArray[np.float64]:
