@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ Encode = Callable[[list[str]], NDArray[np.float32]]
 class Catalogue:
     """Exact nearest items by cosine. Each different text is encoded once; what was found is kept in `memory`.
 
-    The file is appended to chunk by chunk and read again on opening, so that a run that was cut off encodes nothing
-    twice. It belongs to one encoder and one catalogue.
+    The file is appended to chunk by chunk and read again on opening, so that neither a run that was cut off nor the
+    next one encodes anything twice. It belongs to one encoder and one catalogue; several processes may append to it.
     """
 
     def __init__(self, vectors: NDArray[np.float32], encode: Encode, memory: Path) -> None:
@@ -33,12 +34,10 @@ class Catalogue:
         self._memory = memory
         self._row = np.dtype([("digest", f"V{_DIGEST}"), ("items", "<i4", (self._depth,))])
         self._rows: dict[bytes, int] = {}
+        self._count = 0  # rows of `_items`; another process may have written one a second time
         self._items = np.zeros((0, self._depth), np.int32)
         if memory.exists():
-            whole = memory.stat().st_size // self._row.itemsize
-            with memory.open("r+b") as file:
-                file.truncate(whole * self._row.itemsize)  # what was being written when the run was cut off
-            self._remember(np.fromfile(memory, self._row))
+            self._remember(np.fromfile(memory, self._row))  # whole rows: a torn last one is left out
 
     @property
     def different(self) -> int:
@@ -56,19 +55,26 @@ class Catalogue:
             rows = np.empty(len(part), self._row)
             rows["digest"] = np.array([key for key, _ in part], self._row["digest"])
             rows["items"] = found + 1
-            with self._memory.open("ab") as file:
-                rows.tofile(file)
+            self._append(rows)
             self._remember(rows)
         at = np.fromiter((self._rows[key] for key in keys), np.int64, len(keys))
         return self._items[at]
 
+    def _append(self, rows: NDArray[np.void]) -> None:
+        with self._memory.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = self._memory.stat().st_size
+            file.truncate(size - size % self._row.itemsize)  # what was being written when a run was cut off
+            file.write(rows.tobytes())
+
     def _remember(self, rows: NDArray[np.void]) -> None:
-        first, count = len(self._rows), len(rows)
+        first, count = self._count, len(rows)
         if first + count > len(self._items):
             self._items = np.resize(self._items, (max(2 * len(self._items), first + count), self._depth))
         self._items[first : first + count] = rows["items"]
         for place, digest in enumerate(rows["digest"]):
             self._rows[digest.tobytes()] = first + place
+        self._count += count
 
 
 def predicted(nearest: NDArray[np.int32], seen: frozenset[int] = frozenset()) -> list[int]:

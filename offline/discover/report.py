@@ -12,7 +12,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from offline.chains.template import ARROW, MANUAL
+from offline.chains.template import MANUAL
 from offline.discover.evidence import CUTOFF, told
 from offline.page import html, picture, table
 
@@ -20,8 +20,8 @@ _STYLE = """<style>
 .chain { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; margin: 1rem 0 }
 .chain span { background: #e8f0f8; border: 1px solid #4477aa; border-radius: .4rem; padding: .4rem .7rem }
 .chain.won span { background: #4477aa; color: #fff; font-weight: 600 }
-.cards { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1rem 0 }
-.cards div { flex: 1 1 7rem; border: 1px solid #ddd; border-radius: .4rem; padding: .6rem .8rem }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.4rem, 1fr)); gap: .6rem; margin: 1rem 0 }
+.cards div { border: 1px solid #ddd; border-radius: .4rem; padding: .6rem .8rem }
 .cards b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums }
 .note { background: #fff6dd; border-left: 4px solid #ddaa33; padding: .6rem .9rem }
 .example { border: 1px solid #ddd; border-radius: .4rem; padding: .2rem 1rem; margin: 1rem 0 }
@@ -30,6 +30,7 @@ td { vertical-align: top } small, figcaption { color: #555 } h2 { margin-top: 2.
 </style>"""
 _BLUE, _GREY, _GREEN = "#4477aa", "#999999", "#228833"
 _REASON_CHARS = 900
+_APART = 0.25  # a silhouette below which clusters are hardly clusters
 
 
 def page(evidence: dict[str, Any]) -> str:
@@ -111,7 +112,7 @@ def _template(evidence: dict[str, Any]) -> list[str]:
             f"<p>Of {mined['users']:,} shoppers who had no part in finding or choosing it, it found the next purchase "
             f"of <b>{mined['hits']:,}</b>: Recall@{CUTOFF} {_share(mined['recall@20'])}. The best manual template, "
             f"{escape(manual['name'])}, found {manual['hits']:,}: {_share(manual['recall@20'])}. On the same shoppers "
-            f"that is a difference of {_points(against)} (p = {against['p']:.2g}): {verdict}.</p>"
+            f"that is a difference of {_points(against, ' points')} (p = {against['p']:.2g}): {verdict}.</p>"
         ),
         f"<p>For scale, untrained recommenders on these shoppers: {references}.</p>",
         picture(
@@ -122,13 +123,13 @@ def _template(evidence: dict[str, Any]) -> list[str]:
             [
                 {
                     "template": row["name"],
-                    "steps": ARROW.join(row["steps"]),
+                    "steps": _path(row["steps"]),
                     "found": row["hits"],
                     f"Recall@{CUTOFF}": row["recall@20"]["value"],
                     f"NDCG@{CUTOFF}": row["ndcg@20"],
                     "unseen items: Recall": row["masked_recall@20"]["value"],
                     "NDCG": row["masked_ndcg@20"],
-                    "mined minus this": "" if row is mined else _points(row["against"]["recall@20"]),
+                    "mined minus this, points": "" if row is mined else _points(row["against"]["recall@20"]),
                     "unreadable": row["unreadable"],
                 }
                 for row in rows
@@ -195,10 +196,16 @@ def _patterns(mined: dict[str, Any]) -> list[str]:
         sure = f"Pattern {winner} is ahead of all others by more than the intervals."
     else:
         sure = f"Pattern {winner} has the highest quality, but its interval overlaps others: the choice is not certain."
+    apart = max(mined["silhouette"].values(), default=None)
+    blurred = (
+        f" With a silhouette of {apart:.2f} they shade into each other: the cut between them is one of several possible."
+        if apart is not None and apart < _APART
+        else ""
+    )
     return [
         "<h2>The patterns</h2>",
         (
-            f"<p>{sure} All answers together find {mined['mean']:.2%}; every pattern starts from there, as if "
+            f"<p>{sure}{blurred} All answers together find {mined['mean']:.2%}; every pattern starts from there, as if "
             f"{mined['shrinkage']:g} answers had said so, and its own answers move it.</p>"
         ),
         picture(
@@ -211,7 +218,7 @@ def _patterns(mined: dict[str, Any]) -> list[str]:
             [
                 {
                     "pattern": f"{one['cluster']}{' ★' if one['cluster'] == winner else ''}",
-                    "most typical path": ARROW.join(one["typical"]),
+                    "most typical path": _path(one["typical"]),
                     "paths": one["paths"],
                     "answers": one["answers"] + one["applied"],
                     "found": one["hits"] + one["applied_hits"],
@@ -254,6 +261,7 @@ def _map(mined: dict[str, Any]) -> Figure:
         best = max(range(len(ks)), key=lambda place: values[place])
         curve.plot([ks[best]], [values[best]], "o", color=_BLUE, markersize=9)
         curve.set_xticks(ks)
+        curve.set_ylim(min(0.0, *values), max(0.3, *values) * 1.05)
     else:
         curve.text(0.5, 0.5, "too few paths", ha="center", va="center", transform=curve.transAxes)
     curve.set_xlabel("k")
@@ -290,13 +298,13 @@ def _candidates(evidence: dict[str, Any]) -> list[str]:
         table(
             [
                 {
-                    "path": ARROW.join(row["steps"]),
+                    "path": _path(row["steps"]),
                     "pattern": row["cluster"],
                     "found": row["hits"],
                     f"Recall@{CUTOFF}": f"{row['recall@20']['value']:.2%}",
                     "from": f"{row['recall@20']['low']:.2%}",
                     "to": f"{row['recall@20']['high']:.2%}",
-                    "best minus this": _points(row["against"]["recall@20"]),
+                    "best minus this, points": _points(row["against"]["recall@20"]),
                     "unreadable": row["unreadable"],
                 }
                 for row in sorted(rows, key=lambda row: -row["recall@20"]["value"])
@@ -308,7 +316,7 @@ def _candidates(evidence: dict[str, Any]) -> list[str]:
 def _wording(evidence: dict[str, Any]) -> list[str]:
     mined = evidence["mined"]
     notes = [f"<li><b>{escape(name.capitalize())}</b>: {escape(text)}</li>" for name, text in mined["notes"].items()]
-    exemplars = [f"<li>{escape(ARROW.join(path))}</li>" for path in mined["exemplars"]]
+    exemplars = [f"<li>{escape(_path(path))}</li>" for path in mined["exemplars"]]
     who = "The backend put the winning pattern into one path" if mined["by_backend"] else "The first was taken"
     return [
         "<h2>How it was worded</h2>",
@@ -374,9 +382,14 @@ def _share(found: dict[str, float]) -> str:
     return f"{found['value']:.2%} (95% interval {found['low']:.2%} to {found['high']:.2%})"
 
 
-def _points(found: dict[str, float]) -> str:
-    """A difference of shares, in percentage points."""
-    return f"{100 * found['value']:+.1f} points ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
+def _points(found: dict[str, float], unit: str = "") -> str:
+    """A difference of shares, in percentage points; its parts do not break apart."""
+    value, low, high = (f"{100 * found[part]:+.1f}".replace("-", "−") for part in ("value", "low", "high"))
+    return f"{value}{unit} ({low} to {high})".replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _path(steps: Sequence[str]) -> str:
+    return " → ".join(steps)
 
 
 def _plain(text: str) -> str:

@@ -41,7 +41,7 @@ from offline.chains import explore, mine
 from offline.chains.history import line
 from offline.chains.template import ARROW, MANUAL, Template
 from offline.discover import evidence, mining
-from offline.discover.catalogue import Catalogue
+from offline.discover.catalogue import DEPTH, Catalogue
 from offline.discover.evidence import CUTOFF, Abstraction, Applied
 from offline.discover.journal import Journal, Question, Reply
 from offline.discover.mining import Pool
@@ -63,7 +63,8 @@ EARLY = 50  # answers after which a backend that never kept to the format is ask
 TRIES = 3  # answers to the Mine prompt, of which the first that can be read is taken
 EXAMPLES = 3  # chains that the report shows
 MINED, SINGLE = "mined", "best single chains"
-_CACHE = "llm-cache"  # in the work folder: another recipe, with other clusters say, asks nothing twice either
+# In the work folder: another recipe, with other clusters say, neither asks nor encodes anything twice either.
+_LLM_CACHE, _RETRIEVED = "llm-cache", "retrieved"
 # No part of what the backend writes: a run may go on with more patience, or a larger budget.
 _CIRCUMSTANCES = {"concurrency", "timeout", "retries", "prompt_price", "completion_price", "budget", "batch"}
 
@@ -84,8 +85,8 @@ def discover(work: Path, prepared: Stage, tokens: Stage, recipe: Recipe, also: S
     def build(folder: Path) -> None:
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-            result = _Discovery(folder, prepared.folder, tokens.folder, recipe, others, work / _CACHE, progress).go()
-        _say(result)
+            found = _Discovery(work, folder, prepared, tokens, recipe, others, progress).go()
+        _say(found)
 
     return run_stage(work, "discover", VERSION, settings, [prepared, tokens], build)
 
@@ -100,26 +101,28 @@ class _Discovery:
 
     def __init__(
         self,
+        work: Path,
         folder: Path,
-        prepared: Path,
-        tokens: Path,
+        prepared: Stage,
+        tokens: Stage,
         recipe: Recipe,
         others: dict[str, Template],
-        llm_cache: Path,
         progress: Progress,
     ) -> None:
         self._folder = folder
         self._recipe = recipe
         self._others = others
-        self._llm_cache = llm_cache
+        self._llm_cache = work / _LLM_CACHE
         self._progress = progress
-        self._name = dataset_name(prepared)
-        self._dataset: Dataset = load_dataset(prepared)
+        self._name = dataset_name(prepared.folder)
+        self._dataset: Dataset = load_dataset(prepared.folder)
         self._shopper: Callable[[int], Shopper] = cache(
             lambda user: shopper(self._dataset, user, recipe.discover.items)
         )
-        vectors: NDArray[np.float32] = np.load(tokens / "embeddings.npy")
-        self._catalogue = Catalogue(vectors, self._encode, folder / "retrieved.bin")
+        vectors: NDArray[np.float32] = np.load(tokens.folder / "embeddings.npy")
+        (work / _RETRIEVED).mkdir(exist_ok=True)
+        memory = work / _RETRIEVED / f"{tokens.fingerprint}-{DEPTH}.bin"
+        self._catalogue = Catalogue(vectors, self._encode, memory)
         self._readings: dict[str, Reading] = {}
         (folder / "answers").mkdir(exist_ok=True)
 
@@ -192,8 +195,7 @@ class _Discovery:
         write_rows(self._folder / "applied.jsonl", applied_rows(panel_rows, users))
         write_rows(self._folder / "rejected.jsonl", rejected_rows(self._readings, users))
         write_found(self._folder, body)
-        for name in ("retrieved.bin", "usage.json"):
-            (self._folder / name).unlink(missing_ok=True)
+        (self._folder / "usage.json").unlink(missing_ok=True)
         return body
 
     # ---- asking

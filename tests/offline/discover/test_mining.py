@@ -94,7 +94,8 @@ def _blobs(sizes: list[int], spread: float = 0.1) -> NDArray[np.float32]:
     vectors = np.concatenate(
         [centre + spread * rng.standard_normal((n, 8)) for centre, n in zip(centres, sizes, strict=True)]
     )
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    unit: NDArray[np.float32] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def test_the_number_of_patterns_is_that_of_the_highest_silhouette() -> None:
