@@ -198,7 +198,7 @@ def _patterns(mined: dict[str, Any]) -> list[str]:
         sure = f"Pattern {winner} has the highest quality, but its interval overlaps others: the choice is not certain."
     apart = max(mined["silhouette"].values(), default=None)
     blurred = (
-        f" With a silhouette of {apart:.2f} they shade into each other: the cut between them is one of several possible."
+        f" With a silhouette of {apart:.2f} they shade into each other: this is one of several possible cuts."
         if apart is not None and apart < _APART
         else ""
     )
