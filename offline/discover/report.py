@@ -25,7 +25,7 @@ _STYLE = """<style>
 .cards b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums }
 .note { background: #fff6dd; border-left: 4px solid #ddaa33; padding: .6rem .9rem }
 .example { border: 1px solid #ddd; border-radius: .4rem; padding: .2rem 1rem; margin: 1rem 0 }
-.example ol { columns: 2; column-gap: 2rem; padding-left: 1.4rem } .hit { background: #d5efd5; font-weight: 600 }
+.example ol { columns: 2; column-gap: 2rem; padding-left: 1.4rem } .example li { break-inside: avoid } .hit { background: #d5efd5; font-weight: 600 }
 td { vertical-align: top } small, figcaption { color: #555 } h2 { margin-top: 2.2rem }
 </style>"""
 _BLUE, _GREY, _GREEN = "#4477aa", "#999999", "#228833"
@@ -59,7 +59,7 @@ def page(evidence: dict[str, Any]) -> str:
 _GLOSSARY = f"""<h2>How to read this</h2><ul>
 <li><b>Recall@{CUTOFF}</b>: the share of shoppers whose next purchase is among the items suggested. A suggestion is a
 description; the item of the catalogue that is most like it counts, also when the shopper has it already. <i>Unseen
-items</i> is the same with items that the shopper has stepped past.</li>
+items</i> is Recall with items that the shopper has stepped past.</li>
 <li><b>NDCG@{CUTOFF}</b> also asks how far up the list it is.</li>
 <li><b>Intervals</b> are 95%: they hold the true value for 19 of 20 such measurements. Two templates are told apart by
 their <i>difference on the same shoppers</i>, whose interval then leaves out 0. Answers about one shopper resemble each
@@ -104,6 +104,7 @@ def _template(evidence: dict[str, Any]) -> list[str]:
         "worse": "the mined template is worse",
         "not told apart": "this measurement does not tell the two apart",
     }[told(manual)]
+    unreadable = any(row["unreadable"] for row in rows)
     references = "; ".join(f"{escape(row['name'])} {_share(row['recall@20'])}" for row in evidence["references"])
     return [
         "<h2>The template</h2>",
@@ -127,10 +128,9 @@ def _template(evidence: dict[str, Any]) -> list[str]:
                     "found": row["hits"],
                     f"Recall@{CUTOFF}": row["recall@20"]["value"],
                     f"NDCG@{CUTOFF}": row["ndcg@20"],
-                    "unseen items: Recall": row["masked_recall@20"]["value"],
-                    "NDCG": row["masked_ndcg@20"],
+                    "unseen items": row["masked_recall@20"]["value"],
                     "mined minus this, points": "" if row is mined else _points(row["against"]["recall@20"]),
-                    "unreadable": row["unreadable"],
+                    **({"unreadable": row["unreadable"]} if unreadable else {}),
                 }
                 for row in rows
             ]
@@ -289,6 +289,7 @@ def _qualities(clusters: Sequence[dict[str, Any]], winner: int) -> Figure:
 
 def _candidates(evidence: dict[str, Any]) -> list[str]:
     rows = evidence["candidates"]
+    unreadable = any(row["unreadable"] for row in rows)
     return [
         "<h2>The most promising paths, tried on other shoppers</h2>",
         (
@@ -305,7 +306,7 @@ def _candidates(evidence: dict[str, Any]) -> list[str]:
                     "from": f"{row['recall@20']['low']:.2%}",
                     "to": f"{row['recall@20']['high']:.2%}",
                     "best minus this, points": _points(row["against"]["recall@20"]),
-                    "unreadable": row["unreadable"],
+                    **({"unreadable": row["unreadable"]} if unreadable else {}),
                 }
                 for row in sorted(rows, key=lambda row: -row["recall@20"]["value"])
             ]

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import cache, cached_property
@@ -49,7 +49,7 @@ from offline.discover.output import applied_rows, chain_rows, rejected_rows, wri
 from offline.discover.panels import Panels, Shopper, draw, shopper
 from offline.discover.patterns import Patterns, cluster
 from offline.discover.references import untrained
-from offline.discover.validate import QUOTED, Reading, read
+from offline.discover.validate import QUOTED, Chain, Reading, read
 from offline.encoder import SentenceEncoder
 from offline.errors import AnswerError, StageError
 from offline.llm.base import Abstract, Backend, Explore, Sampling, Usage
@@ -306,8 +306,8 @@ class _Discovery:
     ) -> list[dict[str, Any]]:
         """Chains of the winning pattern: hits as far as there are any, but for the last one."""
         members = [chain for place, chain in enumerate(reading.chains) if patterns.labels[paths.owner[place]] == winner]
-        hits = [chain for chain in members if chain.rank][: EXAMPLES - 1]
-        chosen = (hits + [chain for chain in members if not chain.rank])[:EXAMPLES]
+        hits = _one_each(chain for chain in members if chain.rank)[: EXAMPLES - 1]
+        chosen = _one_each([*hits, *(chain for chain in members if not chain.rank)])[:EXAMPLES]
         journal = Journal(self._folder / "answers" / "generate.jsonl")
         found: list[dict[str, Any]] = []
         for chain in chosen:
@@ -370,6 +370,14 @@ class _Sense:
             "Take a teacher.model that keeps to the format, hold it to it with teacher.structured, or raise "
             "discover.max_tokens"
         )
+
+
+def _one_each(chains: Iterable[Chain]) -> list[Chain]:
+    """The first chain of each user."""
+    first: dict[int, Chain] = {}
+    for chain in chains:
+        first.setdefault(chain.user, chain)
+    return list(first.values())
 
 
 def _others(also: Sequence[Path]) -> dict[str, Template]:
