@@ -25,7 +25,8 @@ _STYLE = """<style>
 .cards b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums }
 .note { background: #fff6dd; border-left: 4px solid #ddaa33; padding: .6rem .9rem }
 .example { border: 1px solid #ddd; border-radius: .4rem; padding: .2rem 1rem; margin: 1rem 0 }
-.example ol { columns: 2; column-gap: 2rem; padding-left: 1.4rem } .example li { break-inside: avoid } .hit { background: #d5efd5; font-weight: 600 }
+.example ol { columns: 2; column-gap: 2rem; padding-left: 1.4rem }
+.example li { break-inside: avoid } .hit { background: #d5efd5; font-weight: 600 }
 td { vertical-align: top } small, figcaption { color: #555 } h2 { margin-top: 2.2rem }
 </style>"""
 _BLUE, _GREY, _GREEN = "#4477aa", "#999999", "#228833"
