@@ -35,6 +35,7 @@ ITEM_CHARS = 300
 OTHER = "another path than the one asked for"
 LONG = f"a step of more than {STEP_WORDS} words"
 STEP_CHARS = 120
+_REASON_WORDS, _ITEM_WORDS = 80, 16  # that a constrained decoder may write
 _BLOCK = r"cot[ _-]?path|reason(?:ing)?|recommendations?"
 THOUGHT = re.compile(r"\A.*</\s*think(?:ing)?\s*>", re.DOTALL | re.IGNORECASE)
 _THINKING = re.compile(r"\A\s*<\s*think(?:ing)?\s*>", re.IGNORECASE)
@@ -91,13 +92,15 @@ product: category, brand, function, characteristics."""
 def pattern(path: Sequence[str] | None = None) -> str:
     """A regular expression of the format, for backends that can hold to it; with `path`, of answers that follow it.
 
-    Lengths are not bounded by character: each that is counted would cost a decoder about a megabyte of states.
+    Everything is bounded by words, as small models repeat themselves without end. Not by characters, and the items not
+    by their number: to a decoder each place counted is a state with its own set of tokens.
     """
-    text, sentences = r"[^<>\n]+", rf"(?:[^<>\n.]+\.){{1,{2 * MAX_STEPS}}}"
-    steps = rf"{text}(?: -> {text}){{1,{MAX_STEPS - 1}}}" if path is None else re.escape(ARROW.join(path))
+    word = r"[^<>\s]+"
+    step, reason, item = (rf"{word}(?: {word}){{0,{most - 1}}}" for most in (STEP_WORDS, _REASON_WORDS, _ITEM_WORDS))
+    steps = rf"{step}(?: -> {step}){{1,{MAX_STEPS - 1}}}" if path is None else re.escape(ARROW.join(path))
     return (
-        rf"<cot_path>\n{steps}\n</cot_path>\n\n<reason>\n{sentences}\n</reason>\n\n"
-        rf"<recommendations>\n(?:<item>{text}</item>\n){{{RECOMMENDATIONS}}}</recommendations>"
+        rf"<cot_path>\n{steps}\n</cot_path>\n\n<reason>\n{reason}\n</reason>\n\n"
+        rf"<recommendations>\n(?:<item>{item}</item>\n)+</recommendations>"
     )
 
 
@@ -205,7 +208,8 @@ def _path(found: dict[str, str], given: Sequence[str] | None, repairs: list[str]
 def read_path(block: str, repairs: list[str]) -> tuple[str, ...]:
     """The steps that a model wrote; what was mended is added to `repairs`. Raises AnswerError unless they fit."""
     written = _steps(_MARK.sub(" ", block), repairs)
-    steps = tuple(history.clean(step, STEP_CHARS) for step in written)
+    # Split once more: what was cleaned away may have hidden a number or a full stop.
+    steps = tuple(name for step in written for name in split_path(history.clean(step, STEP_CHARS)))
     if any(_PLACEHOLDER.fullmatch(step) for step in steps):
         raise AnswerError("the format itself instead of a path")
     longest = max((len(step.split()) for step in steps), default=0)
