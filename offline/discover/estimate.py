@@ -43,19 +43,18 @@ def wilson(hits: int, n: int) -> Estimate:
     return Estimate(share, max(centre - half, 0.0) if hits else 0.0, min(centre + half, 1.0) if hits < n else 1.0)
 
 
-def shrunk(hits: int, n: int, mean: float, weight: float) -> Estimate:
-    """(hits + weight * mean) / (n + weight): a share, drawn to `mean` as if by `weight` more observations of it.
+def posterior(value: float, weight: float) -> Estimate:
+    """A share that is known as well as from `weight` observations: the mean of a Beta, and its central 95%.
 
-    That is the mean of a Beta posterior, whose central 95% are the interval. Without a prior (a weight of 0, or a mean
-    that every observation has) it is Wilson's.
+    Where every observation was the same, Wilson's interval.
     """
-    if weight * mean * (1 - mean) == 0:
-        plain = wilson(hits, n)
-        value = (hits + weight * mean) / (n + weight) if n + weight else 0.0
-        return Estimate(value, min(plain.low, value), max(plain.high, value))
-    a, b = hits + weight * mean, n - hits + weight * (1 - mean)
+    if value in {0.0, 1.0} or weight == 0:
+        n = round(weight)
+        return wilson(round(value * n), n)
     tail = (1 - CONFIDENCE) / 2
-    return Estimate(a / (a + b), float(stats.beta.ppf(tail, a, b)), float(stats.beta.ppf(1 - tail, a, b)))
+    a, b = value * weight, (1 - value) * weight
+    low, high = float(stats.beta.ppf(tail, a, b)), float(stats.beta.ppf(1 - tail, a, b))
+    return Estimate(value, min(low, value), max(high, value))
 
 
 def paired(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Difference:

@@ -1,12 +1,16 @@
 """Mine: which paths are kept, which pattern is the best, and the paths that stand for it (section 3.2).
 
 **Score of a path.** The answers that came with the same or nearly the same path are that path applied to several users,
-so the kept path's Score is the mean over all of them and not the luck of one. **Quality of a pattern** is
+so the kept path's Score is the mean over all of them and not the luck of one. **Quality of a pattern** is that of all
+answers in its cluster, pruned duplicates and applications of its candidates included:
 
-    Quality(P) = (hits + m * mean) / (answers + m)
+    Quality(P) = mean + effect(P)
+    effect(P)  = sum of (hits - answers * level) over both panels / (answers + m)
+    level      = what a panel's users are worth, by least squares: hits = answers * (level + effect), with m = 0
 
-over all answers in the cluster, pruned duplicates and applications of its candidates included: `mean` is that of all
-answers, `m` is `discover.shrinkage`. A cluster of few answers stays near the mean until it has shown more.
+`mean` is that of all answers and `m` is `discover.shrinkage`. With one panel this is (hits + m * mean) / (answers + m):
+a cluster of few answers stays near the mean until it has shown more. With two, a pattern does not look better for
+having had more of its answers among the users who are easier to guess.
 """
 
 from __future__ import annotations
@@ -18,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offline.chains.template import ARROW
-from offline.discover.estimate import Estimate, shrunk
+from offline.discover.estimate import Estimate, posterior
 from offline.discover.patterns import Patterns
 from offline.discover.prune import prune
 from offline.discover.validate import Chain
+
+ROUNDS = 200  # of the two equations of a quality in turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,27 +96,41 @@ def qualities(
     paths: Pool, patterns: Patterns, weight: float, applied: Sequence[tuple[int, int, int]] = ()
 ) -> tuple[list[Quality], float]:
     """By cluster, and the mean of all answers. `applied` has the kept path, answers and hits of each candidate."""
-    answers = sum(kept.answers for kept in paths.kept) + sum(n for _, n, _ in applied)
-    hits = sum(kept.hits for kept in paths.kept) + sum(found for *_, found in applied)
-    mean = hits / answers if answers else 0.0
+    n, hits = np.zeros((2, patterns.k)), np.zeros((2, patterns.k))  # by panel and cluster
+    owned = [(kept.answers, kept.hits) for kept in paths.kept]
+    for label, (answers, right) in zip(patterns.labels.tolist(), owned, strict=True):
+        n[0, label] += answers
+        hits[0, label] += right
+    for row, answers, right in applied:
+        n[1, patterns.labels[row]] += answers
+        hits[1, patterns.labels[row]] += right
+    mean = float(hits.sum() / max(n.sum(), 1))
+    values = np.clip(mean + _effects(hits, n, weight), 0, 1)
     found: list[Quality] = []
     for one in range(patterns.k):
         members = [kept for kept, label in zip(paths.kept, patterns.labels, strict=True) if label == one]
-        tried = [(n, right) for row, n, right in applied if patterns.labels[row] == one]
-        n, right = sum(kept.answers for kept in members), sum(kept.hits for kept in members)
-        more, more_right = sum(n for n, _ in tried), sum(right for _, right in tried)
         found.append(
             Quality(
                 paths=len(members),
-                answers=n,
-                hits=right,
-                applied=more,
-                applied_hits=more_right,
+                answers=int(n[0, one]),
+                hits=int(hits[0, one]),
+                applied=int(n[1, one]),
+                applied_hits=int(hits[1, one]),
                 literal=sum(kept.rank > 0 for kept in members) / len(members),
-                quality=shrunk(right + more_right, n + more, mean, weight),
+                quality=posterior(float(values[one]), float(n[:, one].sum()) + weight),
             )
         )
     return found, mean
+
+
+def _effects(hits: NDArray[np.float64], n: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
+    """How much better than the mean of its panels each cluster does, [k], from counts [panels, k]."""
+    excess = effect = np.zeros(hits.shape[1])
+    for _ in range(ROUNDS):
+        level = (hits - n * effect).sum(1, keepdims=True) / np.maximum(n.sum(1, keepdims=True), 1)
+        excess = (hits - n * level).sum(0)
+        effect = excess / np.maximum(n.sum(0), 1)
+    return excess / np.maximum(n.sum(0) + weight, 1)
 
 
 def best(found: Sequence[Quality]) -> int:

@@ -66,7 +66,7 @@ items</i> is Recall with items that the shopper has stepped past.</li>
 their <i>difference on the same shoppers</i>, whose interval then leaves out 0. Answers about one shopper resemble each
 other, so that the intervals of patterns are a little too narrow.</li>
 <li><b>Quality</b> of a pattern is the recall of its answers, drawn towards the mean of all the more the fewer there
-are.</li>
+are, and allowing for one group of shoppers being harder to guess than the other.</li>
 <li><b>Three groups of shoppers</b> without one in common: paths are found with the first, chosen with the second,
 and templates judged with the third.</li></ul>"""
 
@@ -283,7 +283,7 @@ def _qualities(clusters: Sequence[dict[str, Any]], winner: int) -> Figure:
     axes.set_yticks(range(len(clusters)), [f"pattern {one['cluster']}" for one in clusters])
     axes.set_ylim(len(clusters) - 0.4, -0.6)
     axes.set_xlim(left=0)
-    axes.set_xlabel("quality in %  (bar: recall of its own answers, not drawn to the mean)")
+    axes.set_xlabel("quality in %  (upright bar: plain recall of its answers)")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from offline.discover.estimate import mean_difference, paired, shrunk, wilson
+from offline.discover.estimate import mean_difference, paired, posterior, wilson
 
 
 @given(st.integers(1, 500), st.data())
@@ -23,19 +23,16 @@ def test_nothing_seen_is_nothing_known() -> None:
     assert (found.low, found.high) == (0, 1)
 
 
-def test_few_answers_are_drawn_to_the_mean_and_many_stay() -> None:
-    assert shrunk(1, 1, 0.02, 50).value == pytest.approx(2 / 51)
-    assert shrunk(1000, 10_000, 0.02, 50).value == pytest.approx(0.1, abs=0.001)
-    assert shrunk(0, 0, 0.02, 50).value == pytest.approx(0.02)
-    assert shrunk(3, 10, 0.02, 0).value == pytest.approx(0.3)
-    assert shrunk(0, 10, 0.0, 50).value == 0
-    assert shrunk(0, 10, 0.0, 50).high > 0
-
-
-@given(st.integers(0, 30), st.integers(1, 40), st.floats(0, 1), st.floats(0, 200))
-def test_a_shrunk_share_lies_in_its_interval(hits: int, more: int, mean: float, weight: float) -> None:
-    found = shrunk(hits, hits + more, mean, weight)
+@given(st.floats(0, 1), st.floats(0, 1000))
+def test_a_share_lies_in_its_interval(value: float, weight: float) -> None:
+    found = posterior(value, weight)
     assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_more_answers_leave_less_open() -> None:
+    few, many = posterior(0.1, 20), posterior(0.1, 2000)
+    assert few.low < many.low < 0.1 < many.high < few.high
+    assert posterior(0.0, 10).high == wilson(0, 10).high > 0
 
 
 def test_a_difference_is_told_by_the_users_that_differ() -> None:

@@ -50,13 +50,30 @@ def _patterns(*labels: int) -> Patterns:
     return Patterns(np.array(labels), np.eye(max(labels) + 1, 48, dtype=np.float32), {})
 
 
-def test_quality_follows_its_formula_and_applied_answers_count() -> None:
-    found, mean = qualities(_pool(), _patterns(0, 1), 10, [(1, 20, 6)])
-    assert mean == pytest.approx(8 / 26)
+def test_quality_is_recall_drawn_to_the_mean() -> None:
+    found, mean = qualities(_pool(), _patterns(0, 1), 10)
+    assert mean == pytest.approx(2 / 6)
     assert found[0].quality.value == pytest.approx((2 + 10 * mean) / 14)
-    assert found[1].quality.value == pytest.approx((6 + 10 * mean) / 32)
-    assert (found[1].applied, found[1].applied_hits, found[1].literal) == (20, 6, 0)
-    assert found[0].literal == 1
+    assert found[1].quality.value == pytest.approx((0 + 10 * mean) / 12)
+    assert (found[0].literal, found[1].literal) == (1, 0)
+    plain, _ = qualities(_pool(), _patterns(0, 1), 0)
+    assert [one.quality.value for one in plain] == pytest.approx([0.5, 0])
+
+
+def test_applied_answers_count() -> None:
+    found, mean = qualities(_pool(), _patterns(0, 1), 10, [(1, 20, 16), (0, 20, 2)])
+    assert mean == pytest.approx(20 / 46)
+    assert (found[1].applied, found[1].applied_hits) == (20, 16)
+    assert mining.best(found) == 1
+
+
+def test_a_pattern_is_not_better_for_having_met_easier_users() -> None:
+    two = _pool()
+    # Both do alike on each panel; the first has most of its answers where users are easy to guess.
+    kept = [Kept(two.kept[0].steps, 1000, 200, 1), Kept(two.kept[1].steps, 100, 20, 1)]
+    paths = Pool(kept, two.vectors, np.zeros(0, np.int64), np.zeros(0, np.bool_), 2)
+    found, _ = qualities(paths, _patterns(0, 1), 10, [(0, 200, 10), (1, 200, 10)])
+    assert found[0].quality.value == pytest.approx(found[1].quality.value)
 
 
 def test_a_lucky_chain_falls_behind_when_it_is_tried_on_others() -> None:
