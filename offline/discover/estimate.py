@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
+_SCARCE = 1e-3  # expected hits, or misses, below which a Beta's quantiles are no interval any more
 _Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
 
 
@@ -46,11 +47,11 @@ def wilson(hits: int, n: int) -> Estimate:
 def posterior(value: float, weight: float) -> Estimate:
     """A share that is known as well as from `weight` observations: the mean of a Beta, and its central 95%.
 
-    Where every observation was the same, Wilson's interval.
+    Where every observation was the same, or there is hardly one, Wilson's interval.
     """
-    if value in {0.0, 1.0} or weight == 0:
-        n = round(weight)
-        return wilson(round(value * n), n)
+    if min(value, 1 - value) * weight < _SCARCE:
+        plain = wilson(round(value * round(weight)), round(weight))
+        return Estimate(value, min(plain.low, value), max(plain.high, value))
     tail = (1 - CONFIDENCE) / 2
     a, b = value * weight, (1 - value) * weight
     low, high = float(stats.beta.ppf(tail, a, b)), float(stats.beta.ppf(1 - tail, a, b))
