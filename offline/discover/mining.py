@@ -130,7 +130,8 @@ def _effects(hits: NDArray[np.float64], n: NDArray[np.float64], weight: float) -
         level = (hits - n * effect).sum(1, keepdims=True) / np.maximum(n.sum(1, keepdims=True), 1)
         excess = (hits - n * level).sum(0)
         effect = excess / np.maximum(n.sum(0), 1)
-    return excess / np.maximum(n.sum(0) + weight, 1)
+    drawn: NDArray[np.float64] = excess / np.maximum(n.sum(0) + weight, 1)
+    return drawn
 
 
 def best(found: Sequence[Quality]) -> int:
