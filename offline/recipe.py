@@ -58,7 +58,8 @@ class TeacherRecipe(_Section):
     prompt_price: float = Field(0.0, ge=0)  # of a million tokens
     completion_price: float = Field(0.0, ge=0)  # of a million tokens
     budget: float = Field(0.0, ge=0)  # stop before more than this is spent; 0: no limit
-    batch: int = Field(16, ge=1)  # local: prompts at a time
+    batch: int = Field(16, ge=1)  # local: answers at a time
+    precision: Literal["float32", "bfloat16"] = "float32"  # local: of the weights
     seed: int = 7
 
 

@@ -89,13 +89,14 @@ class Answer:
 class Usage:
     """What a backend has used since it was opened; what came from its cache is counted apart and costs nothing."""
 
-    requests: int = 0
-    cached: int = 0
+    requests: int = 0  # sent, retries among them
+    cached: int = 0  # answers, each of a prompt's n counted
     retries: int = 0
-    failed: int = 0
+    failed: int = 0  # prompts
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cost: float = 0.0  # in the currency of the prices given
+    estimated: int = 0  # requests whose tokens the server did not count, and we guessed
+    cost: float = 0.0  # in the currency of the prices given; a request that was cut off counts as the most it may cost
     seconds: float = 0.0
     model: str = field(default="")
 

@@ -1,0 +1,262 @@
+"""One chat completion over HTTP: what is sent, what may come back, and what each failure means.
+
+The openai SDK sends and reads; it is told not to retry (`max_retries=0`), since only the caller knows the budget, the
+cache and the other requests. Its exceptions, and httpx's below them, end here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+import anyio
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from offline.errors import LLMError, RecipeError
+from offline.llm.base import Message, Prompt
+from offline.llm.extra import llm_extra
+from offline.llm.pace import asked_wait
+
+if TYPE_CHECKING:
+    from openai import APIStatusError
+
+KEY_VARIABLE = "SCOTER_LLM_API_KEY"
+CONNECT_SECONDS = 10.0
+_NO_KEY = "none"  # the SDK insists on one; servers that want none ignore it
+_QUOTED = 300  # characters of a server's words in an error
+_JSON_RULE = 'Give the whole answer as one JSON object: {"answer": "..."}'
+
+Structured = Literal["none", "json", "regex"]
+
+
+class Fault(Exception):  # noqa: N818 - a condition of one attempt, not an error for callers
+    """An attempt failed and another may succeed."""
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        wait: float | None = None,
+        charged: bool = False,
+        unreachable: bool = False,
+        adapted: bool = False,
+    ) -> None:
+        super().__init__(reason)
+        self.wait = wait  # seconds that the server asked for
+        self.charged = charged  # it may have been worked on, and be on the bill
+        self.unreachable = unreachable  # nobody listens there
+        self.adapted = adapted  # the next request will be put in a way that the server may know
+
+
+class Refused(Exception):  # noqa: N818 - the same
+    """The server will not answer this prompt, however often it is asked."""
+
+
+class _Message(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Tokens(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Completion(BaseModel):
+    choices: list[_Choice]
+    usage: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One text, and why it ended (`stop`, `length`, ...)."""
+
+    text: str
+    finish: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a request brought: up to n choices, tokens as the server counted them, its headers in lower case."""
+
+    choices: tuple[Choice, ...]
+    tokens: tuple[int, int] | None  # of prompt and completions; None if the server did not say
+    headers: Mapping[str, str]
+
+
+def key_from_environment() -> SecretStr | None:
+    """The key to send, if there is one."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    return SecretStr(key) if key else None
+
+
+def checked_url(base_url: str) -> str:
+    """`base_url` without a slash at its end. Raises RecipeError if it is no URL, or holds what belongs elsewhere."""
+    parts = urlsplit(base_url)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise RecipeError(
+            "teacher.base_url holds more than scheme, host and path: a key belongs into the environment "
+            f"({KEY_VARIABLE}), as recipes are copied into outputs"
+        )
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise RecipeError(f"teacher.base_url = {base_url!r} is no URL: give one such as http://localhost:8000/v1")
+    return base_url.rstrip("/")
+
+
+def sent_messages(messages: Sequence[Message], structured: Structured) -> list[dict[str, str]]:
+    """The conversation as it goes over the wire."""
+    sent = [{"role": message.role, "content": message.content} for message in messages]
+    if structured == "json":
+        sent[-1]["content"] += "\n\n" + _JSON_RULE
+    return sent
+
+
+class Chat:
+    """The connection to one endpoint; safe for concurrent use in one event loop."""
+
+    def __init__(
+        self, base_url: str, model: str, key: SecretStr | None, *, structured: Structured, timeout: float
+    ) -> None:
+        with llm_extra():
+            from openai import AsyncOpenAI, Timeout  # noqa: PLC0415 - half a second to import, in an extra
+        self.base_url = checked_url(base_url)
+        self._model = model
+        self._key = key
+        self._structured = structured
+        self._timeout = timeout
+        self._client = AsyncOpenAI(
+            base_url=self.base_url,
+            api_key=key.get_secret_value() if key else _NO_KEY,
+            timeout=Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
+            max_retries=0,
+        )
+        self._limit = "max_tokens"  # what the server calls it; found out
+        self.takes_n = True  # the server gives several answers to one request; found out
+
+    def __repr__(self) -> str:
+        return f"Chat({self.base_url!r}, {self._model!r})"
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+
+    async def ask(self, prompt: Prompt, *, n: int, seed: int | None) -> Reply:
+        """One attempt. Raises Fault, Refused, or LLMError when no other prompt would fare better."""
+        from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError  # noqa: PLC0415
+
+        body = self._body(prompt, n, seed)
+        try:
+            with anyio.fail_after(self._timeout):  # over all, however the server dribbles
+                response = await self._client.chat.completions.with_raw_response.create(**body)
+        except (TimeoutError, APITimeoutError) as error:
+            if type(error.__cause__).__name__ == "ConnectTimeout":
+                raise Fault(f"no connection within {CONNECT_SECONDS:g} s", unreachable=True) from None
+            raise Fault(f"no answer within {self._timeout:g} s", charged=True) from None
+        except APIConnectionError as error:
+            cause = error.__cause__
+            said = self._clean(str(cause or error)) or "connection failed"
+            if type(cause).__name__ == "ConnectError":
+                raise Fault(said, unreachable=True) from None
+            raise Fault(f"the answer was cut off: {said}", charged=True) from None
+        except APIStatusError as error:
+            raise self._judge(error, body) from None
+        except APIError as error:
+            raise Fault(self._clean(str(error)), charged=True) from None
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return self._read(response.content, headers)
+
+    def _body(self, prompt: Prompt, n: int, seed: int | None) -> dict[str, Any]:
+        sampling = prompt.sampling
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": sent_messages(prompt.messages, self._structured),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            self._limit: sampling.max_tokens,
+        }
+        if n > 1:
+            body["n"] = n
+        if seed is not None:
+            body["seed"] = seed
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if self._structured == "json":
+            text: dict[str, Any] = {"type": "string"}
+            if prompt.pattern is not None:
+                text["pattern"] = f"^(?:{prompt.pattern})$"
+            schema = {"type": "object", "properties": {"answer": text}, "required": ["answer"]}
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "strict": True, "schema": schema | {"additionalProperties": False}},
+            }
+        elif self._structured == "regex" and prompt.pattern is not None:
+            # vLLM from 0.11 knows the first name, older ones the second; each leaves the other alone.
+            body["extra_body"] = {"structured_outputs": {"regex": prompt.pattern}, "guided_regex": prompt.pattern}
+        return body
+
+    def _judge(self, error: APIStatusError, body: Mapping[str, Any]) -> Exception:
+        """What a status of 4xx or 5xx means."""
+        status = error.status_code
+        said = self._clean(error.message)
+        where = f"{self.base_url} (model {self._model!r})"
+        if status in {401, 403}:
+            state = "is set, but not accepted" if self._key else "is not set"
+            return LLMError(f"{where} refuses the key ({status}): {KEY_VARIABLE} {state}. It says: {said}")
+        if status == 402 or "insufficient_quota" in {error.code, error.type}:
+            return LLMError(f"{where} wants payment ({status}): top up the account. It says: {said}")
+        if status == 404:
+            return LLMError(f"{where} is not there (404): check teacher.base_url and teacher.model. It says: {said}")
+        if status in {400, 422}:
+            if "max_completion_tokens" in said and self._limit == "max_tokens":
+                self._limit = "max_completion_tokens"
+                return Fault(said, adapted=True)
+            if "n" in body and self.takes_n:
+                self.takes_n = False
+                return Fault(said, adapted=True)
+        if status in {408, 409, 425, 429} or status >= 500:
+            headers = {name.lower(): value for name, value in error.response.headers.items()}
+            return Fault(f"status {status}: {said}", wait=asked_wait(headers))
+        return Refused(f"status {status}: {said}")
+
+    def _read(self, content: bytes, headers: Mapping[str, str]) -> Reply:
+        """A body, whatever its content type says: what can be read has been paid for."""
+        try:
+            completion = _Completion.model_validate_json(content)
+        except ValidationError:
+            kind = headers.get("content-type", "no content type")
+            begins = self._clean(content[:80].decode("utf-8", "replace"))
+            raise Fault(f"not a chat completion ({kind}; begins {begins!r})", charged=True) from None
+        try:
+            usage = _Tokens.model_validate(completion.usage)
+            tokens = (usage.prompt_tokens, usage.completion_tokens)
+        except ValidationError:
+            tokens = None
+        if tokens is not None and min(tokens) < 0:
+            tokens = None
+        choices = [Choice(self._text(c.message.content), c.finish_reason) for c in completion.choices]
+        return Reply(tuple(choices), tokens, headers)
+
+    def _text(self, content: str | None) -> str:
+        """The answer in a message; empty if there is none."""
+        if self._structured != "json" or not content:
+            return content or ""
+        try:
+            answer = json.loads(content)["answer"]
+        except (ValueError, TypeError, KeyError):
+            return ""
+        return answer if isinstance(answer, str) else ""
+
+    def _clean(self, text: str) -> str:
+        """A server's words, on one line, without the key."""
+        if self._key is not None:
+            text = text.replace(self._key.get_secret_value(), "***")
+        line = " ".join(text.split())
+        return line if len(line) <= _QUOTED else line[:_QUOTED] + "…"
