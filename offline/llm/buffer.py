@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers.cache_utils import DynamicLayer
 
@@ -25,8 +23,8 @@ class BufferLayer(DynamicLayer):
         self,
         key_states: torch.Tensor,
         value_states: torch.Tensor,
-        *_: Any,
-        **__: Any,  # noqa: ANN401 - as the base has it
+        *_: object,
+        **__: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append, and return all keys and values."""
         if not self.is_initialized:

@@ -121,8 +121,8 @@ class AnswerCache:
                 self._db.execute(f"PRAGMA user_version = {_VERSION}")
             elif application != _APPLICATION or version != _VERSION:
                 raise LLMError(
-                    f"{self.path} is no cache of answers that this version reads ({application:#x}, version {version}): "
-                    "move it away, or use the version that wrote it"
+                    f"{self.path} is no cache of answers that this version reads ({application:#x}, version "
+                    f"{version}): move it away, or use the version that wrote it"
                 )
         with closing(self._db.execute("PRAGMA quick_check(1)")) as check:
             verdict = check.fetchone()[0]
@@ -149,6 +149,6 @@ class AnswerCache:
                 raise LLMError(f"cannot use the cache of answers {self.path}: {error}") from error
             except sqlite3.DatabaseError as error:
                 raise LLMError(
-                    f"the cache of answers {self.path} is damaged ({error}) and was left as it is: restore it, save what "
-                    f"can be saved with `sqlite3 {self.path} .recover`, or move it away to ask everything anew"
+                    f"the cache of answers {self.path} is damaged ({error}) and was left as it was: restore it, save "
+                    f"what can be saved with `sqlite3 {self.path} .recover`, or move it away to ask everything anew"
                 ) from error

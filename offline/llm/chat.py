@@ -33,7 +33,7 @@ _JSON_RULE = 'Give the whole answer as one JSON object: {"answer": "..."}'
 Structured = Literal["none", "json", "regex"]
 
 
-class Fault(Exception):  # noqa: N818 - a condition of one attempt, not an error for callers
+class Fault(Exception):
     """An attempt failed and another may succeed."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Fault(Exception):  # noqa: N818 - a condition of one attempt, not an error
         self.adapted = adapted  # the next request will be put in a way that the server may know
 
 
-class Refused(Exception):  # noqa: N818 - the same
+class Refused(Exception):
     """The server will not answer this prompt, however often it is asked."""
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf
+from typing import Self
 
 import anyio
 from anyio.from_thread import start_blocking_portal
@@ -128,7 +129,7 @@ class EndpointBackend:
     def __repr__(self) -> str:
         return f"EndpointBackend({self.name!r})"
 
-    def __enter__(self) -> EndpointBackend:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -191,10 +192,9 @@ class EndpointBackend:
     async def _run(self, questions: list[_Question], send: MemoryObjectSendStream[Answer]) -> None:
         run = _Run()
         pending = iter(questions)
-        async with send:
-            async with anyio.create_task_group() as workers:
-                for _ in range(min(self._recipe.concurrency, len(questions))):
-                    workers.start_soon(self._work, run, pending, send)
+        async with send, anyio.create_task_group() as workers:
+            for _ in range(min(self._recipe.concurrency, len(questions))):
+                workers.start_soon(self._work, run, pending, send)
         if run.error is not None:
             raise run.error
 
@@ -226,7 +226,7 @@ class EndpointBackend:
 
     async def _ask(self, run: _Run, question: _Question, numbers: list[int]) -> None:
         """One request until it brings an answer. Raises Fault or Refused when it does not, LLMError if none will."""
-        known = run.successes
+        known: int | None = None  # answers that others had got when nobody was there for the first time
         start = time.monotonic()
         attempt, split = 0, False
         while True:
@@ -234,16 +234,17 @@ class EndpointBackend:
                 texts = await self._attempt(run, question, numbers)
             except Refused:
                 self._chat.takes_n |= split  # it was not n that the server did not like
-                self._failed(run, known, None)
+                self._failed(run, fault=None, alone=False)
                 raise
             except Fault as fault:
                 if fault.adapted:
                     split = split or not self._chat.takes_n
                     numbers = numbers[:1] if split else numbers
                     continue
+                known = run.successes if known is None and fault.unreachable else known
                 if attempt == self._recipe.retries:
                     tries = f"{attempt + 1} attempts over {time.monotonic() - start:.0f} s"
-                    self._failed(run, known, fault if fault.unreachable else None)
+                    self._failed(run, fault, alone=run.successes != known)
                     raise Fault(f"{fault} ({tries})", unreachable=fault.unreachable) from None
                 await self._break(run, fault, attempt)
                 attempt += 1
@@ -327,13 +328,13 @@ class EndpointBackend:
         with anyio.move_on_after(wait):
             await run.stopped.wait()
 
-    def _failed(self, run: _Run, known: int, unreachable: Fault | None) -> None:
-        """A prompt has failed for good. Raises LLMError when there is no hope for others."""
+    def _failed(self, run: _Run, fault: Fault | None, *, alone: bool) -> None:
+        """A prompt has failed for good, while others fared better or not. Raises LLMError when none will."""
         kept = f"the answers so far are kept in {self._cache.path}: run again to go on from there"
-        if unreachable is not None and run.successes == known:
+        if fault is not None and fault.unreachable and not alone:
             raise LLMError(
-                f"nobody answers at {self._chat.base_url} ({unreachable}), asked {self._recipe.retries + 1} times: start "
-                f"the server, or correct teacher.base_url; {kept}"
+                f"nobody answers at {self._chat.base_url} ({fault}), asked {self._recipe.retries + 1} times: "
+                f"start the server, or correct teacher.base_url; {kept}"
             )
         run.failures += 1
         if run.failures >= FAILED_IN_A_ROW:

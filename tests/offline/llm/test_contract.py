@@ -11,7 +11,6 @@ import pytest
 from offline.llm.base import Answer, Backend, Prompt
 from offline.llm.cache import AnswerCache
 from offline.llm.endpoint import EndpointBackend
-from offline.llm.local import LocalBackend
 from offline.recipe import TeacherRecipe
 from tests.offline.llm.prompts import ask, asks
 

@@ -65,7 +65,8 @@ def answers(backend: EndpointBackend, prompts: list[Prompt]) -> list[Answer]:
 def test_a_real_server_answers_and_counts(connect: Open, layer: Layer) -> None:
     backend = connect(prompt_price=1.0, completion_price=2.0)
     first, second = answers(backend, asks(2))
-    assert first.texts[0] and second.texts[0]
+    assert first.texts[0]
+    assert second.texts[0]
     assert first.error is second.error is None
     usage = backend.usage
     assert usage.requests == 2 == len(layer.asked)
@@ -319,11 +320,15 @@ def test_a_server_that_dies_half_way_costs_nothing_that_was_answered(served: str
     prompts = asks(24)
     backend = connect(concurrency=2)
     kept: list[Answer] = []
-    with pytest.raises(LLMError, match="nobody answers at .* kept in .*answers.sqlite: run again"):
+
+    def read_while_it_dies() -> None:
         for answer in backend.answer(prompts):
             kept.append(answer)
             if len(kept) == 8:
                 layer.stop()
+
+    with pytest.raises(LLMError, match=r"nobody answers at .* kept in .*answers\.sqlite: run again"):
+        read_while_it_dies()
     assert 8 <= len(kept) < 24
     assert all(answer.texts for answer in kept)
     alive = Layer(served, port=layer.port)

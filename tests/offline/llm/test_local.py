@@ -178,7 +178,7 @@ def test_no_memory_is_an_error_that_says_what_to_lower(small: LocalBackend, monk
 
 @pytest.mark.parametrize("name", [Path("nowhere"), "./nowhere", "nowhere.gguf"])
 def test_a_model_that_is_not_there_is_named(name: str | Path) -> None:
-    with pytest.raises(LLMError, match="no model at nowhere|no model at ./nowhere"):
+    with pytest.raises(LLMError, match=r"no model at (\./)?nowhere"):
         model_place(name)
 
 
