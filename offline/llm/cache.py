@@ -127,7 +127,7 @@ class AnswerCache:
         with closing(self._db.execute("PRAGMA quick_check(1)")) as check:
             verdict = check.fetchone()[0]
         if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
+            raise sqlite3.DatabaseError(" ".join(verdict.split()))  # it may be several lines
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
