@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -397,7 +398,9 @@ def _load(model: str | Path, adapter: Path | None, precision: Precision) -> tupl
             from peft import PeftModel  # noqa: PLC0415
 
             try:
-                loaded = PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
+                with warnings.catch_warnings():  # peft asks transformers for it by its former name
+                    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+                    loaded = PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
             except (OSError, ValueError, RuntimeError) as error:
                 raise LLMError(f"cannot put the adapter {adapter} on the model {model}: {error}") from error
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from offline.errors import LLMError
 from offline.llm.extra import llm_extra
@@ -49,20 +51,27 @@ def load_causal(name: str | Path, precision: Precision) -> tuple[PreTrainedModel
     place = model_place(name)
     with llm_extra():
         import torch  # noqa: PLC0415 - seconds to import
-        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
         from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 
         if isinstance(place, Path) and place.is_file():
             import gguf  # noqa: F401, PLC0415 - transformers asks for it by a longer message
     disable_progress_bar()
-    where, options = str(place), dict[str, str]()
+    packed = isinstance(place, Path) and place.is_file()
+    where, options = str(place), dict[str, Any]()
     if isinstance(place, Path) and place.is_file():
         where, options = str(place.parent), {"gguf_file": place.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, precision), **options)
+        with redirect_stderr(StringIO()):  # a bar of its own, which nothing switches off
+            tokenizer = AutoTokenizer.from_pretrained(where, **options)
+            if packed:
+                options["quantization_config"] = GgufConfig(dequantize=True)  # weights that can be trained and saved
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, precision), **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise LLMError(f"cannot load the model {name} from {where}: {error}") from error
+    if packed:
+        model.hf_quantizer.remove_quantization_config(model)
+        model.config.architectures = [type(model).__name__]  # a GGUF file does not say
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

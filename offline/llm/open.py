@@ -28,7 +28,7 @@ def _opened(recipe: TeacherRecipe, dataset: Dataset, cache: Path) -> Backend:
     if recipe.backend == "analyst":
         from offline.llm.analyst import AnalystBackend  # noqa: PLC0415
 
-        return AnalystBackend(dataset, recipe.seed)
+        return AnalystBackend(dataset, seed=recipe.seed)
     answers = AnswerCache(cache)
     try:
         if recipe.backend == "endpoint":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +11,9 @@ from tests.offline.llm.server import Layer
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def served(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real OpenAI-compatible server, with the small local model behind it."""
-    with servers.transformers_serve(tmp_path_factory.mktemp("llm-server")) as url:
+    with servers.transformers_serve(unpacked, tmp_path_factory.mktemp("llm-server")) as url:
         yield url
 
 
@@ -28,3 +29,29 @@ def layer(served: str) -> Iterator[Layer]:
 def small() -> LocalBackend:
     """SmolLM2-135M, loaded once."""
     return LocalBackend("smollm2", batch=4, seed=7)
+
+
+@pytest.fixture(scope="session")
+def unpacked(small: LocalBackend, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 as a folder: the server does not read GGUF files."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    small._model.save_pretrained(folder)
+    small._tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untrained(small: LocalBackend, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model of random weights, which loads in no time, and SmolLM2's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("untrained")
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(
+        **sizes, num_key_value_heads=2, vocab_size=small._logits, eos_token_id=2, bos_token_id=1, initializer_range=0.5
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    small._tokenizer.save_pretrained(folder)
+    return folder

@@ -21,8 +21,6 @@ import httpx2
 import uvicorn
 from openai.types.chat import ChatCompletion
 
-from offline.llm.model import model_place
-
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Fault = Callable[["Asked", Send], Awaitable[None]]
 
@@ -35,13 +33,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def transformers_serve(folder: Path) -> Iterator[str]:
-    """`transformers serve` with SmolLM2; its URL up to /v1."""
-    file = model_place("smollm2")
-    assert isinstance(file, Path)
+def transformers_serve(model: Path, folder: Path) -> Iterator[str]:
+    """`transformers serve` with a model, its log in a folder; its URL up to /v1."""
     port = free_port()
     command = [
-        *(sys.executable, "-m", "transformers.cli.transformers", "serve", f"{file.parent}:{file.name}"),
+        *(sys.executable, "-m", "transformers.cli.transformers", "serve", str(model)),
         *("--port", str(port), "--host", "127.0.0.1", "--device", "cpu"),
     ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

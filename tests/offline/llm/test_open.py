@@ -19,8 +19,8 @@ EMPTY = Dataset([], [], [np.array([], np.int32)][:0])
 
 
 @pytest.mark.slow
-def test_a_local_model_is_opened_with_a_cache_and_closed(tmp_path: Path) -> None:
-    recipe = TeacherRecipe(backend="local", model="smollm2", batch=2)
+def test_a_local_model_is_opened_with_a_cache_and_closed(untrained: Path, tmp_path: Path) -> None:
+    recipe = TeacherRecipe(backend="local", model=str(untrained), batch=2)
     with open_backend(recipe, EMPTY, tmp_path / "cache") as backend:
         first = list(backend.answer(asks(1)))
     with AnswerCache(tmp_path / "cache") as cache:
