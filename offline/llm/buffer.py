@@ -15,9 +15,7 @@ class BufferLayer(DynamicLayer):
     the model does.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+    _buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self,

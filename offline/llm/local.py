@@ -390,6 +390,7 @@ def _cache(model: PreTrainedModel) -> Any:  # noqa: ANN401 - a transformers Dyna
 
 
 def _load(model: str | Path, adapter: Path | None, precision: Precision) -> tuple[Any, Any]:
+    loaded: Any
     loaded, tokenizer = load_causal(model, precision)
     with llm_extra():
         import torch  # noqa: PLC0415
@@ -408,7 +409,7 @@ def _load(model: str | Path, adapter: Path | None, precision: Precision) -> tupl
 
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens that end an answer."""
-    settings = model.generation_config.eos_token_id if model.generation_config is not None else None
+    settings = getattr(model.generation_config, "eos_token_id", None)
     named = settings if isinstance(settings, list) else [settings]
     return frozenset(token for token in (*named, tokenizer.eos_token_id) if token is not None)
 

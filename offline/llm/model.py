@@ -66,7 +66,7 @@ def load_causal(name: str | Path, precision: Precision) -> tuple[PreTrainedModel
             tokenizer = AutoTokenizer.from_pretrained(where, **options)
             if packed:
                 options["quantization_config"] = GgufConfig(dequantize=True)  # weights that can be trained and saved
-            model = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, precision), **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, precision), **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise LLMError(f"cannot load the model {name} from {where}: {error}") from error
     if packed:
@@ -75,7 +75,8 @@ def load_causal(name: str | Path, precision: Precision) -> tuple[PreTrainedModel
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.eval(), tokenizer
+    loaded: PreTrainedModel = model.eval()
+    return loaded, tokenizer
 
 
 def weights_digest(place: Path) -> str:

@@ -44,7 +44,7 @@ def transformers_serve(model: Path, folder: Path) -> Iterator[str]:
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
     try:
-        end = time.monotonic() + 100
+        end = time.monotonic() + 300
         while True:
             try:
                 if httpx2.get(f"http://127.0.0.1:{port}/health", timeout=1).status_code == 200:

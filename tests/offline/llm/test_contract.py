@@ -14,7 +14,7 @@ from offline.llm.endpoint import EndpointBackend
 from offline.recipe import TeacherRecipe
 from tests.offline.llm.prompts import ask, asks
 
-pytestmark = pytest.mark.slow  # a model writes
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # a model writes, on a machine that may be busy
 
 
 @pytest.fixture(params=["local", "endpoint"])

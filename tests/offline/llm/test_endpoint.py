@@ -24,7 +24,7 @@ from offline.recipe import TeacherRecipe
 from tests.offline.llm.prompts import ask, asks
 from tests.offline.llm.server import Layer, completion, free_port, says, sleeps, status
 
-pytestmark = pytest.mark.slow  # a model is served
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # a model is served, on a machine that may be busy
 
 Open = Callable[..., EndpointBackend]
 KEY = "sk-do-not-tell-4711"
@@ -380,7 +380,8 @@ def test_a_budget_is_kept_and_can_be_raised(connect: Open, layer: Layer, tmp_pat
     with pytest.raises(LLMError, match=r"the budget is spent: .* of 6, .*Raise teacher\.budget"):
         given.extend(backend.answer(asks(50)))
     assert 3 <= len(given) <= 5
-    assert backend.usage.cost == pytest.approx(1.1 * len(layer.asked)) <= 6.0
+    assert backend.usage.cost == pytest.approx(1.1 * len(layer.asked))
+    assert backend.usage.cost <= 6.0
     with AnswerCache(tmp_path) as cache:
         assert cache.spent == pytest.approx(backend.usage.cost)
     with pytest.raises(LLMError, match="the budget is spent"):  # a new run has not got a new budget

@@ -22,7 +22,7 @@ from offline.llm.local import LocalBackend, nucleus
 from offline.llm.model import load_causal, model_place, weights_digest
 from tests.offline.llm.prompts import ask, asks
 
-pytestmark = pytest.mark.slow  # a model is loaded
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # a model is loaded, on a machine that may be busy
 
 
 def answers(backend: LocalBackend, prompts: list[Prompt]) -> list[Answer]:

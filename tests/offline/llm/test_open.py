@@ -19,6 +19,7 @@ EMPTY = Dataset([], [], [np.array([], np.int32)][:0])
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_local_model_is_opened_with_a_cache_and_closed(untrained: Path, tmp_path: Path) -> None:
     recipe = TeacherRecipe(backend="local", model=str(untrained), batch=2)
     with open_backend(recipe, EMPTY, tmp_path / "cache") as backend:
@@ -31,6 +32,7 @@ def test_a_local_model_is_opened_with_a_cache_and_closed(untrained: Path, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_an_endpoint_is_opened_with_the_key_of_the_environment(
     layer: Layer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
