@@ -70,7 +70,6 @@ def load_causal(name: str | Path, precision: Precision) -> tuple[PreTrainedModel
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise LLMError(f"cannot load the model {name} from {where}: {error}") from error
     if packed:
-        model.hf_quantizer.remove_quantization_config(model)
         model.config.architectures = [type(model).__name__]  # a GGUF file does not say
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
