@@ -205,7 +205,8 @@ class Chat:
     def _judge(self, error: APIStatusError, body: Mapping[str, Any]) -> Exception:
         """What a status of 4xx or 5xx means."""
         status = error.status_code
-        said = self._clean(error.message)
+        words = error.body.get("message") if isinstance(error.body, dict) else None
+        said = self._clean(str(words or error.message))
         where = f"{self.base_url} (model {self._model!r})"
         if status in {401, 403}:
             state = "is set, but not accepted" if self._key else "is not set"

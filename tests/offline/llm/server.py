@@ -84,6 +84,7 @@ class Layer:
         self._client: httpx2.AsyncClient | None = None
         config = uvicorn.Config(
             self._app,
+            interface="asgi3",
             host="127.0.0.1",
             port=self.port,
             log_level="critical",
