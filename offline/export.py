@@ -98,7 +98,7 @@ def _write_release(release: Path, parts: Parts, recipe: Recipe) -> Manifest:
     )[1:]
     Catalogue(
         [Item(i.id, i.title, i.attributes) for i in dataset.items],
-        load_codes(parts.tokens.folder).astype(np.uint16),
+        load_codes(parts.tokens.folder, dataset.num_items).astype(np.uint16),
         (popularity / popularity.sum()).astype(np.float32),
     ).write(release / "catalogue")
     written = finished(parts.reasoned)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from offline.errors import DataError
 from offline.interactions import Interaction, data_files, read_interactions, read_items
 from offline.recipe import PrepareRecipe
-from offline.stage import Stage, run_stage, write_json
+from offline.stage import Stage, console, run_stage, write_json
 
 VERSION = 1
 MIN_LENGTH = 4  # two training items (an input and a target), one for validation, one for the test
@@ -120,12 +120,21 @@ def _build(folder: Path, inter: Path, item: Path | None, recipe: PrepareRecipe) 
     sequences: dict[str, list[Interaction]] = {}
     for row in kept:
         sequences.setdefault(row.user, []).append(row)
-    sequences = {user: rows for user, rows in sequences.items() if len(rows) >= MIN_LENGTH}
+    short = {user for user, rows in sequences.items() if len(rows) < MIN_LENGTH}
+    sequences = {user: rows for user, rows in sequences.items() if user not in short}
     if not sequences:
-        raise DataError(
-            f"{inter}: no user is left after {recipe.min_interactions}-core filtering of {len(rows)} interactions: "
-            "lower prepare.min_interactions or bring more data"
+        why = (
+            f"; {len(short)} users have fewer than the {MIN_LENGTH} that a split takes (two to train on, one to "
+            "validate, one to test)"
+            if short
+            else ""
         )
+        raise DataError(
+            f"{inter}: no user is left after {recipe.min_interactions}-core filtering of {len(rows)} interactions"
+            f"{why}: lower prepare.min_interactions or bring more data"
+        )
+    if short:
+        console.print(f"  {len(short)} users with fewer than {MIN_LENGTH} interactions are left out")
     index: dict[str, int] = {}
     flat: list[int] = []
     offsets = [0]

@@ -1,9 +1,10 @@
-"""Residual quantisation of item embeddings into semantic IDs, and the repair that makes them unique."""
+"""Residual quantisation of item embeddings into semantic IDs, and what makes them unique."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -12,14 +13,27 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from offline.errors import StageError
+from offline.threads import one_thread
+
+BLOCK = 4096  # items compared with a codebook at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """Codes of N items at L levels, and the codebooks they point into."""
+    """Codes of N items at L levels, and the codebooks they point into.
+
+    Codebooks divide a space of d dimensions: the embeddings' own (d = D), or a latent space that a network made.
+    """
 
     codes: NDArray[np.int64]  # [N, L]
-    codebooks: list[NDArray[np.float32]]  # L of [codes at that level, D]
+    codebooks: list[NDArray[np.float32]]  # L of [codes at that level, d]
+    latents: NDArray[np.float32]  # [N, d], what was quantised
+    decode: Callable[[NDArray[np.float32]], NDArray[np.float32]]  # [n, d] -> embeddings [n, D]
+    epochs: list[dict[str, float]] = field(default_factory=list)  # of a network's training: losses by epoch
+
+    def rebuilt(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The embeddings float32 [N, D] that codes int64 [N, l] stand for; the first l <= L levels are enough."""
+        return self.decode(summed(codes, self.codebooks))
 
 
 class Quantizer(Protocol):
@@ -41,27 +55,44 @@ class ResidualKMeans:
 
     def fit(self, vectors: NDArray[np.float32]) -> Quantization:
         """Quantise greedily, level by level."""
-        residual = vectors.astype(np.float32).copy()
-        codes: list[NDArray[np.int64]] = []
         codebooks: list[NDArray[np.float32]] = []
-        for level in range(self.levels):
-            distinct = len(np.unique(residual.round(6), axis=0))
-            means = KMeans(
-                min(self.codebook, distinct),
-                n_init=1,
-                max_iter=self.iterations,
-                random_state=self.seed + level,
-            )
-            with warnings.catch_warnings():
-                # Residuals that differ by less than float32 tells apart share a code; make_unique sees to that.
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                means.fit(residual)
-            assigned = means.labels_.astype(np.int64)
-            centres = means.cluster_centers_.astype(np.float32)
-            residual = residual - centres[assigned]
-            codes.append(assigned)
-            codebooks.append(centres)
-        return Quantization(np.stack(codes, axis=1), codebooks)
+        residual = vectors.astype(np.float32)
+        with one_thread():
+            for level in range(self.levels):
+                book = _means(residual, self.codebook, self.iterations, self.seed + level)
+                residual = residual - book[nearest(residual, book)]
+                codebooks.append(book)
+            codes = assign(vectors, codebooks)
+        return Quantization(codes, codebooks, vectors, lambda latents: latents)
+
+
+def assign(vectors: NDArray[np.float32], codebooks: list[NDArray[np.float32]]) -> NDArray[np.int64]:
+    """Codes int64 [N, L] of `vectors` [N, d]: at each level the code nearest to what the levels before left over."""
+    residual = vectors
+    codes: list[NDArray[np.int64]] = []
+    for book in codebooks:
+        codes.append(nearest(residual, book))
+        residual = residual - book[codes[-1]]
+    return np.stack(codes, axis=1)
+
+
+def nearest(vectors: NDArray[np.float32], book: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The code of `book` [codes, d] nearest to each of `vectors` [N, d]; of equally near ones the first."""
+    wide = book.astype(np.float64)
+    half = 0.5 * np.einsum("cd,cd->c", wide, wide)
+    found = np.empty(len(vectors), np.int64)
+    for start in range(0, len(vectors), BLOCK):
+        rows = vectors[start : start + BLOCK].astype(np.float64)
+        found[start : start + BLOCK] = np.argmin(half - rows @ wide.T, axis=1)
+    return found
+
+
+def summed(codes: NDArray[np.int64], codebooks: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The sum float32 [N, d] of the codes [N, l] of the first l levels."""
+    total = np.zeros((len(codes), codebooks[0].shape[1]), np.float32)
+    for column, book in zip(codes.T, codebooks, strict=False):
+        total += book[column]
+    return total
 
 
 def collisions(codes: NDArray[np.int64]) -> int:
@@ -69,17 +100,17 @@ def collisions(codes: NDArray[np.int64]) -> int:
     return len(codes) - len(np.unique(codes, axis=0))
 
 
-def make_unique(vectors: NDArray[np.float32], found: Quantization, codebook: int) -> NDArray[np.int64]:
+def make_unique(found: Quantization, codebook: int) -> NDArray[np.int64]:
     """Codes [N, L] with no two items alike.
 
     Where several items collide, the nearest keeps its code and the others move to the nearest free last code, or,
-    once a prefix is full, to the next nearest code one level up.
+    once a prefix is full, to the next nearest code one level up. Near is meant in the codebooks' own space.
 
     Raises StageError if the codebooks cannot tell that many items apart.
     """
     codes = found.codes.copy()
     books = [_filled(book, codebook) for book in found.codebooks]
-    before = vectors - sum(book[codes[:, level]] for level, book in enumerate(found.codebooks[:-2]))
+    before = found.latents - summed(codes[:, :-2], found.codebooks)
     error = np.linalg.norm(before - found.codebooks[-2][codes[:, -2]] - found.codebooks[-1][codes[:, -1]], axis=1)
     taken: set[tuple[int, ...]] = set()
     for item in np.lexsort((np.arange(len(codes)), error)):
@@ -89,6 +120,17 @@ def make_unique(vectors: NDArray[np.float32], found: Quantization, codebook: int
             codes[item] = code
         taken.add(code)
     return codes
+
+
+def _means(residual: NDArray[np.float32], codebook: int, iterations: int, seed: int) -> NDArray[np.float32]:
+    distinct = len(np.unique(residual.round(6), axis=0))
+    means = KMeans(min(codebook, distinct), n_init=1, max_iter=iterations, random_state=seed)
+    with warnings.catch_warnings():
+        # Residuals that differ by less than float32 tells apart share a code; make_unique sees to that.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        means.fit(residual)
+    centres: NDArray[np.float32] = means.cluster_centers_.astype(np.float32)
+    return centres
 
 
 def _free_code(

@@ -29,15 +29,32 @@ class PrepareRecipe(_Section):
     attributes: list[str] = ["brand", "categories"]
 
 
-class TokenizeRecipe(_Section):
-    """Table 7: levels and codes of the semantic IDs."""
+class RqvaeRecipe(_Section):
+    """Table 7: the network of RQ-VAE and its training."""
 
+    hidden: list[Annotated[int, Field(ge=1)]] = [512, 256, 128]  # widths between embedding and latent vector
+    latent: int = Field(32, ge=1)  # e_dim
+    commitment: float = Field(0.25, ge=0)  # beta
+    reconstruction: float = Field(1.0, gt=0)  # weight of the mean squared error
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    batch: int = Field(1024, ge=1)
+    epochs: int = Field(20000, ge=1)
+
+
+class TokenizeRecipe(_Section):
+    """Table 7: embeddings of the items, levels and codes of the semantic IDs."""
+
+    # What items are told by: texts, or who was bought together in training; `auto` takes texts if there are any.
+    embeddings: Literal["auto", "text", "collaborative"] = "auto"
     encoder: str = "minilm"
     precision: Literal["float32", "bfloat16"] = "float32"  # of the encoder
-    quantizer: Literal["rqkmeans"] = "rqkmeans"
+    width: int = Field(64, ge=1)  # of collaborative embeddings
+    quantizer: Literal["rqkmeans", "rqvae"] = "rqkmeans"
     levels: int = Field(4, ge=2, le=8)
     codebook: int = Field(256, ge=2, le=65536)
-    iterations: int = Field(50, ge=1)
+    iterations: int = Field(50, ge=1)  # of k-means
+    rqvae: RqvaeRecipe = RqvaeRecipe()
     seed: int = 7
 
 

@@ -150,7 +150,8 @@ class _Run:
         shape = self.reasoning.shape[1:] if self.reasoning is not None else None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.codes = codes_digest(tokens.folder)
-        self.model = Recommender(recipe.model, load_codes(tokens.folder), recipe.tokenize.codebook, shape)
+        codes = load_codes(tokens.folder, self.dataset.num_items)
+        self.model = Recommender(recipe.model, codes, recipe.tokenize.codebook, shape)
         self.model.to(self.device)
         self.objective = Objective(self.model, recipe.train)
         self.optimizer = torch.optim.AdamW(

@@ -112,10 +112,11 @@ def test_each_split_sees_what_lies_before_its_target(tmp_path: Path) -> None:
     assert len(dataset.training(1)) == 2
 
 
-def test_users_too_short_to_split_are_left_out(tmp_path: Path) -> None:
+def test_users_too_short_to_split_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert MIN_LENGTH == 4
-    dataset = prepared(tmp_path, rows("u", "abc") + rows("v", "abcd"))
+    dataset = prepared(tmp_path, rows("t", "a") + rows("u", "abc") + rows("v", "abcd"))
     assert dataset.users == ["v"]
+    assert "2 users with fewer than 4 interactions are left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("char", list("\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e\r"))
@@ -187,6 +188,14 @@ def test_the_sample_is_read_whole_since_it_is_five_core(tmp_path: Path) -> None:
         "mean_length": round(written.interactions / written.users, 2),
         "items_without_text": 0,
     }
+
+
+def test_users_who_all_bought_one_item_are_no_data(tmp_path: Path) -> None:
+    data = write(tmp_path / "data", rows("u", "a") + rows("v", "a") + rows("w", "b"))
+    reason = r"no user is left after 1-core filtering of 3 interactions; 3 users have fewer than the 4 that a split"
+    with pytest.raises(DataError, match=reason):
+        prepare(tmp_path / "work", data, PrepareRecipe(min_interactions=1))
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_too_little_data_says_so(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
+from dataclasses import replace
 from itertools import pairwise
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from offline.errors import StageError
-from offline.quantize import Quantization, ResidualKMeans, collisions, make_unique
+from offline.quantize import Quantization, ResidualKMeans, assign, collisions, make_unique
 
 
 def drawn(items: int, width: int = 8, seed: int = 0) -> NDArray[np.float32]:
@@ -25,8 +27,8 @@ def column(*values: float) -> NDArray[np.float32]:
     return np.array(values, np.float32)[:, None]
 
 
-def by_hand(codes: list[tuple[int, int]], *books: NDArray[np.float32]) -> Quantization:
-    return Quantization(np.array(codes, np.int64), list(books))
+def by_hand(vectors: NDArray[np.float32], codes: list[tuple[int, ...]], *books: NDArray[np.float32]) -> Quantization:
+    return Quantization(np.array(codes, np.int64), list(books), vectors, lambda latents: latents)
 
 
 def test_codes_point_into_their_codebooks() -> None:
@@ -46,7 +48,7 @@ def test_the_same_vectors_get_the_same_codes_every_time() -> None:
     np.testing.assert_array_equal(first.codes, second.codes)
     for one, other in zip(first.codebooks, second.codebooks, strict=True):
         np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(make_unique(vectors, first, 8), make_unique(vectors, second, 8))
+    np.testing.assert_array_equal(make_unique(first, 8), make_unique(second, 8))
     np.testing.assert_array_equal(vectors, before)
 
 
@@ -68,14 +70,13 @@ def test_more_codes_than_items() -> None:
     vectors = drawn(5)
     found = quantizer(levels=3, codebook=64).fit(vectors)
     assert len(found.codebooks[0]) == 5
-    rebuilt = sum(book[found.codes[:, level]] for level, book in enumerate(found.codebooks))
-    np.testing.assert_allclose(rebuilt, vectors, atol=1e-5)
-    assert collisions(make_unique(vectors, found, 64)) == 0
+    np.testing.assert_allclose(found.rebuilt(found.codes), vectors, atol=1e-5)
+    assert collisions(make_unique(found, 64)) == 0
 
 
 def test_a_single_item() -> None:
     found = quantizer(levels=2, codebook=4).fit(drawn(1))
-    np.testing.assert_array_equal(make_unique(drawn(1), found, 4), [[0, 0]])
+    np.testing.assert_array_equal(make_unique(found, 4), [[0, 0]])
 
 
 def test_collisions_are_items_whose_codes_an_earlier_one_has() -> None:
@@ -97,7 +98,7 @@ def test_no_two_items_are_alike_however_many_vectors_are(
     rng = np.random.default_rng(seed)
     vectors = drawn(kinds, seed=seed)[rng.integers(0, kinds, items)]
     found = quantizer(levels, codebook).fit(vectors)
-    codes = make_unique(vectors, found, codebook)
+    codes = make_unique(found, codebook)
     assert codes.shape == (items, levels)
     assert codes.dtype == np.int64
     assert len(np.unique(codes, axis=0)) == items
@@ -111,38 +112,35 @@ def test_items_without_a_double_keep_their_codes() -> None:
     vectors = drawn(400, seed=2)
     found = quantizer(levels=4, codebook=16).fit(vectors)
     assert collisions(found.codes) == 0
-    np.testing.assert_array_equal(make_unique(vectors, found, 16), found.codes)
+    np.testing.assert_array_equal(make_unique(found, 16), found.codes)
 
 
 def test_the_nearest_keeps_its_code_and_the_others_take_the_nearest_free_one() -> None:
-    found = by_hand([(0, 1), (0, 1), (0, 1)], column(10.0, 20.0), column(-1.0, 0.0, 1.5))
-    codes = make_unique(column(10.2, 10.0, 9.9), found, 3)
+    vectors = column(10.2, 10.0, 9.9)
+    codes = make_unique(by_hand(vectors, [(0, 1)] * 3, column(10.0, 20.0), column(-1.0, 0.0, 1.5)), 3)
     # 10.0 is exact; 9.9 comes next and -1 is nearer to its -0.1 than 1.5; 10.2 is left with 1.5.
     np.testing.assert_array_equal(codes, [[0, 2], [0, 1], [0, 0]])
 
 
 def test_of_identical_items_the_first_keeps_its_code() -> None:
-    found = by_hand([(0, 0)] * 3, column(10.0), column(0.0, 1.0, 2.0))
-    np.testing.assert_array_equal(make_unique(column(10.0, 10.0, 10.0), found, 3), [[0, 0], [0, 1], [0, 2]])
+    found = by_hand(column(10.0, 10.0, 10.0), [(0, 0)] * 3, column(10.0), column(0.0, 1.0, 2.0))
+    np.testing.assert_array_equal(make_unique(found, 3), [[0, 0], [0, 1], [0, 2]])
 
 
 def test_a_full_prefix_moves_to_the_next_nearest_code_one_level_up() -> None:
-    found = by_hand([(0, 0)] * 4, column(10.0, 30.0, 20.0), column(0.0, 1.0))
-    codes = make_unique(column(10.0, 10.0, 10.0, 10.0), found, 2)
-    np.testing.assert_array_equal(codes, [[0, 0], [0, 1], [2, 0], [2, 1]])
+    found = by_hand(column(10.0, 10.0, 10.0, 10.0), [(0, 0)] * 4, column(10.0, 30.0, 20.0), column(0.0, 1.0))
+    np.testing.assert_array_equal(make_unique(found, 2), [[0, 0], [0, 1], [2, 0], [2, 1]])
 
 
 def test_codes_that_no_residual_was_given_to_are_there_to_take() -> None:
-    found = by_hand([(0, 0)] * 3, column(10.0), column(0.0))
-    codes = make_unique(column(10.0, 10.0, 10.0), found, 2)
-    np.testing.assert_array_equal(codes, [[0, 0], [0, 1], [1, 0]])
+    found = by_hand(column(10.0, 10.0, 10.0), [(0, 0)] * 3, column(10.0), column(0.0))
+    np.testing.assert_array_equal(make_unique(found, 2), [[0, 0], [0, 1], [1, 0]])
 
 
 def test_levels_above_the_last_two_stay() -> None:
     books = [column(100.0, 200.0), column(10.0, 20.0), column(0.0, 1.0)]
-    found = Quantization(np.array([[1, 0, 0]] * 4, np.int64), books)
-    codes = make_unique(column(*[210.0] * 4), found, 2)
-    np.testing.assert_array_equal(codes, [[1, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1]])
+    found = by_hand(column(*[210.0] * 4), [(1, 0, 0)] * 4, *books)
+    np.testing.assert_array_equal(make_unique(found, 2), [[1, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1]])
 
 
 @pytest.mark.parametrize("levels, shared", [(2, ""), (3, r" share the codes \[0\]")])
@@ -150,8 +148,8 @@ def test_too_many_items_for_the_codebooks(levels: int, shared: str) -> None:
     vectors = np.ones((5, 3), np.float32)
     found = quantizer(levels=levels, codebook=2).fit(vectors)
     with pytest.raises(StageError, match=rf"more than 4 items{shared}: raise tokenize\.codebook or tok"):
-        make_unique(vectors, found, 2)
-    codes = make_unique(vectors[:4], Quantization(found.codes[:4], found.codebooks), 2)
+        make_unique(found, 2)
+    codes = make_unique(replace(found, codes=found.codes[:4], latents=vectors[:4]), 2)
     assert collisions(codes) == 0
 
 
@@ -160,4 +158,37 @@ def test_vectors_that_hardly_differ_are_no_trouble(apart: float) -> None:
     rng = np.random.default_rng(0)
     vectors = drawn(3)[rng.integers(0, 3, 60)] + (rng.standard_normal((60, 8)) * apart).astype(np.float32)
     found = quantizer(codebook=16).fit(vectors)
-    assert collisions(make_unique(vectors, found, 16)) == 0
+    assert collisions(make_unique(found, 16)) == 0
+
+
+def faiss_codes(vectors: NDArray[np.float32], books: list[NDArray[np.float32]]) -> NDArray[np.int64]:
+    """Codes [N, L] by faiss's residual quantiser, one beam wide, with these codebooks of 2^bits codes each."""
+    bits = [len(book).bit_length() - 1 for book in books]
+    sizes = faiss.UInt64Vector()
+    faiss.copy_array_to_vector(np.array(bits, np.uint64), sizes)
+    theirs = faiss.ResidualQuantizer(vectors.shape[1], sizes)
+    theirs.max_beam_size = 1
+    faiss.copy_array_to_vector(np.concatenate(books).ravel(), theirs.codebooks)
+    theirs.is_trained = True
+    packed = theirs.compute_codes(np.ascontiguousarray(vectors))
+    codes: NDArray[np.int64] = faiss.unpack_bitstrings(packed, len(books), bits[0]).astype(np.int64)
+    return codes
+
+
+@pytest.mark.parametrize("codebook", [16, 64])
+def test_codes_are_those_of_faiss_given_the_same_codebooks(codebook: int) -> None:
+    vectors = drawn(2000, width=24, seed=3)
+    found = quantizer(levels=4, codebook=codebook).fit(vectors)
+    np.testing.assert_array_equal(found.codes, faiss_codes(vectors, found.codebooks))
+    others = drawn(500, width=24, seed=4)
+    np.testing.assert_array_equal(assign(others, found.codebooks), faiss_codes(others, found.codebooks))
+
+
+def test_codebooks_are_as_good_as_those_that_faiss_learns() -> None:
+    vectors = drawn(3000, width=16, seed=5)
+    found = quantizer(levels=4, codebook=16).fit(vectors)
+    theirs = faiss.ResidualQuantizer(16, 4, 4)
+    theirs.max_beam_size = 1
+    theirs.train(vectors)
+    rebuilt = theirs.decode(theirs.compute_codes(vectors))
+    assert np.mean((vectors - found.rebuilt(found.codes)) ** 2) < 1.03 * np.mean((vectors - rebuilt) ** 2)

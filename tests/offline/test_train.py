@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from offline import train as training
-from offline.errors import TrainingError
+from offline.errors import StageError, TrainingError
 from offline.prepare import prepare
 from offline.recipe import PrepareRecipe, Recipe
 from offline.sample import write_sample
@@ -167,3 +167,14 @@ def test_weights_are_not_read_with_other_semantic_ids_than_their_own(
     np.save(other / "codes.npy", codes[::-1])
     with pytest.raises(TrainingError, match=r"other semantic IDs than those in .*tokenize: remove it and train again"):
         load_model(stage.folder, Stage("tokenize", "x", other))
+
+
+def test_semantic_ids_of_another_data_set_are_refused(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
+    prepared, tokens, reasoned = upstream
+    other = tmp_path / "tokenize"
+    other.mkdir()
+    np.save(other / "codes.npy", load_codes(tokens.folder)[:-1])
+    with pytest.raises(
+        StageError, match=r"tokenize holds semantic IDs of 59 items, the data set has 60: they were not"
+    ):
+        train(tmp_path / "work", "hstu", prepared, Stage("tokenize", "x", other), reasoned, recipe(epochs=1))
