@@ -22,7 +22,21 @@ def test_the_shipped_recipes_load() -> None:
 
 PAPER: dict[str, dict[str, Any]] = {
     "prepare": {"min_interactions": 5},
-    "tokenize": {"levels": 4, "codebook": 256, "quantizer": "rqkmeans"},
+    "tokenize": {
+        "levels": 4,
+        "codebook": 256,
+        "quantizer": "rqvae",
+        "rqvae": {
+            "hidden": [512, 256, 128],  # not in the tables
+            "latent": 32,
+            "commitment": 0.25,
+            "reconstruction": 1.0,
+            "learning_rate": 1e-3,
+            "weight_decay": 1e-4,
+            "batch": 1024,
+            "epochs": 20000,
+        },
+    },
     "model": {
         "length": 20,
         "dim": 50,
@@ -83,6 +97,7 @@ def test_an_editor_s_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
         ("[training]\nepochs = 1", "training: Extra inputs are not permitted"),
         ("epochs = 1", "epochs: Extra inputs are not permitted"),
         ("[train]\nepochs = 0", "train.epochs: Input should be greater than or equal to 1"),
+        ("[tokenize.rqvae]\nbeta = 0.5", "tokenize.rqvae.beta: Extra inputs are not permitted"),
         ("[tokenize]\nlevels = 9", "tokenize.levels: Input should be less than or equal to 8"),
         ("[tokenize]\ncodebook = 70000", "tokenize.codebook: Input should be less than or equal to 65536"),
         ("[model]\ndropout = 1", "model.dropout: Input should be less than 1"),
