@@ -88,10 +88,11 @@ def nearest(vectors: NDArray[np.float32], book: NDArray[np.float32]) -> NDArray[
 
 
 def summed(codes: NDArray[np.int64], codebooks: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """The sum float32 [N, d] of the codes [N, l] of the first l levels."""
+    """The sum float32 [N, d] of the codes [N, l] of the first l levels; a spare code of `make_unique` adds nothing."""
     total = np.zeros((len(codes), codebooks[0].shape[1]), np.float32)
     for column, book in zip(codes.T, codebooks, strict=False):
-        total += book[column]
+        known = column < len(book)
+        total[known] += book[column[known]]
     return total
 
 
@@ -104,7 +105,8 @@ def make_unique(found: Quantization, codebook: int) -> NDArray[np.int64]:
     """Codes [N, L] with no two items alike.
 
     Where several items collide, the nearest keeps its code and the others move to the nearest free last code, or,
-    once a prefix is full, to the next nearest code one level up. Near is meant in the codebooks' own space.
+    once a prefix is full, to the next nearest code one level up. Near is meant in the codebooks' own space; where a
+    level has learnt fewer than `codebook` codes, the spare ones are the last to be taken.
 
     Raises StageError if the codebooks cannot tell that many items apart.
     """

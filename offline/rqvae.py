@@ -91,12 +91,11 @@ class _Training:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.data = torch.from_numpy(vectors / np.float32(self.scale)).to(self.device)  # [N, D]
         self.network = Network(vectors.shape[1], settings.levels, settings.codebook, self.recipe).to(self.device)
-        books = set(self.network.codebooks)
-        others = [parameter for parameter in self.network.parameters() if parameter not in books]
+        others = [*self.network.encoder.parameters(), *self.network.decoder.parameters()]
         self.optimizer = torch.optim.Adam(
             [  # Decay would draw codes to zero that nobody chooses, and the chosen ones off their items.
                 {"params": others, "weight_decay": self.recipe.weight_decay},
-                {"params": list(books), "weight_decay": 0.0},
+                {"params": list(self.network.codebooks), "weight_decay": 0.0},
             ],
             lr=self.recipe.learning_rate,
         )

@@ -35,6 +35,7 @@ from offline.stage import Stage, console, run_stage, write_json
 from offline.usage import CROWDED, check_collapse, level_usage, reconstruction_error, write_usage_page
 
 VERSION = 2
+SAME = 1e-6  # components of unit vectors that differ by less are rounding
 CHUNK = 1024  # texts between two moves of the progress bar
 
 
@@ -173,7 +174,7 @@ def _check_vectors(vectors: NDArray[np.float32], source: str) -> None:
             f"the embeddings of {len(broken)} items are not finite, the first of them item {broken[0] + 1}: try "
             "tokenize.precision = 'float32' or another tokenize.encoder"
         )
-    if len(vectors) > 1 and (vectors == vectors[0]).all():
+    if len(vectors) > 1 and np.abs(vectors - vectors[0]).max() < SAME:
         cause = (
             "no two items were bought by one user in training: bring more data or texts"
             if source == "collaborative"

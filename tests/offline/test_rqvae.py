@@ -185,8 +185,9 @@ def test_training_that_was_cut_off_goes_on_to_the_same_result(
 
 
 def test_a_loss_that_is_not_finite_ends_training() -> None:
-    with pytest.raises(TrainingError, match=r"rqvae: the loss is nan in epoch 1: lower tokenize\.rqvae\.learning_rate"):
-        fit(np.where(np.arange(16) == 3, np.float32(np.nan), grouped()))
+    reason = r"rqvae: the loss is (nan|inf) in epoch \d: lower tokenize\.rqvae\.learning_rate, or use"
+    with pytest.raises(TrainingError, match=reason):
+        fit(grouped(), learning_rate=1e25)
 
 
 def test_a_codebook_that_collapses_is_an_error() -> None:

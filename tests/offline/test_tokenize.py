@@ -211,7 +211,7 @@ def shopping(users: int = 80, seed: int = 0) -> list[list[int]]:
     rows = [[(6 * user + t) % 30 for t in range(6)] for user in range(5)]
     rows += [random.permutation(10)[:6].tolist() for _ in range(users)]
     rows = [[item + 10 * (user % 3) if user >= 5 else item for item in row] for user, row in enumerate(rows)]
-    return [[*row, *random.integers(0, 30, 2).tolist()] for row in rows]
+    return [[*row, *(random.integers(0, 30, 2).tolist() if user >= 5 else row[:2])] for user, row in enumerate(rows)]
 
 
 def test_a_catalogue_without_texts_is_told_by_who_bought_what(tmp_path: Path) -> None:
@@ -238,6 +238,7 @@ def test_no_validation_or_test_item_reaches_the_embeddings(tmp_path: Path, quant
     recipe = RECIPE.model_copy(update={"quantizer": quantizer, "rqvae": network, "width": 8})
     sequences = shopping()
     other = [[*row[:-2], (row[-2] + 7) % 30, (row[-1] + 13) % 30] for row in sequences]
+    other[:5] = sequences[:5]  # so that items keep their order of appearance
     texts = {item: f"Title {item}" if item % 3 else "" for item in range(30)}
     for name, items in (("none", None), ("some", texts)):
         codes, kept = [], []
@@ -287,7 +288,7 @@ def test_texts_are_asked_for_where_there_are_none(tmp_path: Path, encoder: type[
 def test_embeddings_that_are_all_the_same_are_an_error(
     prepared: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str
 ) -> None:
-    monkeypatch.setattr(FakeEncoder, "encode", lambda self, texts: np.ones((len(texts), D), np.float32))
+    monkeypatch.setattr(FakeEncoder, "encode", lambda self, texts: np.full((len(texts), D), D**-0.5, np.float32))
     recipe = TokenizeRecipe.model_validate({"quantizer": quantizer})
     with pytest.raises(
         StageError, match="all 40 items have the same embedding, which no codes can tell apart: look at"
