@@ -96,9 +96,10 @@ def _write_release(release: Path, parts: Parts, recipe: Recipe) -> Manifest:
     popularity = np.bincount(
         np.concatenate([dataset.training(u) for u in range(len(dataset.users))]), minlength=dataset.num_items + 1
     )[1:]
+    codes = load_codes(parts.tokens.folder, dataset.num_items)
     Catalogue(
         [Item(i.id, i.title, i.attributes) for i in dataset.items],
-        load_codes(parts.tokens.folder, dataset.num_items).astype(np.uint16),
+        codes.astype(np.uint16),
         (popularity / popularity.sum()).astype(np.float32),
     ).write(release / "catalogue")
     written = finished(parts.reasoned)
@@ -121,7 +122,7 @@ def _write_release(release: Path, parts: Parts, recipe: Recipe) -> Manifest:
             items=dataset.num_items,
             interactions=sum(len(s) for s in dataset.sequences),
         ),
-        levels=recipe.tokenize.levels,
+        levels=codes.shape[1],
         codebook=recipe.tokenize.codebook,
         template=load_template(parts.reasoned.folder),
         encoder=recipe.reason.encoder,

@@ -124,6 +124,24 @@ def make_unique(found: Quantization, codebook: int) -> NDArray[np.int64]:
     return codes
 
 
+def numbered(codes: NDArray[np.int64], codebook: int) -> NDArray[np.int64]:
+    """Codes [N, L + 1] with no two items alike: codes [N, L], and which of the items with the same codes it is.
+
+    Raises StageError if more than `codebook` items have the same codes.
+    """
+    _, group, size = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    if size.max() > codebook:
+        raise StageError(
+            f"{size.max()} items have the same codes, and one more code tells {codebook} apart: raise "
+            "tokenize.codebook or tokenize.levels, or use tokenize.unique = 'nearest'"
+        )
+    order = np.argsort(group, kind="stable")
+    first = np.concatenate([[0], np.cumsum(size)[:-1]])
+    number = np.empty(len(codes), np.int64)
+    number[order] = np.arange(len(codes)) - np.repeat(first, size)
+    return np.column_stack([codes, number])
+
+
 def _means(residual: NDArray[np.float32], codebook: int, iterations: int, seed: int) -> NDArray[np.float32]:
     distinct = len(np.unique(residual.round(6), axis=0))
     means = KMeans(min(codebook, distinct), n_init=1, max_iter=iterations, random_state=seed)

@@ -55,6 +55,8 @@ class TokenizeRecipe(_Section):
     codebook: int = Field(256, ge=2, le=65536)
     iterations: int = Field(50, ge=1)  # of k-means
     rqvae: RqvaeRecipe = RqvaeRecipe()
+    # Items with the same codes: all but one move to the nearest free codes, or one more code counts them.
+    unique: Literal["nearest", "extra"] = "nearest"
     seed: int = 7
 
 

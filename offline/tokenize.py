@@ -4,7 +4,7 @@ Output folder:
 
     embeddings.npy     float32 [N, D], row i - 1 for item i: its text in the encoder's space, unit length
     collaborative.npy  float32 [N, width]: only if it is these that were quantised
-    codes.npy          int64 [N, L], unique rows
+    codes.npy          int64 [N, L], unique rows; L is one more than `levels` with `unique = "extra"`
     epochs.jsonl       RQ-VAE only: one object an epoch, with its losses
     summary.json       what was quantised and how; collisions, codes in use and reconstruction error by level
     report.html        the same, to look at
@@ -28,7 +28,7 @@ from offline.collaborative import collaborative_embeddings, neighbour_means
 from offline.encoder import SentenceEncoder
 from offline.errors import StageError
 from offline.prepare import Dataset, dataset_name, load_dataset
-from offline.quantize import Quantizer, ResidualKMeans, collisions, make_unique
+from offline.quantize import Quantizer, ResidualKMeans, collisions, make_unique, numbered
 from offline.recipe import TokenizeRecipe
 from offline.rqvae import ResidualVAE
 from offline.stage import Stage, console, run_stage, write_json
@@ -93,7 +93,10 @@ def _build(folder: Path, prepared: Stage, recipe: TokenizeRecipe) -> None:
     _check_vectors(vectors, source)
     found = _quantizer(folder, recipe).fit(vectors)
     check_collapse(found, vectors, recipe.codebook)
-    codes = make_unique(found, recipe.codebook)
+    if recipe.unique == "nearest":
+        codes = make_unique(found, recipe.codebook)
+    else:
+        codes = numbered(found.codes, recipe.codebook)
     shared = collisions(found.codes)
     if shared > CROWDED * len(codes):
         warnings.append(
@@ -109,7 +112,8 @@ def _build(folder: Path, prepared: Stage, recipe: TokenizeRecipe) -> None:
         "items_without_place": int((~vectors.any(axis=1)).sum()),
         "quantizer": recipe.quantizer,
         "codebook": recipe.codebook,
-        "collisions_repaired": shared,
+        "unique": recipe.unique,
+        "collisions": shared,
         "collision_rate": round(shared / len(codes), 4),
         "reconstruction_error": reconstruction_error(found, found.codes, vectors),
         "reconstruction_error_unique": reconstruction_error(found, codes, vectors),
@@ -125,7 +129,7 @@ def _build(folder: Path, prepared: Stage, recipe: TokenizeRecipe) -> None:
     _checkpoint(folder).unlink(missing_ok=True)
     for warning in warnings:
         console.print(f"  [yellow]warning:[/] {escape(warning)}", soft_wrap=True)
-    console.print(f"  {len(codes)} items, {shared} collisions repaired")
+    console.print(f"  {len(codes)} items, {codes.shape[1]} codes each, {shared} collisions resolved")
 
 
 def _source(wanted: Literal["auto", "text", "collaborative"], without: NDArray[np.bool_]) -> str:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from offline.errors import StageError
-from offline.quantize import Quantization, ResidualKMeans, assign, collisions, make_unique
+from offline.quantize import Quantization, ResidualKMeans, assign, collisions, make_unique, numbered
 
 
 def drawn(items: int, width: int = 8, seed: int = 0) -> NDArray[np.float32]:
@@ -161,17 +161,30 @@ def test_vectors_that_hardly_differ_are_no_trouble(apart: float) -> None:
     assert collisions(make_unique(found, 16)) == 0
 
 
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
+def test_one_more_code_counts_items_with_the_same_codes(rows: list[tuple[int, int]]) -> None:
+    codes = numbered(np.array(rows, np.int64), 30)
+    assert codes.dtype == np.int64
+    assert [tuple(row) for row in codes[:, :2].tolist()] == rows
+    assert codes[:, 2].tolist() == [rows[:place].count(row) for place, row in enumerate(rows)]
+
+
+def test_more_items_with_the_same_codes_than_one_code_counts() -> None:
+    with pytest.raises(
+        StageError, match=r"5 items have the same codes, and one more code tells 4 apart: raise tokenize"
+    ):
+        numbered(np.zeros((5, 2), np.int64), 4)
+
+
 def faiss_codes(vectors: NDArray[np.float32], books: list[NDArray[np.float32]]) -> NDArray[np.int64]:
     """Codes [N, L] by faiss's residual quantiser, one beam wide, with these codebooks of 2^bits codes each."""
-    bits = [len(book).bit_length() - 1 for book in books]
-    sizes = faiss.UInt64Vector()
-    faiss.copy_array_to_vector(np.array(bits, np.uint64), sizes)
-    theirs = faiss.ResidualQuantizer(vectors.shape[1], sizes)
+    bits = len(books[0]).bit_length() - 1
+    theirs = faiss.ResidualQuantizer(vectors.shape[1], len(books), bits)
     theirs.max_beam_size = 1
     faiss.copy_array_to_vector(np.concatenate(books).ravel(), theirs.codebooks)
     theirs.is_trained = True
     packed = theirs.compute_codes(np.ascontiguousarray(vectors))
-    codes: NDArray[np.int64] = faiss.unpack_bitstrings(packed, len(books), bits[0]).astype(np.int64)
+    codes: NDArray[np.int64] = faiss.unpack_bitstrings(packed, len(books), bits).astype(np.int64)
     return codes
 
 

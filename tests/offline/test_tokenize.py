@@ -97,8 +97,8 @@ def test_the_summary_tells_how_codes_are_used(prepared: Stage, tmp_path: Path) -
     stage = tokenize(tmp_path / "work", prepared, RECIPE)
     found = summary(stage)
     assert (found["embeddings"], found["encoder"], found["width"], found["items"]) == ("text", "minilm", D, ITEMS)
-    assert found["collisions_repaired"] >= 3  # the twins
-    assert found["collision_rate"] == round(found["collisions_repaired"] / ITEMS, 4)
+    assert found["collisions"] >= 3  # the twins
+    assert found["collision_rate"] == round(found["collisions"] / ITEMS, 4)
     assert [row["level"] for row in found["levels"]] == [1, 2, 3]
     assert all(0 < row["perplexity"] <= row["codes_in_use"] <= 8 for row in found["levels"])
     errors = [row["reconstruction_error"] for row in found["levels"]]
@@ -176,6 +176,19 @@ def test_too_few_codes_for_the_items(prepared: Stage, tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"raise tokenize\.codebook or tokenize\.levels"):
         tokenize(tmp_path / "work", prepared, TokenizeRecipe(levels=2, codebook=6))
     assert not list((tmp_path / "work").glob("tokenize-????????????"))
+
+
+def test_one_more_code_counts_the_items_with_the_same_codes(prepared: Stage, tmp_path: Path) -> None:
+    usual = tokenize(tmp_path / "work", prepared, RECIPE)
+    stage = tokenize(tmp_path / "work", prepared, RECIPE.model_copy(update={"unique": "extra"}))
+    codes = load_codes(stage.folder)
+    assert codes.shape == (ITEMS, 4)
+    assert len(np.unique(codes, axis=0)) == ITEMS
+    assert codes[2:6, 3].tolist() == [0, 1, 2, 3]  # the twins
+    found = summary(stage)
+    assert found["unique"] == "extra"
+    assert found["levels"] == summary(usual)["levels"]
+    assert found["reconstruction_error_unique"] == found["reconstruction_error"]
 
 
 def test_rq_vae_takes_the_place_of_k_means(prepared: Stage, tmp_path: Path) -> None:
