@@ -184,7 +184,8 @@ def test_one_more_code_counts_the_items_with_the_same_codes(prepared: Stage, tmp
     codes = load_codes(stage.folder)
     assert codes.shape == (ITEMS, 4)
     assert len(np.unique(codes, axis=0)) == ITEMS
-    assert codes[2:6, 3].tolist() == [0, 1, 2, 3]  # the twins
+    assert len(np.unique(codes[2:6, :3], axis=0)) == 1  # the twins
+    assert codes[2:6, 3].tolist() == sorted({*codes[2:6, 3].tolist()})
     found = summary(stage)
     assert found["unique"] == "extra"
     assert found["levels"] == summary(usual)["levels"]
