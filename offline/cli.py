@@ -110,6 +110,28 @@ def tokenize(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("
 
 
 @app.command()
+def distill(
+    recipe: RecipeArgument,
+    data: DataOption,
+    work: WorkOption = Path("out"),
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also measure teacher and students as recommenders, without a backbone.")
+    ] = False,
+) -> None:
+    """Have a teacher write chains under the template, and fine-tune a student on them; writes report.html.
+
+    Part of a run when reason.writer is "student".
+    """
+    if not compare:
+        _run_to("distill", recipe, data, work)
+        return
+    chosen = load_recipe(recipe)
+    from offline.run import run_compare
+
+    run_compare(work, data, chosen)
+
+
+@app.command()
 def reason(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out")) -> None:
     """Stage 3: write a reasoning chain per user and split, embed its steps into H."""
     _run_to("reason", recipe, data, work)

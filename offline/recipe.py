@@ -87,6 +87,11 @@ class DistillRecipe(_Section):
     users: int = Field(400, ge=2)  # whose chains it learns from, over all folds
     folds: int = Field(2, ge=1)  # cross-fitting: no user's training H comes from a student that saw that user's chain
     hindsight: bool = True  # the teacher is told the training target
+    items: int = Field(10, ge=1)  # of a history, the most recent ones, that teacher and student are shown
+    text_chars: int = Field(80, ge=0)  # of what an item's text adds to its title
+    temperature: float = Field(0.7, ge=0)  # of the teacher
+    top_p: float = Field(0.9, gt=0, le=1)  # of the teacher
+    max_tokens: int = Field(1500, ge=16)  # of a chain that the teacher writes
     method: Literal["lora", "full"] = "lora"
     rank: int = Field(16, ge=1)  # of LoRA
     epochs: int = Field(2, ge=1)
@@ -95,8 +100,19 @@ class DistillRecipe(_Section):
     learning_rate: float = Field(2e-4, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     max_length: int = Field(1024, ge=64)  # tokens of prompt and chain
-    held_out: float = Field(0.1, gt=0, lt=1)  # share of chains kept for loss and validity
+    held_out: float = Field(0.1, gt=0, lt=1)  # share of chains that no student learns from, for loss and validity
+    generated: int = Field(32, ge=1)  # held-out users for whom chains are written before and after, for validity
+    compared: int = Field(200, ge=1)  # users of `--compare`: teacher and students as recommenders
     seed: int = 7
+
+    @model_validator(mode="after")
+    def _hindsight_is_cross_fitted(self) -> Self:
+        if self.hindsight and self.folds == 1:
+            raise ValueError(
+                "with hindsight, folds = 1 has a student write the training chains of users whose targets it has seen: "
+                "take folds = 2 or more, or hindsight = false"
+            )
+        return self
 
 
 class ReasonRecipe(_Section):

@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from offline.chains.template import template
+from offline.distill.compare import compare
+from offline.distill.run import distill
 from offline.evaluate import Trained, evaluate
 from offline.export import Parts, export
 from offline.prepare import prepare
 from offline.reason import reason
 from offline.recipe import Recipe
+from offline.stage import Stage
 from offline.tokenize import tokenize
 from offline.train import VARIANTS, best_epoch, train
 
-Last = Literal["prepare", "tokenize", "reason", "train", "evaluate", "export"]
+Last = Literal["prepare", "tokenize", "distill", "reason", "train", "evaluate", "export"]
 
 
 def run(work: Path, data: Path, recipe: Recipe, last: Last = "export") -> Path:
@@ -24,9 +28,13 @@ def run(work: Path, data: Path, recipe: Recipe, last: Last = "export") -> Path:
     prepared = prepare(work, data, recipe.prepare)
     if last == "prepare":
         return prepared.folder
+    if last == "distill":
+        return _students(work, prepared, recipe).folder
     tokens = tokenize(work, prepared, recipe.tokenize)
     if last == "tokenize":
         return tokens.folder
+    if recipe.reason.writer == "student":
+        _students(work, prepared, recipe)
     reasoned = reason(work, prepared, recipe.reason)
     if last == "reason":
         return reasoned.folder
@@ -42,3 +50,14 @@ def run(work: Path, data: Path, recipe: Recipe, last: Last = "export") -> Path:
     if last == "evaluate":
         return evaluated.folder
     return export(work, Parts(prepared, tokens, reasoned, served, evaluated), recipe)
+
+
+def run_compare(work: Path, data: Path, recipe: Recipe) -> Path:
+    """Teacher and students as recommenders (Table 11), after whatever that needs; returns the comparison's folder."""
+    prepared = prepare(work, data, recipe.prepare)
+    students = _students(work, prepared, recipe)
+    return compare(work, prepared, students, template(recipe.reason.template), recipe).folder
+
+
+def _students(work: Path, prepared: Stage, recipe: Recipe) -> Stage:
+    return distill(work, prepared, template(recipe.reason.template), recipe, [])

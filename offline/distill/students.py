@@ -1,0 +1,61 @@
+"""Which student may write for whom, and where it is: all that stage `reason` needs to know of stage `distill`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from offline.chains.rationale import View
+from offline.errors import StageError
+from offline.stage import write_json
+
+Method = Literal["lora", "full"]
+_FILE = "students.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Students:
+    """What the students of a finished stage are."""
+
+    base: str  # name of the model they were made from
+    method: Method  # `lora`: an adapter for `base`; `full`: a model of its own
+    folds: int
+    template: tuple[str, ...]
+    view: View  # of a history: a student is to be asked as it was taught
+    hindsight: bool  # whether the chains it learnt from were written by a teacher who knew the target
+
+
+def fold_of(user_id: str, folds: int) -> int:
+    """The fold of a user, from 0: of the id alone, so that it is the same everywhere and for ever.
+
+    Student `fold_of(user)` has learnt from no chain of that fold, and is the one to write that user's chains.
+    """
+    return int.from_bytes(hashlib.blake2b(user_id.encode(), digest_size=8, person=b"scoter fold").digest()) % folds
+
+
+def learns_from(fold: int, user_id: str, folds: int) -> bool:
+    """Whether the student of a fold may see this user's chain. With a single fold there is nobody to keep apart."""
+    return folds == 1 or fold_of(user_id, folds) != fold
+
+
+def student(folder: Path, fold: int) -> Path:
+    """The student of a fold: a peft adapter's folder, or a whole model's (`about(folder).method` says which)."""
+    return folder / f"student-{fold}"
+
+
+def about(folder: Path) -> Students:
+    """What the students in a stage's folder are. Raises StageError if it holds none."""
+    try:
+        body: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        body["template"], body["view"] = tuple(body["template"]), View(**body["view"])
+        return Students(**body)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StageError(f"{folder} holds no students: {error}; run `scoter distill`") from error
+
+
+def describe(folder: Path, students: Students) -> None:
+    """Write what `about` reads."""
+    write_json(folder / _FILE, asdict(students))

@@ -1,0 +1,191 @@
+"""Stage `teach` (Alg. 2, step 1): the teacher's chains under the template, for a sample of users.
+
+Output folder:
+
+    teacher.jsonl   {"user", "overall", "steps", "summary"}, a row for each chain that can be learnt from
+    rejected.jsonl  {"user", "reason", "text"}, a row for each other one
+    summary.json    who wrote them, how many were kept and why the others were not, tokens, cost and seconds
+
+A chain is written from the history of the training split, up to t-3. With hindsight the teacher also knows the training
+target t-2. Nothing here reads a validation or test item.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+
+from offline.chains import rationale
+from offline.chains.rationale import Chain, View
+from offline.chains.template import Template
+from offline.distill.answers import Said, ask_all, rewrite, whole_rows
+from offline.errors import AnswerError, StageError
+from offline.llm.base import Backend, Prompt, Sampling
+from offline.llm.open import open_backend
+from offline.prepare import Dataset, load_dataset
+from offline.recipe import Recipe
+from offline.stage import Stage, console, run_stage, write_json
+
+VERSION = 1
+EARLY = 40  # answers after which a teacher that hardly ever keeps to the format is not paid any further
+HARDLY_EVER = 0.05
+TOLD = "says that it was told"
+NO_ANSWER = "no answer"
+SETTINGS = {"users", "hindsight", "items", "text_chars", "temperature", "top_p", "max_tokens", "seed"}
+# What is no part of the teacher's words: a run may go on with more patience, or with a larger budget.
+_CIRCUMSTANCES = {"concurrency", "timeout", "retries", "prompt_price", "completion_price", "budget", "batch"}
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """A user's chain, as the teacher wrote it."""
+
+    user: int  # row in the data set
+    chain: Chain
+
+
+def teach(work: Path, prepared: Stage, template: Template, recipe: Recipe, upstream: Sequence[Stage]) -> Stage:
+    """Run the stage. Raises LLMError when the teacher cannot be asked any more, StageError when it cannot be read."""
+    settings: dict[str, Any] = {
+        "template": list(template.steps),
+        "teacher": words_of(recipe),
+        **recipe.distill.model_dump(include=SETTINGS),
+    }
+    return run_stage(
+        work, "teach", VERSION, settings, upstream, lambda folder: _Run(folder, prepared, template, recipe).go()
+    )
+
+
+def load_chains(folder: Path, dataset: Dataset) -> list[Taught]:
+    """The chains of a finished stage, in the order in which users were drawn."""
+    rows = {user: row for row, user in enumerate(dataset.users)}
+    return [
+        Taught(rows[row["user"]], Chain(row["overall"], tuple(row["steps"]), row["summary"]))
+        for row in whole_rows(folder / "teacher.jsonl")
+    ]
+
+
+def words_of(recipe: Recipe) -> dict[str, Any]:
+    """What decides what a teacher says."""
+    return recipe.teacher.model_dump(exclude=_CIRCUMSTANCES)
+
+
+def view(recipe: Recipe) -> View:
+    """How much of a history teacher and student see."""
+    return View(recipe.distill.items, recipe.distill.text_chars)
+
+
+def sample(dataset: Dataset, count: int, seed: int) -> list[int]:
+    """Users drawn without replacement: of a larger count, the first ones are the same."""
+    return [int(user) for user in np.random.default_rng(seed).permutation(len(dataset.users))[:count]]
+
+
+@contextmanager
+def teacher(recipe: Recipe, dataset: Dataset, cache: Path) -> Iterator[Backend]:
+    """The teacher, closed at the end. Raises LLMError or RecipeError when it cannot be opened."""
+    with closing(open_backend(recipe.teacher, dataset, cache)) as backend:
+        yield backend
+
+
+def question(dataset: Dataset, user: int, template: Template, recipe: Recipe, *, hindsight: bool) -> Prompt:
+    """What the teacher is asked about a user."""
+    distill = recipe.distill
+    sampling = Sampling(
+        temperature=distill.temperature, top_p=distill.top_p, max_tokens=distill.max_tokens, seed=distill.seed
+    )
+    return rationale.ask(dataset, user, "train", template.steps, sampling, view(recipe), hindsight=hindsight, hold=True)
+
+
+class _Run:
+    def __init__(self, folder: Path, prepared: Stage, template: Template, recipe: Recipe) -> None:
+        self.folder, self.template, self.recipe = folder, template, recipe
+        self.dataset = load_dataset(prepared.folder)
+        self.users = sample(self.dataset, recipe.distill.users, recipe.distill.seed)
+        self.kept: dict[int, Chain] = {}
+        self.rejected: dict[int, tuple[str, str]] = {}  # reason and text
+
+    def go(self) -> None:
+        answers = self.folder / "answers.jsonl"
+        ask_all(answers, self.dataset, self.users, self._prompt, self._teacher, self._read)
+        rewrite(
+            self.folder / "teacher.jsonl",
+            [{"user": self.dataset.users[u], **asdict(self.kept[u])} for u in self.users if u in self.kept],
+        )
+        self._write_rejected()
+        usage: dict[str, Any] = _json(self.folder / "usage.json")
+        write_json(
+            self.folder / "summary.json",
+            {
+                "teacher": usage.pop("name"),
+                "template": list(self.template.steps),
+                "hindsight": self.recipe.distill.hindsight,
+                "asked": len(self.users),
+                "kept": len(self.kept),
+                "rejected": dict(self._reasons().most_common()),
+                "usage": {key: round(value, 6) if isinstance(value, float) else value for key, value in usage.items()},
+            },
+        )
+        answers.unlink()
+        (self.folder / "usage.json").unlink()
+        why = f"; the others: {self._why()}" if self.rejected else ""
+        console.print(f"  {len(self.kept)} of {len(self.users)} chains can be learnt from{escape(why)}")
+
+    @contextmanager
+    def _teacher(self) -> Iterator[Backend]:
+        start, before = time.monotonic(), _json(self.folder / "usage.json")
+        with teacher(self.recipe, self.dataset, self.folder / "cache") as backend:
+            try:
+                yield backend
+            finally:  # whatever ended it: what was paid is known
+                used = {**asdict(backend.usage), "seconds": time.monotonic() - start}
+                total = {k: v if isinstance(v, str) else before.get(k, 0) + v for k, v in used.items()}
+                write_json(self.folder / "usage.json", {"name": backend.name, **total})
+
+    def _prompt(self, user: int) -> Prompt:
+        return question(self.dataset, user, self.template, self.recipe, hindsight=self.recipe.distill.hindsight)
+
+    def _read(self, user: int, said: Said) -> None:
+        try:
+            if said.error is not None:
+                raise AnswerError(NO_ANSWER)
+            chain = rationale.parse(said.text, self.template.steps)
+            if rationale.admission(chain) is not None:
+                raise AnswerError(TOLD)
+        except AnswerError as error:
+            self.rejected[user] = (str(error), said.error or said.text)
+            answered = len(self.kept) + len(self.rejected)
+            if answered >= EARLY and len(self.kept) < HARDLY_EVER * answered:
+                self._write_rejected()
+                raise StageError(
+                    f"of the teacher's first {answered} chains {len(self.kept)} can be learnt from ({self._why()}); "
+                    f"the others are in {self.folder / 'rejected.jsonl'}: take another teacher.model, or a template "
+                    "that it can keep to"
+                ) from None
+        else:
+            self.kept[user] = chain
+
+    def _write_rejected(self) -> None:
+        rows = [(u, *self.rejected[u]) for u in self.users if u in self.rejected]
+        rewrite(
+            self.folder / "rejected.jsonl",
+            [{"user": self.dataset.users[u], "reason": reason, "text": text} for u, reason, text in rows],
+        )
+
+    def _reasons(self) -> Counter[str]:
+        return Counter(reason for reason, _ in self.rejected.values())
+
+    def _why(self) -> str:
+        return ", ".join(f"{count} x {reason}" for reason, count in self._reasons().most_common(5))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
