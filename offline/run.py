@@ -55,8 +55,7 @@ def run(work: Path, data: Path, recipe: Recipe, last: Last = "export") -> Path:
 def run_compare(work: Path, data: Path, recipe: Recipe) -> Path:
     """Teacher and students as recommenders (Table 11), after whatever that needs; returns the comparison's folder."""
     prepared = prepare(work, data, recipe.prepare)
-    students = _students(work, prepared, recipe)
-    return compare(work, prepared, students, template(recipe.reason.template), recipe).folder
+    return compare(work, prepared, _students(work, prepared, recipe), recipe).folder
 
 
 def _students(work: Path, prepared: Stage, recipe: Recipe) -> Stage:

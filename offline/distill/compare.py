@@ -31,6 +31,7 @@ from offline.chains.template import Template
 from offline.cooccurrence import Neighbours
 from offline.distill.answers import Said, ask_all
 from offline.distill.run import DISTILLED, UNDISTILLED, write
+from offline.distill.students import about
 from offline.distill.teach import question, sample, teacher, words_of
 from offline.encoder import SentenceEncoder
 from offline.errors import AnswerError, StageError
@@ -44,8 +45,8 @@ VERSION = 1
 K = 20
 
 
-def compare(work: Path, prepared: Stage, students: Stage, template: Template, recipe: Recipe) -> Stage:
-    """Run the stage on what `prepare` and `distill` made. Raises what they raise."""
+def compare(work: Path, prepared: Stage, students: Stage, recipe: Recipe) -> Stage:
+    """Run the stage on what `prepare` and `distill` made; the template is the students'. Raises what they raise."""
     settings: dict[str, Any] = {
         "teacher": words_of(recipe),
         "users": recipe.distill.compared,
@@ -58,14 +59,14 @@ def compare(work: Path, prepared: Stage, students: Stage, template: Template, re
         VERSION,
         settings,
         [prepared, students],
-        lambda folder: _Run(folder, prepared, students, template, recipe).go(),
+        lambda folder: _Run(folder, prepared, students, recipe).go(),
     )
 
 
 class _Run:
-    def __init__(self, folder: Path, prepared: Stage, students: Stage, template: Template, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, prepared: Stage, students: Stage, recipe: Recipe) -> None:
         self.folder, self.prepared, self.students = folder, prepared, students
-        self.template, self.recipe = template, recipe
+        self.recipe = recipe
         self.dataset = load_dataset(prepared.folder)
         distill = recipe.distill
         self.users = sample(self.dataset, distill.users + distill.compared, distill.seed)[distill.users :]
@@ -76,6 +77,7 @@ class _Run:
             )
 
     def go(self) -> None:
+        self.template = Template(about(self.students.folder).template)
         said = {"teacher": self._teacher()}
         for name in (UNDISTILLED, DISTILLED):
             path = self.folder / f"said-{name}.jsonl"
@@ -92,13 +94,13 @@ class _Run:
             self.folder / "results.json",
             {"dataset": dataset_name(self.prepared.folder), "users": len(self.users), "results": rows},
         )
-        about = (
+        words = (
             f"{len(self.users):,} users that no student has learnt from; training split; nobody knew the target. A "
             "chain's text is turned into items by nearest text embeddings."
         )
         parts = [
             f"<h1>{escape(dataset_name(self.prepared.folder))}: who recommends how well without a backbone</h1>",
-            f"<p>{about}</p>",
+            f"<p>{words}</p>",
             table(rows),
         ]
         (self.folder / "report.html").write_text(html("Chains as recommenders", parts), encoding="utf-8")

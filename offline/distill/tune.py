@@ -102,6 +102,8 @@ def _trainer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     cuda = torch.cuda.is_available()
+    if torch.cuda.device_count() > 1:  # the trainer would spread batches over them by threads, which trl refuses
+        raise TrainingError("a student is trained on one GPU and several are visible: set CUDA_VISIBLE_DEVICES=0")
     arguments = SFTConfig(
         output_dir=str(checkpoints),
         per_device_train_batch_size=recipe.batch,

@@ -70,7 +70,7 @@ def test_students_are_cross_fitted_and_measured_before_and_after(
     for name in ("examples-0.jsonl", "examples-1.jsonl", "written-distilled.jsonl"):
         assert (stage.folder / name).read_bytes() == (other.folder / name).read_bytes()
 
-    compared = compare(tmp_path / "work", prepared, stage, template, recipe)
+    compared = compare(tmp_path / "work", prepared, stage, recipe)
     results = json.loads((compared.folder / "results.json").read_text(encoding="utf-8"))
     assert results["users"] == 12
     known = {
@@ -171,11 +171,9 @@ def test_validity_counts_chains_and_names_what_is_none(template: Template) -> No
     assert measured["invalid"] == {"no 'Overall Analysis'": 1, "no answer": 1}
 
 
-def test_nobody_left_to_compare_on_is_an_error(
-    prepared: Stage, template: Template, recipe: Recipe, tmp_path: Path
-) -> None:
+def test_nobody_left_to_compare_on_is_an_error(prepared: Stage, recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"lower distill\.users"):
-        compare(tmp_path, prepared, Stage("distill", "0", tmp_path), template, _with(recipe, users=60))
+        compare(tmp_path, prepared, Stage("distill", "0", tmp_path), _with(recipe, users=60))
 
 
 def test_the_module_is_light(prepared: Stage) -> None:
