@@ -115,7 +115,7 @@ class _Run:
             self.dataset,
             self.users,
             lambda user: question(self.dataset, user, self.template, self.recipe, hindsight=False),
-            partial(teacher, self.recipe, self.dataset, self.folder / "cache"),
+            partial(teacher, self.recipe, self.dataset, self.folder),
         )
 
     def _last_step(self, said: Said) -> str:

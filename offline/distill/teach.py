@@ -16,7 +16,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,11 +89,9 @@ def sample(dataset: Dataset, count: int, seed: int) -> list[int]:
     return [int(user) for user in np.random.default_rng(seed).permutation(len(dataset.users))[:count]]
 
 
-@contextmanager
-def teacher(recipe: Recipe, dataset: Dataset, cache: Path) -> Iterator[Backend]:
-    """The teacher, closed at the end. Raises LLMError or RecipeError when it cannot be opened."""
-    with closing(open_backend(recipe.teacher, dataset, cache)) as backend:
-        yield backend
+def teacher(recipe: Recipe, dataset: Dataset, folder: Path) -> AbstractContextManager[Backend]:
+    """The teacher, for a stage at work in `folder`; all stages of a work folder share its answers."""
+    return open_backend(recipe.teacher, dataset, folder.parent / "answers")
 
 
 def question(dataset: Dataset, user: int, template: Template, recipe: Recipe, *, hindsight: bool) -> Prompt:
@@ -142,7 +140,7 @@ class _Run:
     @contextmanager
     def _teacher(self) -> Iterator[Backend]:
         start, before = time.monotonic(), _json(self.folder / "usage.json")
-        with teacher(self.recipe, self.dataset, self.folder / "cache") as backend:
+        with teacher(self.recipe, self.dataset, self.folder) as backend:
             try:
                 yield backend
             finally:  # whatever ended it: what was paid is known

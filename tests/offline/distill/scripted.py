@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
-from typing import Any
 
 from offline.chains.rationale import Chain, write
-from offline.llm.base import Answer, Prompt, Rationale, Usage
+from offline.llm.base import Answer, Backend, Prompt, Rationale, Usage
 from offline.prepare import Dataset
 from offline.recipe import TeacherRecipe
 
@@ -52,9 +52,9 @@ class Scripted:
     def close(self) -> None:
         self.closed += 1
 
-    def opened(self, recipe: TeacherRecipe, dataset: Dataset, cache: Path) -> Any:
+    def opened(self, recipe: TeacherRecipe, dataset: Dataset, cache: Path) -> AbstractContextManager[Backend]:
         """Takes the place of `open_backend`."""
-        return self
+        return closing(self)
 
 
 def good(number: int, prompt: Prompt) -> str:
