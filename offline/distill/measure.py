@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from offline.distill.examples import IGNORED, Example
+from offline.distill.quiet import quiet
+from offline.distill.students import Method
 from offline.llm.extra import llm_extra
 from offline.llm.model import Precision, load_causal
 
@@ -18,12 +20,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load(base: str, student: Path | None, method: Literal["lora", "full"], precision: Precision) -> PreTrainedModel:
-    """A student, or with None the model that students are made from, in evaluation mode on the device at hand."""
-    model, _ = load_causal(str(student) if student is not None and method == "full" else base, precision)
-    if student is not None and method == "lora":
-        model = PeftModel.from_pretrained(model, str(student))
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+def held_out_losses(
+    base: str,
+    students: Sequence[Path | None],
+    method: Method,
+    precision: Precision,
+    held: Sequence[Example],
+    batch: int,
+) -> list[float]:
+    """The loss of each student, and of the model that they are made from where there is None."""
+    if method == "full":
+        return [completion_loss(load(path or base, precision), held, batch) for path in students]
+    model = load(base, precision)
+    losses: list[float] = []
+    for place, path in enumerate(students):
+        if path is None:
+            losses.append(completion_loss(model, held, batch))
+            continue
+        with quiet():
+            adapted = PeftModel.from_pretrained(model, str(path), adapter_name=str(place)).eval()
+        losses.append(completion_loss(adapted, held, batch))
+        model = adapted.unload()  # the layers as they were
+    return losses
+
+
+def load(model: str | Path, precision: Precision) -> PreTrainedModel:
+    """In evaluation mode, on the device at hand."""
+    return load_causal(model, precision)[0].eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def completion_loss(model: PreTrainedModel, examples: Sequence[Example], batch: int) -> float:

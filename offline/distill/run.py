@@ -172,7 +172,7 @@ class _Run:
 
     def _finish(self, trained: list[dict[str, Any]], held: list[Example], left_out: int) -> None:
         distill, steps = self.recipe.distill, self.template.steps
-        losses = [self._loss(fold, held) for fold in (None, *self.folds)]
+        losses = self._losses(held)
         written = {name: self._written(name, held) for name in (UNDISTILLED, DISTILLED)}
         after = sum(losses[1:]) / len(losses[1:])
         summary: dict[str, Any] = {
@@ -202,7 +202,7 @@ class _Run:
             self.folder,
             Students(distill.student, distill.method, distill.folds, steps, view(self.recipe), distill.hindsight),
         )
-        for path in (*self.folder.glob("tuned-*.json"), *self.folder.glob("loss-*.json")):
+        for path in (*self.folder.glob("tuned-*.json"), self.folder / "losses.json"):
             path.unlink()
         before, after = summary["before"], summary["after"]
         console.print(
@@ -210,24 +210,23 @@ class _Run:
             f"valid chains {before['valid']:.0%} -> {after['valid']:.0%}"
         )
 
-    def _loss(self, fold: int | None, held: list[Example]) -> float:
-        """On the held-out chains, measured once."""
-        from offline.distill.measure import completion_loss, load  # noqa: PLC0415 - seconds to import
+    def _losses(self, held: list[Example]) -> list[float]:
+        """Of the undistilled model and of each student on the held-out chains, measured once."""
+        from offline.distill.measure import held_out_losses  # noqa: PLC0415 - seconds to import
 
-        path = self.folder / f"loss-{UNDISTILLED if fold is None else fold}.json"
+        path = self.folder / "losses.json"
         if not path.is_file():
             distill = self.recipe.distill
-            adapted = None if fold is None else student(self.folder, fold)
-            loss = completion_loss(
-                load(distill.student, adapted, distill.method, distill.precision), held, distill.batch
-            )
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"{adapted or distill.student}: the loss on held-out chains is {loss}; "
-                    "take distill.precision = 'float32', or lower distill.learning_rate"
-                )
-            write_json(path, {"loss": loss})
-        return float(_json(path)["loss"])
+            models = [None, *(student(self.folder, fold) for fold in self.folds)]
+            losses = held_out_losses(distill.student, models, distill.method, distill.precision, held, distill.batch)
+            for model, loss in zip(models, losses, strict=True):
+                if not math.isfinite(loss):
+                    raise TrainingError(
+                        f"{model or distill.student}: the loss on held-out chains is {loss}: lower "
+                        "distill.learning_rate, or take distill.precision = 'float32'"
+                    )
+            write_json(path, {"losses": losses})
+        return list(_json(path)["losses"])
 
     def _written(self, name: Writer, held: list[Example]) -> dict[str, Any]:
         """What the model writes for held-out users, each by the student of the user's own fold; greedy, not held."""

@@ -7,12 +7,9 @@ A finished student's folder appears by one rename.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shutil
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from offline.distill.examples import Example
+from offline.distill.quiet import quiet
 from offline.errors import TrainingError
 from offline.llm.extra import llm_extra
 from offline.llm.model import load_causal
@@ -29,7 +27,6 @@ from offline.stage import console
 with llm_extra():
     import datasets
     import torch
-    import transformers
     from peft import LoraConfig
     from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from trl import SFTConfig, SFTTrainer
@@ -58,7 +55,7 @@ def tune(out: Path, label: str, learns: Sequence[Example], held: Sequence[Exampl
     """
     checkpoints = out.with_name(f"{out.name}.checkpoints")
     steps = math.ceil(math.ceil(len(learns) / recipe.batch) / recipe.accumulate) * recipe.epochs
-    with _quiet():
+    with quiet():
         trainer, watch = _trainer(checkpoints, label, learns, held, recipe, steps)
         resumed = _last_whole(checkpoints)
         if resumed is not None:
@@ -207,25 +204,3 @@ def _curve(history: Sequence[dict[str, float]]) -> list[dict[str, float]]:
         elif "eval_loss" in entry:
             curve.append({"step": entry["step"], "epoch": entry["epoch"], "held_out_loss": entry["eval_loss"]})
     return curve
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' own bars, and what they warn of that nobody here decides."""
-    verbosity = transformers.logging.get_verbosity()
-    bars = datasets.are_progress_bars_disabled()
-    level = logging.getLogger("trl").level
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        transformers.logging.enable_progress_bar()
-        logging.getLogger("trl").setLevel(level)
-        if not bars:
-            datasets.enable_progress_bars()

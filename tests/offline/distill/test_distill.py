@@ -162,7 +162,7 @@ def test_validity_counts_chains_and_names_what_is_none(template: Template) -> No
     from offline.chains.rationale import Chain, write
 
     chain = write(
-        Chain("bought two things", tuple(f"step {n} has words" for n in range(3)), "that is all"), template.steps
+        Chain("bought two things", tuple(f"step {n} has words" for n in range(3)), "and that is all"), template.steps
     )
     measured = validity([Said(chain), Said("Soap."), Said(error="cut off"), Said(chain)], template.steps)
     assert measured["chains"] == 4

@@ -103,14 +103,15 @@ def test_a_loss_that_is_no_number_stops_and_spoils_no_checkpoint(
 def test_every_method_and_precision_learns(
     recipe: DistillRecipe, examples: list[Example], tmp_path: Path, method: str, precision: str
 ) -> None:
-    from offline.distill.measure import completion_loss, load
+    from offline.distill.measure import held_out_losses
     from offline.distill.tune import tune
 
     chosen = recipe.model_copy(update={"method": method, "precision": precision, "epochs": 3})
     tuned = tune(tmp_path / "out", "student-0", examples[:36], examples[36:], chosen)
     assert (tuned.steps, tuned.examples, tuned.tokens) == (27, 36, 360)
-    before = completion_loss(load(recipe.student, None, chosen.method, "float32"), examples[36:], 4)
-    after = completion_loss(load(recipe.student, tmp_path / "out", chosen.method, "float32"), examples[36:], 4)
+    models = [None, tmp_path / "out", None]
+    before, after, again = held_out_losses(recipe.student, models, chosen.method, "float32", examples[36:], 4)
+    assert again == before
     assert after < before - 1
     held = [row["held_out_loss"] for row in tuned.curve if "held_out_loss" in row]
     assert held[-1] == pytest.approx(after, rel=0.05)
@@ -122,7 +123,7 @@ def test_the_loss_is_of_completions_alone(recipe: DistillRecipe, examples: list[
 
     from offline.distill.measure import completion_loss, load
 
-    model = load(recipe.student, None, "lora", "float32")
+    model = load(recipe.student, "float32")
     total, count = 0.0, 0
     for example in examples[:5]:
         ids = torch.tensor([[*example.prompt, *example.completion]])
