@@ -112,7 +112,7 @@ def test_every_method_and_precision_learns(
     models = [None, tmp_path / "out", None]
     before, after, again = held_out_losses(recipe.student, models, chosen.method, "float32", examples[36:], 4)
     assert again == before
-    assert after < before - 1
+    assert after < before - 0.5
     held = [row["held_out_loss"] for row in tuned.curve if "held_out_loss" in row]
     assert held[-1] == pytest.approx(after, rel=0.05)
     assert len(held) == 3
