@@ -308,3 +308,19 @@ def test_ctrl_c_ends_a_process_without_a_traceback() -> None:
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors == "scoter: interrupted; the same command goes on from here\n"
+
+
+def test_distillation_without_cross_fitting_is_one_line(scoter: Scoter, data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "one.toml"
+    recipe.write_text('name = "one"\n[distill]\nfolds = 1\n', encoding="utf-8")
+    for more in ((), ("--compare",)):
+        line = scoter.fails("distill", recipe, "--data", data, "--work", tmp_path / "out", *more)
+        assert "folds = 2" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_distilling_under_an_unknown_template_is_one_line(scoter: Scoter, data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "none.toml"
+    recipe.write_text('name = "none"\n[reason]\ntemplate = "seven-step"\n', encoding="utf-8")
+    line = scoter.fails("distill", recipe, "--data", data, "--work", tmp_path / "out")
+    assert "no template 'seven-step'" in line
