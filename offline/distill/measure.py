@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from offline.distill.examples import IGNORED, Example
 from offline.distill.quiet import quiet
@@ -46,9 +46,9 @@ def held_out_losses(
 
 def load(model: str | Path, precision: Precision) -> PreTrainedModel:
     """In evaluation mode, on the device at hand."""
-    loaded = load_causal(model, precision)[0]
-    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-    return loaded.eval()
+    loaded: Any = load_causal(model, precision)[0]
+    placed: PreTrainedModel = loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return placed
 
 
 def completion_loss(model: PreTrainedModel, examples: Sequence[Example], batch: int) -> float:
