@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from offline.run import Last
 
 _T = TypeVar("_T")
+EngineName = Literal["local", "ray"]
 _errors = Console(stderr=True)
 INTERRUPTED = 130
 
@@ -132,9 +133,32 @@ def distill(
 
 
 @app.command()
-def reason(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out")) -> None:
-    """Stage 3: write a reasoning chain per user and split, embed its steps into H."""
-    _run_to("reason", recipe, data, work)
+def reason(
+    recipe: RecipeArgument,
+    data: DataOption,
+    work: WorkOption = Path("out"),
+    engine: Annotated[EngineName, typer.Option(help="Where to write and encode: here, or on a Ray cluster.")] = "local",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Of --engine ray.", show_default="one per GPU, or per CPU core without any")
+    ] = 0,
+    no_distill: Annotated[bool, typer.Option("--no-distill", help="By the student's model as it comes.")] = False,
+) -> None:
+    """Stage 3: write a reasoning chain per user and split, embed its steps into H.
+
+    Chains and vectors that an earlier run made of the same histories are taken over. With --engine ray the work goes to
+    the cluster that RAY_ADDRESS names, or to all cores of this machine (docs/reason.md).
+    """
+    chosen = load_recipe(recipe)
+    from offline.run import run
+
+    if no_distill:
+        chosen = chosen.model_copy(update={"reason": chosen.reason.model_copy(update={"writer": "undistilled"})})
+    if engine == "ray":
+        from offline.reason.cluster import Ray
+
+        run(work, data, chosen, "reason", engine=Ray(workers))
+    else:
+        run(work, data, chosen, "reason")
 
 
 @app.command()

@@ -23,7 +23,7 @@ from offline.cooccurrence import Neighbours
 from offline.metrics import ranks, summary
 from offline.page import write_page
 from offline.prepare import Dataset, dataset_name, load_dataset
-from offline.reason import load_reasoning
+from offline.reason.output import load_reasoning
 from offline.recipe import EvaluateRecipe, Recipe
 from offline.scoring import History, score_beam, score_exact
 from offline.stage import Stage, console, run_stage, stage_seconds, write_json

@@ -24,7 +24,7 @@ from offline.errors import StageError
 from offline.models.fused import FusedGraph, example_inputs, fused_graph, reasoning_width, write_onnx
 from offline.models.recommender import Recommender
 from offline.prepare import Dataset, dataset_name, load_dataset
-from offline.reason import load_reasoning, load_steps, load_template
+from offline.reason.output import load_reasoning, load_steps, load_template
 from offline.recipe import Recipe
 from offline.stage import Stage, console, finished, run_stage
 from offline.tokenize import load_codes

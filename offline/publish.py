@@ -216,8 +216,9 @@ def _records(release: Release, rows: Container[int]) -> Iterator[Record]:
                 continue
             user, history, steps = _user(line, file, row + 1)
             tag = user_tag(user)
-            own = [(steps_key(tag, release.id), encode_steps(steps))]
-            for entry, matrix, fmt in formats:
+            # Whose chain could not be written has no steps and no H: the service ranks them without, and says so.
+            own = [(steps_key(tag, release.id), encode_steps(steps))] if steps else []
+            for entry, matrix, fmt in formats if steps else ():
                 try:
                     blob = encode(matrix[row], fmt, user, history_length=len(history), written=entry.written)
                 except ValueError as error:

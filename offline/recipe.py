@@ -120,6 +120,7 @@ class ReasonRecipe(_Section):
 
     writer: Literal["teacher", "student", "undistilled"] = "teacher"
     template: str = "five-step"  # `discovered`, `two-step`, `three-step`, `five-step`, `A -> B -> C`, or a .json file
+    students: str = ""  # a distill stage's folder, to go on with its students on new data; empty: those of this run
     max_tokens: int = Field(320, ge=16)  # of a chain that a language model writes
     batch: int = Field(16, ge=1)  # prompts at a time
     encoder: str = "minilm"

@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from offline.chains.template import template
+from offline.chains.template import Template, template
 from offline.distill.compare import compare
 from offline.distill.run import distill
 from offline.evaluate import Trained, evaluate
 from offline.export import Parts, export
 from offline.prepare import prepare
 from offline.reason import reason
+from offline.reason.engines import Engine
 from offline.recipe import Recipe
 from offline.stage import Stage
 from offline.tokenize import tokenize
 from offline.train import VARIANTS, best_epoch, train
 
-Last = Literal["prepare", "tokenize", "distill", "reason", "train", "evaluate", "export"]
+Last = Literal["prepare", "tokenize", "discover", "distill", "reason", "train", "evaluate", "export"]
+DISCOVERED = "discovered"  # `reason.template`: the one that `discover` finds
 
 
-def run(work: Path, data: Path, recipe: Recipe, last: Last = "export") -> Path:
+def run(
+    work: Path,
+    data: Path,
+    recipe: Recipe,
+    last: Last = "export",
+    *,
+    also: Sequence[Path] = (),
+    engine: Engine | None = None,
+) -> Path:
     """From RecBole files in `data` to the output of stage `last`; returns that folder, of `export` the release.
 
-    Stages whose output is up to date are skipped.
+    Stages whose output is up to date are skipped. `discover` runs if the recipe wants chains under the template that it
+    finds (`also` are templates for it to compare with), `distill` if students are to write and none are named; each
+    also if it is `last`. `engine` does the work of `reason`: this process, if none is given.
     """
     prepared = prepare(work, data, recipe.prepare)
     if last == "prepare":
         return prepared.folder
-    if last == "distill":
-        return _students(work, prepared, recipe).folder
     tokens = tokenize(work, prepared, recipe.tokenize)
     if last == "tokenize":
         return tokens.folder
-    if recipe.reason.writer == "student":
-        _students(work, prepared, recipe)
-    reasoned = reason(work, prepared, recipe.reason)
+    if last == "discover":
+        return _discovered(work, prepared, tokens, recipe, also).folder
+    chosen = _chosen(work, prepared, tokens, recipe, also)
+    students = None
+    if last == "distill" or (recipe.reason.writer == "student" and not recipe.reason.students):
+        students = distill(work, prepared, chosen.template, recipe, chosen.upstream)
+        if last == "distill":
+            return students.folder
+    reasoned = reason(work, prepared, recipe, chosen.template, distilled=students, engine=engine)
     if last == "reason":
         return reasoned.folder
     served = {variant: train(work, variant, prepared, tokens, reasoned, recipe) for variant in VARIANTS}
@@ -55,8 +73,26 @@ def run(work: Path, data: Path, recipe: Recipe, last: Last = "export") -> Path:
 def run_compare(work: Path, data: Path, recipe: Recipe) -> Path:
     """Teacher and students as recommenders (Table 11), after whatever that needs; returns the comparison's folder."""
     prepared = prepare(work, data, recipe.prepare)
-    return compare(work, prepared, _students(work, prepared, recipe), recipe).folder
+    tokens = tokenize(work, prepared, recipe.tokenize)
+    chosen = _chosen(work, prepared, tokens, recipe, ())
+    return compare(work, prepared, distill(work, prepared, chosen.template, recipe, chosen.upstream), recipe).folder
 
 
-def _students(work: Path, prepared: Stage, recipe: Recipe) -> Stage:
-    return distill(work, prepared, template(recipe.reason.template), recipe, [])
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    template: Template
+    upstream: list[Stage]  # the stage that found it, if one did
+
+
+def _chosen(work: Path, prepared: Stage, tokens: Stage, recipe: Recipe, also: Sequence[Path]) -> _Chosen:
+    """The template that the recipe asks for."""
+    if recipe.reason.template != DISCOVERED:
+        return _Chosen(template(recipe.reason.template), [])
+    found = _discovered(work, prepared, tokens, recipe, also)
+    return _Chosen(Template.load(found.folder / "template.json"), [found])
+
+
+def _discovered(work: Path, prepared: Stage, tokens: Stage, recipe: Recipe, also: Sequence[Path]) -> Stage:
+    from offline.discover.stage import discover  # noqa: PLC0415 - with faiss and scikit-learn, which few recipes need
+
+    return discover(work, prepared, tokens, recipe, also)

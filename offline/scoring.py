@@ -15,6 +15,7 @@ from torch import Tensor
 from offline.batches import left_pad
 from offline.models.recommender import Recommender
 from offline.prepare import Dataset
+from offline.reason.output import present
 from offline.stage import console
 from offline.trie import packed_alive
 
@@ -26,7 +27,7 @@ class History:
     items: NDArray[np.int64]  # [U, T], left-padded
     seen: NDArray[np.int64]  # [U, S], every item of the history, padded with 0
     targets: NDArray[np.int64]  # [U]
-    reasoning: NDArray[np.float16] | None  # [U, K, D]
+    reasoning: NDArray[np.float16] | None  # [U, K, D], zeros for users without
 
     @classmethod
     def of(
@@ -101,9 +102,9 @@ def score_beam(
         steps, has_reasoning = None, None
         if model.adapter is not None:
             assert history.reasoning is not None
-            matrix = torch.from_numpy(history.reasoning[rows].astype(np.float32)).to(device)
-            steps = model.adapter(matrix)
-            has_reasoning = torch.full((len(items),), use_reasoning, device=device)
+            matrix = history.reasoning[rows]
+            steps = model.adapter(torch.from_numpy(matrix.astype(np.float32)).to(device))
+            has_reasoning = torch.from_numpy(present(matrix) & use_reasoning).to(device)
         allowed = None if alive is None else alive.expand(len(items), -1)
         beam = model.recommend(items, seen, width, steps, has_reasoning, widen, allowed)
         parts.append((beam.items.cpu(), beam.scores.cpu(), beam.bound.cpu()))

@@ -32,7 +32,7 @@ from offline.metrics import ranks, summary
 from offline.models.recommender import Recommender
 from offline.objective import Objective
 from offline.prepare import Dataset, load_dataset
-from offline.reason import load_reasoning
+from offline.reason.output import load_reasoning, present
 from offline.recipe import Recipe
 from offline.scoring import History, score_beam
 from offline.stage import Stage, console, run_stage, write_json
@@ -239,8 +239,10 @@ class _Run:
         targets = torch.from_numpy(self.rows.targets[rows, -longest:]).to(self.device)
         if self.reasoning is None:
             return self.objective(inputs, targets, None, None)
-        reasoning = torch.from_numpy(self.reasoning[rows].astype(np.float32)).to(self.device)
+        matrix = self.reasoning[rows]
+        reasoning = torch.from_numpy(matrix.astype(np.float32)).to(self.device)
         keep = torch.rand(len(rows), device=self.device) >= self.recipe.train.reasoning_drop
+        keep &= torch.from_numpy(present(matrix)).to(self.device)
         return self.objective(inputs, targets, reasoning, keep)
 
     def _learning_rate(self) -> float:

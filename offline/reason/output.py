@@ -1,0 +1,45 @@
+"""The stage's output: written in row order from what is kept, and read by the stages after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def load_reasoning(folder: Path, split: str) -> NDArray[np.float16]:
+    """H of every user, float16 [U, K, D], mapped from disk; zeros where there is none (see `present`)."""
+    reasoning: NDArray[np.float16] = np.load(folder / f"{split}.npy", mmap_mode="r")
+    return reasoning
+
+
+def present(reasoning: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Which rows of [U, K, D] are somebody's reasoning, bool [U]: a step is a unit vector, an absent chain is zeros."""
+    found: NDArray[np.bool_] = reasoning.astype(bool).any(axis=(1, 2))
+    return found
+
+
+def load_steps(folder: Path, split: str) -> list[list[str]]:
+    """The step texts of every user, in row order; an empty list for a user without a chain."""
+    return list(_steps(folder / f"{split}.jsonl"))
+
+
+def load_template(folder: Path) -> list[str]:
+    """Names of the K steps that the chains were written in."""
+    names: list[str] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["template"]
+    return names
+
+
+def read_json(path: Path) -> Any | None:  # noqa: ANN401 - anything JSON takes
+    """What the file holds; None if it is not there."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _steps(path: Path) -> Iterator[list[str]]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)["steps"]

@@ -1,0 +1,149 @@
+"""Who writes the chains (`reason.writer`), what it may know, and how it is opened.
+
+- `teacher`: whatever the recipe's `[teacher]` is. As `analyst` it is no language model but statistics of the training
+  part of all *other* users, with this user's own part taken out for every split alike (`offline.analyst`). As a
+  language model it is shown the history before the split's target, and is told no target here.
+- `student`: distilled from a teacher (`scoter distill`). A user's chains, of all splits, come from the student of the
+  fold that the user is in, which has learnt from no chain of that fold: a teacher's chain may have been written with
+  hindsight, so that whoever learnt it has seen the target. One and the same student for all splits keeps their H alike.
+- `undistilled`: the student's base model as it comes, asked in the same words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from offline.chains.rationale import View
+from offline.distill.students import Students, about, fold_of, student
+from offline.errors import RecipeError, StageError
+from offline.llm.base import Backend
+from offline.prepare import Dataset
+from offline.recipe import Recipe, TeacherRecipe
+
+ANALYST = "analyst (statistics, no language model)"
+BATCHES = 32  # of a local model in a chunk; it sorts that many prompts by length
+# What decides how a model is asked, and not what it says.
+_CIRCUMSTANCES = {"concurrency", "timeout", "retries", "prompt_price", "completion_price", "budget", "batch"}
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Who writes, and how to come by him; it is sent to other processes, what it opens is not."""
+
+    name: str  # for the summary
+    identity: str  # of two writers that may write differently, this differs
+    view: View | None  # what of a history is shown; None to statistics, which read the task, and what everybody bought
+    chunk: int  # chains asked for at a time
+    opening: Callable[[int, Dataset], Backend]
+    folds: int = 1
+    alone: bool = False  # has to be asked by one process, as whoever keeps a budget or a rate
+
+    def fold(self, user_id: str) -> int:
+        """Which of its models writes for this user."""
+        return fold_of(user_id, self.folds)
+
+    def open(self, fold: int, dataset: Dataset) -> Backend:
+        """The model of a fold. Raises OfflineError."""
+        return self.opening(fold, dataset)
+
+
+def writer(work: Path, recipe: Recipe, template: tuple[str, ...], students: Path | None) -> Writer:
+    """Who writes by a recipe; `students` is a distill stage's folder, if they are to write.
+
+    Raises RecipeError if they were taught another template, StageError if the folder holds none.
+    """
+    if recipe.reason.writer == "teacher":
+        return _teacher(work, recipe)
+    if recipe.reason.writer == "undistilled":
+        return _undistilled(recipe)
+    if students is None:
+        raise RecipeError("reason.writer = 'student' needs students: run `scoter distill`, or name reason.students")
+    return _student(recipe, template, students)
+
+
+def _teacher(work: Path, recipe: Recipe) -> Writer:
+    teacher = recipe.teacher
+    identity = json.dumps(["teacher", teacher.model_dump(exclude=_CIRCUMSTANCES)], sort_keys=True)
+    opening = partial(_open_teacher, teacher, work / "reasoning" / "answers")
+    if teacher.backend == "analyst":
+        return Writer(ANALYST, identity, None, 512, opening)
+    name = f"{teacher.backend} {teacher.model}"
+    if teacher.backend == "local":
+        return Writer(name, identity, _view(recipe), BATCHES * teacher.batch, opening)
+    # So many that those who wait for a chunk's slowest answer do not matter.
+    return Writer(name, identity, _view(recipe), 64 * teacher.concurrency, opening, alone=True)
+
+
+def _student(recipe: Recipe, template: tuple[str, ...], folder: Path) -> Writer:
+    found = about(folder)
+    if found.template != template:
+        raise RecipeError(
+            f"the students in {folder} write {len(found.template)} steps ({' -> '.join(found.template)}), "
+            f"reason.template has {len(template)} ({' -> '.join(template)}): take the template that they were taught"
+        )
+    digests = [_digest(student(folder, fold)) for fold in range(found.folds)]
+    return Writer(
+        f"student of {found.base} ({found.method}, {found.folds} folds)",
+        json.dumps(["student", found.base, found.method, digests, recipe.distill.precision]),
+        found.view,
+        BATCHES * recipe.reason.batch,
+        partial(_open_student, folder, found, recipe),
+        found.folds,
+    )
+
+
+def _undistilled(recipe: Recipe) -> Writer:
+    distill = recipe.distill
+    return Writer(
+        f"{distill.student}, not distilled",
+        json.dumps(["undistilled", distill.student, distill.precision, distill.seed]),
+        _view(recipe),
+        BATCHES * recipe.reason.batch,
+        partial(_open_undistilled, recipe),
+    )
+
+
+def _open_teacher(recipe: TeacherRecipe, answers: Path, _fold: int, dataset: Dataset) -> Backend:
+    from offline.llm.open import open_backend  # noqa: PLC0415 - with the libraries of language models
+
+    return open_backend(recipe, dataset, answers)
+
+
+def _open_student(folder: Path, students: Students, recipe: Recipe, fold: int, _dataset: Dataset) -> Backend:
+    path = student(folder, fold)
+    return _local(students.base, path, recipe) if students.method == "lora" else _local(path, None, recipe)
+
+
+def _open_undistilled(recipe: Recipe, _fold: int, _dataset: Dataset) -> Backend:
+    return _local(recipe.distill.student, None, recipe)
+
+
+def _local(model: str | Path, adapter: Path | None, recipe: Recipe) -> Backend:
+    from offline.llm.local import LocalBackend  # noqa: PLC0415 - imports torch
+
+    distill = recipe.distill
+    return LocalBackend(
+        model, adapter=adapter, batch=recipe.reason.batch, precision=distill.precision, seed=distill.seed
+    )
+
+
+def _view(recipe: Recipe) -> View:
+    """As students are taught."""
+    return View(recipe.distill.items, recipe.distill.text_chars)
+
+
+def _digest(folder: Path) -> str:
+    """Of the files of a model."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise StageError(f"{folder} holds no student: run `scoter distill` again")
+    found = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            found.update(f"{path.relative_to(folder)}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode())
+    return found.hexdigest()
