@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from offline import errors
 from offline.errors import OfflineError, StageError
 from offline.llm.base import Usage
-from offline.prepare import load_dataset
+from offline.prepare import Dataset, load_dataset
 from offline.reason.chains import Chain, Scribe
 from offline.reason.chunks import Chunks
 from offline.reason.engines import Ask, Job, Local, Written, written
@@ -44,10 +44,10 @@ class Ray:
             raise StageError("--engine ray needs Ray: pip install 'scoter-serving[ray]'") from error
         self._workers = workers
 
-    def write(self, job: Job, asks: Iterable[Ask]) -> Iterator[Written]:
-        """See Engine."""
+    def write(self, job: Job, dataset: Dataset, asks: Iterable[Ask]) -> Iterator[Written]:
+        """See Engine. Actors read the data set themselves."""
         if job.writer.alone:
-            yield from Local().write(job, asks)
+            yield from Local().write(job, dataset, asks)
             return
         rows = ({"name": ask.name, "left": json.dumps(ask.left)} for ask in asks)
         for row in self._map(_Writing, job, rows):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from offline.encoder import SentenceEncoder
 from offline.llm.base import Usage
-from offline.prepare import load_dataset
+from offline.prepare import Dataset
 from offline.reason.chains import Asking, Chain, Scribe, since
 from offline.reason.chunks import Chunks
 from offline.reason.writers import Writer
@@ -88,7 +88,7 @@ class Written:
 class Engine(Protocol):
     """Does the two things that take long. What it gives back may come in any order."""
 
-    def write(self, job: Job, asks: Iterable[Ask]) -> Iterator[Written]:
+    def write(self, job: Job, dataset: Dataset, asks: Iterable[Ask]) -> Iterator[Written]:
         """Chains, some at a time. Raises LLMError if the writer can be asked no more."""
         ...
 
@@ -100,12 +100,11 @@ class Engine(Protocol):
 class Local:
     """In this process."""
 
-    def write(self, job: Job, asks: Iterable[Ask]) -> Iterator[Written]:
+    def write(self, job: Job, dataset: Dataset, asks: Iterable[Ask]) -> Iterator[Written]:
         """See Engine. A language model's chains are handed over one by one: none is lost when this is cut off."""
-        chunks, scribe = Chunks(job.chunks), None
-        try:
+        chunks = Chunks(job.chunks)
+        with Scribe(dataset, job.writer, job.asking) as scribe:
             for ask in asks:
-                scribe = scribe or Scribe(load_dataset(job.prepared), job.writer, job.asking)
                 if job.writer.view is None:
                     yield written(scribe, chunks, ask)
                     continue
@@ -114,9 +113,6 @@ class Local:
                     now = scribe.usage
                     yield Written([pair], since(now, before))
                     before = now
-        finally:
-            if scribe is not None:
-                scribe.close()
 
     def encode(self, job: Job, names: Iterable[str]) -> Iterator[tuple[str, NDArray[np.float16]]]:
         """See Engine."""

@@ -156,7 +156,7 @@ class _Run:
                 if places:
                     yield Ask(name, tuple(places) if len(places) < len(keys) else None)
 
-        for written in self.engine.write(self._job(self.asks), left()):
+        for written in self.engine.write(self._job(self.asks), self.dataset, left()):
             self.chains.put((key, chain.encode()) for key, chain in written.chains)
             self.spent.on("write", written.usage)
             self.progress.advance(task, len(written.chains))

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from offline.chains.rationale import View
 from offline.distill.students import Students, about, fold_of, student
 from offline.errors import RecipeError, StageError
 from offline.llm.base import Backend
+from offline.llm.model import model_place, weights_digest
 from offline.prepare import Dataset
 from offline.recipe import Recipe, TeacherRecipe
 
@@ -74,6 +74,7 @@ def _teacher(work: Path, recipe: Recipe) -> Writer:
         return Writer(ANALYST, identity, None, 512, opening)
     name = f"{teacher.backend} {teacher.model}"
     if teacher.backend == "local":
+        identity += _weights(teacher.model)
         return Writer(name, identity, _view(recipe), BATCHES * teacher.batch, opening)
     # So many that those who wait for a chunk's slowest answer do not matter.
     return Writer(name, identity, _view(recipe), 64 * teacher.concurrency, opening, alone=True)
@@ -86,10 +87,13 @@ def _student(recipe: Recipe, template: tuple[str, ...], folder: Path) -> Writer:
             f"the students in {folder} write {len(found.template)} steps ({' -> '.join(found.template)}), "
             f"reason.template has {len(template)} ({' -> '.join(template)}): take the template that they were taught"
         )
-    digests = [_digest(student(folder, fold)) for fold in range(found.folds)]
+    folders = [student(folder, fold) for fold in range(found.folds)]
+    if missing := next((path for path in folders if not path.is_dir()), None):
+        raise StageError(f"{missing} is missing: run `scoter distill` again")
+    base = [_weights(found.base)] if found.method == "lora" else []
     return Writer(
         f"student of {found.base} ({found.method}, {found.folds} folds)",
-        json.dumps(["student", found.base, found.method, digests, recipe.distill.precision]),
+        json.dumps(["student", base, [*map(weights_digest, folders)], recipe.distill.precision, recipe.distill.seed]),
         found.view,
         BATCHES * recipe.reason.batch,
         partial(_open_student, folder, found, recipe),
@@ -101,7 +105,7 @@ def _undistilled(recipe: Recipe) -> Writer:
     distill = recipe.distill
     return Writer(
         f"{distill.student}, not distilled",
-        json.dumps(["undistilled", distill.student, distill.precision, distill.seed]),
+        json.dumps(["undistilled", _weights(distill.student), distill.precision, distill.seed]),
         _view(recipe),
         BATCHES * recipe.reason.batch,
         partial(_open_undistilled, recipe),
@@ -137,13 +141,7 @@ def _view(recipe: Recipe) -> View:
     return View(recipe.distill.items, recipe.distill.text_chars)
 
 
-def _digest(folder: Path) -> str:
-    """Of the files of a model."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not files:
-        raise StageError(f"{folder} holds no student: run `scoter distill` again")
-    found = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            found.update(f"{path.relative_to(folder)}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode())
-    return found.hexdigest()
+def _weights(model: str) -> str:
+    """Digest of a model on this machine; of one from a hub, its name."""
+    place = model_place(model)
+    return weights_digest(place) if isinstance(place, Path) else place

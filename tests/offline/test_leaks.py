@@ -19,13 +19,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from offline.llm.analyst import AnalystBackend
 
 from offline.chains import rationale
 from offline.chains.rationale import View
 from offline.chains.template import MANUAL
 from offline.cooccurrence import Neighbours
 from offline.distill.students import learns_from
+from offline.llm.analyst import AnalystBackend
 from offline.llm.base import Answer, Backend, Prompt, Rationale, Usage
 from offline.prepare import SPLITS, Dataset, ItemText
 from offline.reason import load_reasoning, load_steps
