@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -86,6 +87,7 @@ class Scribe:
     def __init__(self, dataset: Dataset, writer: Writer, asking: Asking) -> None:
         self._dataset, self._writer, self._asking = dataset, writer, asking
         self._open: tuple[int, Backend] | None = None
+        self._stack = ExitStack()  # closes it
         self._closed = Usage()
 
     @property
@@ -123,13 +125,13 @@ class Scribe:
         """Give the model back."""
         if self._open is not None:
             self._closed = self.usage
-            self._open[1].close()
             self._open = None
+            self._stack.close()
 
     def _backend(self, fold: int) -> Backend:
         if self._open is None or self._open[0] != fold:
             self.close()
-            self._open = fold, self._writer.open(fold, self._dataset)
+            self._open = fold, self._stack.enter_context(self._writer.open(fold, self._dataset))
         return self._open[1]
 
     def _prompt(self, user: int, split: str) -> Prompt:

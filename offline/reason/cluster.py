@@ -11,6 +11,7 @@ A writer that keeps a budget or a rate is asked from this process alone; only th
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -59,7 +60,7 @@ class Ray:
         for row in self._map(_Encoding, job, ({"name": name} for name in names)):
             yield row["name"], np.frombuffer(row["vectors"], np.float16).reshape(-1, row["width"])
 
-    def _map(self, worker: Callable[[Job], Any], job: Job, rows: Iterable[Row]) -> Iterator[Row]:
+    def _map(self, worker: type[_Writing | _Encoding], job: Job, rows: Iterable[Row]) -> Iterator[Row]:
         """Every row through an actor, in any order."""
         items = list(rows)
         if not items:
@@ -70,12 +71,13 @@ class Ray:
         started = not ray.is_initialized()
         try:
             if started:
-                ray.init(include_dashboard=False, logging_level="warning", log_to_driver=False)
+                ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
             context.print_on_execution_start = False
-            gpus = int(ray.cluster_resources().get("GPU", 0))
-            workers = min(len(items), self._workers or gpus or int(ray.cluster_resources()["CPU"]))
+            there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            gpus = int(there.get("GPU", 0))
+            workers = min(len(items), self._workers or gpus or int(there["CPU"]))
             made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
                 worker,
                 fn_constructor_args=(job,),

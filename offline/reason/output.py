@@ -19,8 +19,7 @@ def load_reasoning(folder: Path, split: str) -> NDArray[np.float16]:
 
 def present(reasoning: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Which rows of [U, K, D] are somebody's reasoning, bool [U]: a step is a unit vector, an absent chain is zeros."""
-    found: NDArray[np.bool_] = reasoning.astype(bool).any(axis=(1, 2))
-    return found
+    return np.any(reasoning.reshape(len(reasoning), -1) != 0, axis=1)
 
 
 def load_steps(folder: Path, split: str) -> list[list[str]]:

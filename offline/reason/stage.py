@@ -40,6 +40,8 @@ from offline.reason.writers import writer
 from offline.recipe import Recipe
 from offline.stage import Stage, console, run_stage, write_json
 
+_OnDisk = np.memmap[tuple[int, int, int], np.dtype[np.float16]]
+
 VERSION = 2
 USERS = 512  # users looked at together
 TEXTS = 4096  # texts encoded between two savings; about ten seconds
@@ -214,7 +216,7 @@ class _Run:
         with ExitStack() as files:
             failures = files.enter_context((self.folder / "failures.jsonl").open("w", encoding="utf-8"))
             out = {s: files.enter_context((self.folder / f"{s}.jsonl").open("w", encoding="utf-8")) for s in SPLITS}
-            H: dict[str, NDArray[np.float16]] = {}
+            H: dict[str, _OnDisk] = {}
             for split, users in self._parts("H"):
                 chains = self._chains(split, users)
                 rows = [row for row, chain in enumerate(chains) if chain.fault is None]
@@ -238,8 +240,7 @@ class _Run:
             for split in SPLITS:
                 if split not in H:  # nobody has a chain of this split
                     H[split] = self._matrix(split, K, width)
-                if isinstance(H[split], np.memmap):
-                    H[split].flush()
+                H[split].flush()
         return absent, width
 
     def _summarize(self, absent: dict[str, int], width: int) -> None:
@@ -308,7 +309,7 @@ class _Run:
             )
         return np.frombuffer(b"".join(bodies), np.float16).reshape(len(bodies), -1) if bodies else None
 
-    def _matrix(self, split: str, K: int, width: int) -> NDArray[np.float16]:
+    def _matrix(self, split: str, K: int, width: int) -> _OnDisk:
         """H of a split on disk, all zeros."""
         shape = (len(self.dataset.users), K, width)
         return open_memmap(self.folder / f"{split}.npy", mode="w+", dtype=np.float16, shape=shape)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,7 @@ class Writer:
     identity: str  # of two writers that may write differently, this differs
     view: View | None  # what of a history is shown; None to statistics, which read the task, and what everybody bought
     chunk: int  # chains asked for at a time
-    opening: Callable[[int, Dataset], Backend]
+    opening: Callable[[int, Dataset], AbstractContextManager[Backend]]
     folds: int = 1
     alone: bool = False  # has to be asked by one process, as whoever keeps a budget or a rate
 
@@ -47,8 +48,8 @@ class Writer:
         """Which of its models writes for this user."""
         return fold_of(user_id, self.folds)
 
-    def open(self, fold: int, dataset: Dataset) -> Backend:
-        """The model of a fold. Raises OfflineError."""
+    def open(self, fold: int, dataset: Dataset) -> AbstractContextManager[Backend]:
+        """The model of a fold, closed at the end. Raises OfflineError."""
         return self.opening(fold, dataset)
 
 
@@ -112,27 +113,31 @@ def _undistilled(recipe: Recipe) -> Writer:
     )
 
 
-def _open_teacher(recipe: TeacherRecipe, answers: Path, _fold: int, dataset: Dataset) -> Backend:
+def _open_teacher(
+    recipe: TeacherRecipe, answers: Path, _fold: int, dataset: Dataset
+) -> AbstractContextManager[Backend]:
     from offline.llm.open import open_backend  # noqa: PLC0415 - with the libraries of language models
 
     return open_backend(recipe, dataset, answers)
 
 
-def _open_student(folder: Path, students: Students, recipe: Recipe, fold: int, _dataset: Dataset) -> Backend:
+def _open_student(
+    folder: Path, students: Students, recipe: Recipe, fold: int, _dataset: Dataset
+) -> AbstractContextManager[Backend]:
     path = student(folder, fold)
     return _local(students.base, path, recipe) if students.method == "lora" else _local(path, None, recipe)
 
 
-def _open_undistilled(recipe: Recipe, _fold: int, _dataset: Dataset) -> Backend:
+def _open_undistilled(recipe: Recipe, _fold: int, _dataset: Dataset) -> AbstractContextManager[Backend]:
     return _local(recipe.distill.student, None, recipe)
 
 
-def _local(model: str | Path, adapter: Path | None, recipe: Recipe) -> Backend:
+def _local(model: str | Path, adapter: Path | None, recipe: Recipe) -> AbstractContextManager[Backend]:
     from offline.llm.local import LocalBackend  # noqa: PLC0415 - imports torch
 
     distill = recipe.distill
-    return LocalBackend(
-        model, adapter=adapter, batch=recipe.reason.batch, precision=distill.precision, seed=distill.seed
+    return closing(
+        LocalBackend(model, adapter=adapter, batch=recipe.reason.batch, precision=distill.precision, seed=distill.seed)
     )
 
 

@@ -280,6 +280,22 @@ async def test_no_event_is_lost_that_comes_while_a_release_is_published(any_stor
 
 
 @asynchronous
+async def test_a_user_without_a_chain_has_neither_h_nor_steps_in_the_store(
+    store: Store, tiny: TinyRelease, own: Path
+) -> None:
+    path = own / module.USERS
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows[1]["steps"] = []
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    changed = resealed(tiny, own)
+    await publish(changed.path, store)
+    assert await reasoning(store, changed, rows[1]["user"]) is BlobMiss.absent
+    assert await store.get([steps_key(user_tag(rows[1]["user"]), changed.manifest.release_id)]) == [None]
+    assert (await history(store, rows[1]["user"])).items == rows[1]["history"]
+    assert isinstance(await reasoning(store, changed, rows[0]["user"]), Reasoning)
+
+
+@asynchronous
 async def test_int8_halves_the_values(store: Store, tiny: TinyRelease, own: Path) -> None:
     entry = tiny.manifest.models[0].reasoning
     assert entry is not None

@@ -58,6 +58,17 @@ def test_beam_scoring_does_not_depend_on_the_batch() -> None:
     assert not any(set(row) & set(seen) - {0} for row, seen in zip(one.items, known.seen, strict=True))
 
 
+def test_a_user_without_a_chain_is_ranked_as_if_reasoning_was_masked() -> None:
+    made, known = tiny.model(ITEMS), history(with_reasoning=True)
+    assert known.reasoning is not None
+    absent = np.arange(USERS) % 3 == 0
+    known.reasoning[absent] = 0
+    found = score_beam(made, known, 5, mask_history=False)
+    masked = score_beam(made, known, 5, mask_history=False, use_reasoning=False)
+    np.testing.assert_allclose(found.scores[absent], masked.scores[absent], atol=1e-5)
+    assert (np.abs(found.scores[~absent] - masked.scores[~absent]).max(axis=1) > 1e-3).all()
+
+
 def test_taking_users_takes_all_that_is_known_of_them() -> None:
     known = history(with_reasoning=True)
     rows = np.array([4, 1])

@@ -83,6 +83,30 @@ def test_training_learns_and_says_what_it_did(
     assert not (stage.folder / "checkpoint.pt").exists()
 
 
+def test_users_without_a_chain_are_trained_without(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared, tokens, reasoned = upstream
+    some = Stage("reason", "some", tmp_path / "some")
+    some.folder.mkdir()
+    for split in ("train", "valid", "test"):
+        H = np.load(reasoned.folder / f"{split}.npy")
+        H[::2] = 0
+        np.save(some.folder / f"{split}.npy", H)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Watched(training.Objective):
+        def __call__(self, *given: Any) -> torch.Tensor:
+            seen.append((given[2].flatten(1).any(1), given[3]))
+            return super().__call__(*given)
+
+    monkeypatch.setattr(training, "Objective", Watched)
+    train(tmp_path, "scoter_h", prepared, tokens, some, recipe(epochs=2))
+    present, kept = (torch.cat(column) for column in zip(*seen, strict=True))
+    assert not kept[~present].any()
+    assert kept[present].any()
+
+
 @pytest.mark.parametrize("variant", ["hstu", "scoter_h"])
 def test_an_interrupted_run_goes_on_bit_for_bit(
     upstream: tuple[Stage, Stage, Stage],

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from offline.chains import rationale
 from offline.chains.rationale import View
 from offline.chains.template import MANUAL
 from offline.errors import LLMError
-from offline.llm.base import Answer, Prompt, Rationale, Usage
+from offline.llm.base import Answer, Backend, Prompt, Rationale, Usage
 from offline.prepare import Dataset
 from offline.reason import stage
 from offline.reason.chains import Asking
@@ -53,8 +54,8 @@ class Script:
         return Writer(name, self.identity, self.view, self.chunk, partial(_open, self), self.folds, self.alone)
 
 
-def _open(script: Script, fold: int, _: Dataset) -> ScriptedBackend:
-    return ScriptedBackend(script, fold)
+def _open(script: Script, fold: int, _: Dataset) -> AbstractContextManager[Backend]:
+    return closing(ScriptedBackend(script, fold))
 
 
 class ScriptedBackend:
@@ -98,7 +99,7 @@ def chain(fold: int, shown: str, prompt: Prompt) -> rationale.Chain:
     steps = [f"Step {k} by writer {fold} of {mark}." for k in range(len(steps_of(prompt)) - 1)]
     # Some texts are the same for many users.
     return rationale.Chain(
-        "An overall view.", (*steps, f"Recommend number {int(mark, 16) % 5} to them."), "In summary."
+        "An overall view.", (*steps, f"Recommend number {int(mark, 16) % 5} to them."), "So much in summary."
     )
 
 

@@ -1,3 +1,4 @@
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ def ray() -> Iterator[Any]:
         object_store_memory=100 * 2**20,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
     )
     yield ray
     ray.shutdown()

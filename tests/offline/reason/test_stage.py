@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from offline.chains.rationale import View
 from offline.distill.students import fold_of
 from offline.errors import LLMError, StageError
 from offline.prepare import SPLITS, load_dataset
@@ -164,7 +165,7 @@ def test_another_text_of_an_item_asks_for_those_who_have_it(stage_of: StageOf, r
     assert contents(Run(run.folder.parent / "fresh")(changed)) == contents(out)
 
 
-@pytest.mark.parametrize("change", [{"identity": "somebody else"}, {"view": replace(Script(Path()).view, items=3)}])
+@pytest.mark.parametrize("change", [{"identity": "somebody else"}, {"view": View(items=3)}])
 def test_another_writer_or_another_view_writes_anew(prepared: Stage, run: Run, change: dict[str, Any]) -> None:
     run(prepared)
     run.asked()
