@@ -70,7 +70,7 @@ def writer(work: Path, recipe: Recipe, template: tuple[str, ...], students: Path
 def _teacher(work: Path, recipe: Recipe) -> Writer:
     teacher = recipe.teacher
     identity = json.dumps(["teacher", teacher.model_dump(exclude=_CIRCUMSTANCES)], sort_keys=True)
-    opening = partial(_open_teacher, teacher, work / "reasoning" / "answers")
+    opening = partial(_open_teacher, teacher, work / "answers")
     if teacher.backend == "analyst":
         return Writer(ANALYST, identity, None, 512, opening)
     name = f"{teacher.backend} {teacher.model}"

@@ -17,6 +17,10 @@ from tests.offline.reason.scripted import Characters, Script, build, lines
 from tests.offline.reason.test_stage import contents
 
 
+# Ray uses what Ray has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+
+
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """A small Ray on this machine; three logical cores hold two actors and whatever Ray itself runs."""
