@@ -19,7 +19,8 @@ def load_reasoning(folder: Path, split: str) -> NDArray[np.float16]:
 
 def present(reasoning: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Which rows of [U, K, D] are somebody's reasoning, bool [U]: a step is a unit vector, an absent chain is zeros."""
-    return np.any(reasoning.reshape(len(reasoning), -1) != 0, axis=1)
+    found: NDArray[np.bool_] = np.any(reasoning.reshape(len(reasoning), -1) != 0, axis=1)
+    return found
 
 
 def load_steps(folder: Path, split: str) -> list[list[str]]:

@@ -184,7 +184,7 @@ def test_a_wrong_command_line_is_the_caller_s(scoter: Scoter, arguments: list[st
     assert "Traceback" not in outcome.err
 
 
-@pytest.mark.parametrize("stage", ["prepare", "tokenize", "reason", "train", "evaluate", "export"])
+@pytest.mark.parametrize("stage", ["prepare", "tokenize", "train", "evaluate", "export"])
 def test_each_stage_runs_up_to_itself(scoter: Scoter, data: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(cli, "_run_to", lambda *arguments: calls.append(arguments))
@@ -324,3 +324,37 @@ def test_distilling_under_an_unknown_template_is_one_line(scoter: Scoter, data: 
     recipe.write_text('name = "none"\n[reason]\ntemplate = "seven-step"\n', encoding="utf-8")
     line = scoter.fails("distill", recipe, "--data", data, "--work", tmp_path / "out")
     assert "no template 'seven-step'" in line
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What the stages would have been asked for."""
+    from offline import run
+
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    monkeypatch.setattr(run, "run", lambda *given, **named: calls.append((given, named)))
+    return calls
+
+
+def test_reasoning_by_the_undistilled_model_and_on_ray(
+    scoter: Scoter, data: Path, tmp_path: Path, asked: list[tuple[tuple[Any, ...], dict[str, Any]]]
+) -> None:
+    from offline.reason.cluster import Ray
+
+    where = ("reason", "sample", "--data", data, "--work", tmp_path)
+    for options in ((), ("--no-distill",), ("--engine", "ray", "--workers", "2")):
+        assert scoter(*where, *options).code == 0
+    assert [given[3] for given, _ in asked] == ["reason"] * 3
+    assert [given[2].reason.writer for given, _ in asked] == ["teacher", "undistilled", "teacher"]
+    engines = [named.get("engine") for _, named in asked]
+    assert engines[:2] == [None, None]
+    assert isinstance(engines[2], Ray)
+
+
+def test_ray_that_is_not_installed_is_asked_for_before_anything_is_done(
+    scoter: Scoter, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    said = scoter.fails("reason", "sample", "--data", data, "--work", tmp_path / "out", "--engine", "ray")
+    assert said == "--engine ray needs Ray: pip install 'scoter-serving[ray]'"
+    assert not (tmp_path / "out").exists()

@@ -246,7 +246,7 @@ def _ending(sequences: Sequence[Sequence[int]], count: int, by: int) -> list[lis
 
 
 @pytest.mark.parametrize("writer", HONEST, ids=lambda writer: writer.name)
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=3)
 @given(sequences=bought, by=st.integers(1, N - 1))
 def test_h_of_a_split_is_the_same_byte_for_byte_whatever_is_bought_from_its_target_on(
     writer: Writer, sequences: list[list[int]], by: int

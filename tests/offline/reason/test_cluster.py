@@ -16,7 +16,6 @@ from offline.stage import Stage
 from tests.offline.reason.scripted import Characters, Script, build, lines
 from tests.offline.reason.test_stage import contents
 
-
 # Ray uses what Ray has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 

@@ -201,9 +201,7 @@ def test_a_dead_endpoint_costs_nothing_that_was_answered(prepared: Stage, run: R
     assert summary["written"]["asked"] == len(asked)
 
 
-@pytest.mark.parametrize(
-    "questions, texts", [(1, 10**6), (30, 10**6), (77, 10**6), (10**6, 1), (10**6, 120), (10**6, 170)]
-)
+@pytest.mark.parametrize("questions, texts", [(1, 10**6), (77, 10**6), (10**6, 1), (10**6, 120)])
 def test_a_killed_process_is_gone_on_from(
     prepared: Stage, run: Run, tmp_path: Path, questions: int, texts: int
 ) -> None:
@@ -355,7 +353,7 @@ def _measure(users: int, folder: Path, out: Any) -> None:
 def test_memory_does_not_grow_with_users(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     grown = []
-    for users in (500, 5000):
+    for users in (400, 4000):
         out = context.Queue()
         process = context.Process(target=_measure, args=(users, tmp_path / str(users), out))
         process.start()
