@@ -42,6 +42,8 @@ def run(
     prepared = prepare(work, data, recipe.prepare)
     if last == "prepare":
         return prepared.folder
+    if recipe.reason.template != DISCOVERED:
+        template(recipe.reason.template)  # a slip is told now, not after an hour
     tokens = tokenize(work, prepared, recipe.tokenize)
     if last == "tokenize":
         return tokens.folder
