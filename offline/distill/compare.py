@@ -79,9 +79,9 @@ class _Run:
     def go(self) -> None:
         self.template = Template(about(self.students.folder).template)
         said = {"teacher": self._teacher()}
-        for name in (UNDISTILLED, DISTILLED):
-            path = self.folder / f"said-{name}.jsonl"
-            said[name] = write(path, self.dataset, self.users, name, self.students.folder, self.template, self.recipe)
+        for who in (UNDISTILLED, DISTILLED):
+            path = self.folder / f"said-{who}.jsonl"
+            said[who] = write(path, self.dataset, self.users, who, self.students.folder, self.template, self.recipe)
         retrieval = _Retrieval(self.dataset, self.users, self.recipe, self.folder / "items.npy")
         rows: list[dict[str, Any]] = []
         for name, texts in said.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from offline.distill.examples import IGNORED, Example
 from offline.distill.quiet import quiet
@@ -39,14 +39,16 @@ def held_out_losses(
             continue
         with quiet():
             adapted = PeftModel.from_pretrained(model, str(path), adapter_name=str(place)).eval()
-        losses.append(completion_loss(adapted, held, batch))
+        losses.append(completion_loss(cast("PreTrainedModel", adapted), held, batch))
         model = adapted.unload()  # the layers as they were
     return losses
 
 
 def load(model: str | Path, precision: Precision) -> PreTrainedModel:
     """In evaluation mode, on the device at hand."""
-    return load_causal(model, precision)[0].eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded: Any = load_causal(model, precision)[0]
+    placed: PreTrainedModel = loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return placed
 
 
 def completion_loss(model: PreTrainedModel, examples: Sequence[Example], batch: int) -> float:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -30,6 +30,9 @@ with llm_extra():
     from peft import LoraConfig
     from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from trl import SFTConfig, SFTTrainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHECKPOINTS = 20  # of a run, at most: what a kill can cost is a twentieth
 WARMUP = 0.05  # share of the steps
@@ -56,7 +59,7 @@ def tune(out: Path, label: str, learns: Sequence[Example], held: Sequence[Exampl
     checkpoints = out.with_name(f"{out.name}.checkpoints")
     steps = math.ceil(math.ceil(len(learns) / recipe.batch) / recipe.accumulate) * recipe.epochs
     with quiet():
-        trainer, watch = _trainer(checkpoints, label, learns, held, recipe, steps)
+        trainer, tokenizer, watch = _trainer(checkpoints, label, learns, held, recipe, steps)
         resumed = _last_whole(checkpoints)
         if resumed is not None:
             console.print(f"  {label}: going on from {resumed.name}")
@@ -70,10 +73,11 @@ def tune(out: Path, label: str, learns: Sequence[Example], held: Sequence[Exampl
                 ) from error
         temporary = out.with_name(f"{out.name}.partial")
         shutil.rmtree(temporary, ignore_errors=True)
-        trainer.model.save_pretrained(str(temporary))
+        model: Any = trainer.model  # of transformers or peft
+        model.save_pretrained(str(temporary))
         (temporary / "README.md").unlink(missing_ok=True)  # peft's form for the model hub
         if recipe.method == "full":
-            trainer.processing_class.save_pretrained(str(temporary))
+            tokenizer.save_pretrained(str(temporary))
     history = trainer.state.log_history
     temporary.rename(out)
     shutil.rmtree(checkpoints)
@@ -93,7 +97,7 @@ def _trainer(
     held: Sequence[Example],
     recipe: DistillRecipe,
     steps: int,
-) -> tuple[SFTTrainer, _Watch]:
+) -> tuple[SFTTrainer, PreTrainedTokenizerBase, _Watch]:
     # A frozen base may be held in fewer bits than what is trained.
     model, tokenizer = load_causal(recipe.student, recipe.precision if recipe.method == "lora" else "float32")
     if tokenizer.pad_token is None:
@@ -140,7 +144,7 @@ def _trainer(
         callbacks=[watch],
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer, watch
+    return trainer, tokenizer, watch
 
 
 def _lora(recipe: DistillRecipe) -> LoraConfig:
@@ -150,7 +154,7 @@ def _lora(recipe: DistillRecipe) -> LoraConfig:
     )
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class _Watch(TrainerCallback):
     """Moves the bar, and stops before a checkpoint is overwritten by weights that are no numbers."""
 
     def __init__(self, label: str, steps: int, checkpoints: Path) -> None:

@@ -72,6 +72,7 @@ class Ray:
         try:
             if started:
                 ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+            logging.getLogger("ray.data").setLevel(logging.WARNING)  # it tells of every run that ends well
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
             context.print_on_execution_start = False
