@@ -143,16 +143,16 @@ def test_the_service_answers_what_the_trained_model_ranks(
     used = reasoning and reads_reasoning(variant)
     for user in range(0, len(dataset.users), 29):
         sequence = dataset.sequences[user]
-        fused: tuple[torch.Tensor, ...] = ()
-        if made.adapter is not None:
-            with torch.inference_mode():
-                fused = (made.adapter(torch.from_numpy(raw[user : user + 1].astype(np.float32))), torch.tensor([used]))
         with torch.inference_mode():
+            steps = None
+            if made.adapter is not None:
+                steps = made.adapter(torch.from_numpy(raw[user : user + 1].astype(np.float32)))
             beam = made.recommend(
                 torch.from_numpy(left_pad([sequence], made.recipe.length)),
                 torch.from_numpy(sequence.astype(np.int64)[None]),
                 made.recipe.beam,
-                *fused,
+                steps,
+                torch.tensor([used]),
             )
         body = ask(client, user_id=dataset.users[user], model=variant, reasoning=reasoning, k=10)
         assert (body["model"], body["reasoning"]["used"], body["degraded"]) == (variant, used, [])

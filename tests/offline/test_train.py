@@ -11,7 +11,7 @@ import torch
 
 from offline import train as training
 from offline.errors import TrainingError
-from offline.models.recommender import Recommender
+from offline.models.recommender import Recommender, parameters
 from offline.prepare import prepare
 from offline.recipe import PrepareRecipe, Recipe, Variant, reads_reasoning
 from offline.sample import write_sample
@@ -239,14 +239,14 @@ def test_a_matched_backbone_is_as_large_as_its_fused_variant(
     wide = train(tmp_path, variant, *upstream, recipe({"matched": True}, epochs=1))
     fused: dict[Variant, Variant] = {"hstu": "scoter_h", "tiger": "scoter_t", "sasrec": "scoter_s"}
     size = {
-        v: training.parameters(Recommender(recipe(), v, load_codes(upstream[1].folder), shape))
+        v: parameters(Recommender(recipe(), v, load_codes(upstream[1].folder), shape))
         for v, shape in ((variant, None), (fused[variant], (STEPS, WIDTH)))
     }
     made = load_model(wide.folder, upstream[1])
     narrow = recipe().tiger.dim if variant == "tiger" else recipe().model.dim
     assert made.dim > narrow
-    a_step = (training.parameters(made) - size[variant]) / (made.dim - narrow)
-    assert abs(training.parameters(made) - size[fused[variant]]) < a_step
+    a_step = (parameters(made) - size[variant]) / (made.dim - narrow)
+    assert abs(parameters(made) - size[fused[variant]]) < a_step
     assert train(tmp_path, fused[variant], *upstream, recipe({"matched": True}, epochs=1)) == train(
         tmp_path, fused[variant], *upstream, recipe(epochs=1)
     )
