@@ -16,24 +16,22 @@ from tests.offline.models import tiny
 ITEMS, LEVELS, CODEBOOK, ROWS = 40, 4, 5, 9
 
 
-def reference(made: Recommender) -> T5ForConditionalGeneration:
+def reference(made: Recommender) -> Any:
     """Hugging Face's model of the same size, with the weights of `made`."""
     shape = tiny.whole("tiger", LEVELS, CODEBOOK).tiger
-    model = T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=1 + LEVELS * CODEBOOK,
-            d_model=shape.dim,
-            d_kv=shape.head_dim,
-            d_ff=shape.ff,
-            num_layers=shape.layers,
-            num_decoder_layers=shape.layers,
-            num_heads=shape.heads,
-            dropout_rate=shape.dropout,
-            pad_token_id=0,
-            eos_token_id=None,
-            decoder_start_token_id=0,
-        )
-    )
+    size: dict[str, Any] = {
+        "vocab_size": 1 + LEVELS * CODEBOOK,
+        "d_model": shape.dim,
+        "d_kv": shape.head_dim,
+        "d_ff": shape.ff,
+        "num_layers": shape.layers,
+        "num_heads": shape.heads,
+        "dropout_rate": shape.dropout,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+        "decoder_start_token_id": 0,
+    }
+    model = T5ForConditionalGeneration(T5Config(**size))
     assert isinstance(made.backbone, T5Encoder)
     assert isinstance(made.decoder, T5Decoder)
     tokens = made.decoder.tokens.weight
