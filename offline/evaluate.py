@@ -2,17 +2,20 @@
 
 Output folder:
 
-    report.json   every result with the switches it was measured under, and how often the beam is exact
+    report.json   every result with the switches it was measured under, by groups of users and items too, each model
+                  with reasoning against its own backbone, and how often the beam is exact
+    ranks.npz     where each user's target was ranked in each of these results (`offline.ranking.load_ranks`)
     report.html   the same as a page with plots
 
 Switches: `labels` (training items only, or validation items too), `history` (masked: no item the user has had is
-ranked; or not), `reasoning` (whether H was read), `scoring` (beam, or exact over the whole catalogue).
+ranked; or not), `reasoning` (whether H was read), `scoring` (beam, or exact over the whole catalogue), `seed`.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +23,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offline.cooccurrence import Neighbours
-from offline.metrics import ranks, summary
+from offline.groups import Groups
+from offline.metrics import gains, hits, ranks, summary
+from offline.models.recommender import Recommender
 from offline.page import write_page
 from offline.prepare import Dataset, dataset_name, load_dataset
+from offline.ranking import TOP, Asked, ByScores, Ranker, Row, measure, save_ranks
 from offline.reason import load_reasoning
-from offline.recipe import EvaluateRecipe, Recipe
+from offline.recipe import BACKBONES, Recipe, Variant
 from offline.scoring import History, score_beam, score_exact
+from offline.significance import difference
 from offline.stage import Stage, console, run_stage, stage_seconds, write_json
 from offline.train import load_model, training_log
 
-VERSION = 1
-TOP = 10
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
     """A trained model to evaluate."""
 
-    variant: str
+    variant: Variant
     labels: str  # "train" or "train+validation"
     stage: Stage
 
@@ -50,28 +56,30 @@ def evaluate(
 
     def build(folder: Path) -> None:
         dataset = load_dataset(prepared.folder)
-        users = _users(dataset, recipe.evaluate.users)
-        results = _baselines(dataset, users)
+        asked = Asked.of(dataset, "test", chosen(dataset, recipe.evaluate.users))
+        groups = Groups.of(dataset, asked.histories, asked.targets)
+        rows = untrained(dataset, asked)
         exactness: list[dict[str, Any]] = []
+        seconds = {stage.name: stage_seconds(stage) for stage in upstream}
         for model in trained:
-            found, exact = _model(model, dataset, users, tokens, reasoned, recipe)
-            results += found
+            start = time.monotonic()
+            found, exact = _model(model, dataset, asked, tokens, reasoned, recipe)
+            seconds[f"evaluate {model.stage.name}"] = round(time.monotonic() - start, 1)
+            rows += found
             exactness.append(exact)
         report = {
-            "dataset": dataset_name(prepared.folder),
-            "recipe": recipe.name,
-            "ablation": recipe.ablation.model_dump(exclude_defaults=True),
-            "split": "test",
-            "users": len(users),
-            "items": dataset.num_items,
-            "results": results,
+            **about(prepared, dataset, asked, groups, recipe),
+            "results": [row.told(groups if len(row.rank) == len(asked.users) else None) for row in rows],
+            "against_backbone": against_backbone(rows),
             "beam": exactness,
-            "seconds": {s.name: stage_seconds(s) for s in upstream},
+            "seconds": seconds,
         }
+        save_ranks(folder / "ranks.npz", rows, asked.users)
         write_json(folder / "report.json", report)
         curves = {t.stage.name: training_log(t.stage.folder) for t in trained}
         write_page(folder / "report.html", report, curves)
-        _show(results, exactness)
+        show(report["results"])
+        _show_exactness(exactness)
 
     settings: dict[str, Any] = {"recipe": recipe.evaluate.model_dump(), "name": recipe.name}
     if recipe.search.widen:  # left out otherwise, so that evaluations from before there was a choice stay valid
@@ -79,120 +87,146 @@ def evaluate(
     return run_stage(work, "evaluate", VERSION, settings, upstream, build)
 
 
-def _users(dataset: Dataset, wanted: int) -> NDArray[np.int64]:
+def about(prepared: Stage, dataset: Dataset, asked: Asked, groups: Groups, recipe: Recipe) -> dict[str, Any]:
+    """What every report begins with, whoever's models it is about."""
+    return {
+        "dataset": dataset_name(prepared.folder),
+        "recipe": recipe.name,
+        "split": "test",
+        "users": len(asked.users),
+        "items": dataset.num_items,
+        "settings": recipe.model_dump(),
+        "groups": groups.told(),
+    }
+
+
+def chosen(dataset: Dataset, wanted: int) -> NDArray[np.int64]:
+    """Rows of the users to test: a fixed sample of that many, or everyone for 0."""
     everyone = np.arange(len(dataset.users))
     if 0 < wanted < len(everyone):
         return np.sort(np.random.default_rng(1).choice(everyone, wanted, replace=False))
     return everyone
 
 
-def _baselines(dataset: Dataset, users: NDArray[np.int64]) -> list[dict[str, Any]]:
+def untrained(dataset: Dataset, asked: Asked) -> list[Row]:
     """Popularity and the untrained co-occurrence kNN, under every switch."""
-    histories = [dataset.history(int(u), "test") for u in users]
-    targets = np.array([dataset.target(int(u), "test") for u in users])
-    results: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for labels, known in (
         ("train", [dataset.training(u) for u in range(len(dataset.users))]),
         ("train+validation", [s[:-1] for s in dataset.sequences]),
     ):
         neighbours = Neighbours.fit(known, dataset.num_items)
         popularity = neighbours.frequency.astype(np.float32)
-        for masked in (True, False):
-            knn = np.concatenate(
-                [
-                    _top(neighbours.score(part), part, masked=masked)
-                    for part in (histories[i : i + 512] for i in range(0, len(histories), 512))
-                ]
-            )
-            popular = np.concatenate(
-                [
-                    _top(np.tile(popularity, (len(part), 1)), part, masked=masked)
-                    for part in (histories[i : i + 512] for i in range(0, len(histories), 512))
-                ]
-            )
-            for name, items in (("popularity", popular), ("knn", knn)):
-                results.append(_row(name, labels, "full", ranks(items, targets), masked=masked, reasoning=False))
-    return results
+        popular = ByScores(lambda histories, every=popularity: np.tile(every, (len(histories), 1)))
+        rows += measure(popular, asked, model="popularity", labels=labels)
+        rows += measure(ByScores(neighbours.score), asked, model="knn", labels=labels)
+    return rows
 
 
-def _top(scores: NDArray[np.float32], histories: list[NDArray[np.int32]], *, masked: bool) -> NDArray[np.int64]:
-    scores[:, 0] = -np.inf
-    if masked:
-        for row, history in enumerate(histories):
-            scores[row, history] = -np.inf
-    # Of items that score alike, the one with the lower index: a stable order does not flatter anyone.
-    return np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+@dataclass(frozen=True, slots=True)
+class ByBeam:
+    """A trained model as it serves: by the trie beam, in which no masked item is ever a candidate."""
+
+    model: Recommender
+    history: History
+    recipe: Recipe
+    use_reasoning: bool
+    name: str
+
+    @property
+    def scoring(self) -> str:
+        """The beam's width, and how much wider its first levels are."""
+        widen = "".join(f" x{times}" for times in self.recipe.search.widen)
+        return f"beam {self.recipe.model.beam}{widen}"
+
+    def rank(self, asked: Asked, *, masked: bool) -> NDArray[np.int64]:
+        """As `Ranker.rank`, of the users that the history is of."""
+        assert len(asked.users) == len(self.history.targets)
+        scored = score_beam(
+            self.model,
+            self.history,
+            self.recipe.model.beam,
+            mask_history=masked,
+            use_reasoning=self.use_reasoning,
+            widen=self.recipe.search.widen,
+            batch=self.recipe.evaluate.batch,
+            progress=f"{self.name} beam",
+        )
+        return scored.items[:, :TOP]
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A ranker that remembers what it said, for who would ask twice: the beam takes minutes."""
+
+    ranker: Ranker
+    masked: NDArray[np.int64] | None = None
+
+    @property
+    def scoring(self) -> str:
+        return self.ranker.scoring
+
+    def rank(self, asked: Asked, *, masked: bool) -> NDArray[np.int64]:
+        items = self.ranker.rank(asked, masked=masked)
+        if masked:
+            self.masked = items
+        return items
 
 
 def _model(
-    trained: Trained,
-    dataset: Dataset,
-    users: NDArray[np.int64],
-    tokens: Stage,
-    reasoned: Stage,
-    recipe: Recipe,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    trained: Trained, dataset: Dataset, asked: Asked, tokens: Stage, reasoned: Stage, recipe: Recipe
+) -> tuple[list[Row], dict[str, Any]]:
     model = load_model(trained.stage.folder, tokens)
+    name, labels, seed = trained.variant, trained.labels, recipe.training(trained.variant).seed
     reads = model.adapter is not None
     reasoning = load_reasoning(reasoned.folder, "test") if reads else None
-    history = History.of(dataset, "test", users, recipe.model.length, reasoning)
-    settings: EvaluateRecipe = recipe.evaluate
-    results: list[dict[str, Any]] = []
-    served: NDArray[np.int64] | None = None
-    for masked in (True, False):
-        for use in (True, False) if reads else (False,):
-            scored = score_beam(
-                model,
-                history,
-                recipe.model.beam,
-                mask_history=masked,
-                use_reasoning=use,
-                widen=recipe.search.widen,
-                batch=settings.batch,
-                progress=f"{trained.variant} beam",
-            )
-            rank = ranks(scored.items[:, :TOP], history.targets)
-            scoring = f"beam {recipe.model.beam}" + "".join(f" x{times}" for times in recipe.search.widen)
-            results.append(_row(trained.variant, trained.labels, scoring, rank, masked=masked, reasoning=use))
-            if served is None:
-                served = scored.items[:, :TOP]
-    assert served is not None
-    sample = np.arange(len(users))
-    if 0 < settings.exact_users < len(sample):
-        sample = np.sort(np.random.default_rng(2).choice(sample, settings.exact_users, replace=False))
+    history = History.of(dataset, "test", asked.users, recipe.model.length, reasoning)
+    rows: list[Row] = []
+    served = _Kept(ByBeam(model, history, recipe, reads, name))
+    rows += measure(served, asked, model=name, labels=labels, reasoning=reads, seed=seed)
+    if reads:
+        withheld = ByBeam(model, history, recipe, False, name)  # noqa: FBT003 - a field of a dataclass
+        rows += measure(withheld, asked, model=name, labels=labels, seed=seed)
+    assert served.masked is not None
+    sample = np.arange(len(asked.users))
+    if 0 < recipe.evaluate.exact_users < len(sample):
+        sample = np.sort(np.random.default_rng(2).choice(sample, recipe.evaluate.exact_users, replace=False))
     exact = score_exact(
-        model, history.take(sample), TOP, mask_history=True, use_reasoning=reads, progress=f"{trained.variant} exact"
+        model, history.take(sample), TOP, mask_history=True, use_reasoning=reads, progress=f"{name} exact"
     )
-    rank = ranks(exact, history.targets[sample])
-    results.append(
-        _row(trained.variant, trained.labels, "exact", rank, masked=True, reasoning=reads) | {"users": len(sample)}
-    )
-    same = (served[sample] == exact).all(1)
-    return results, {
-        "model": trained.variant,
-        "labels": trained.labels,
+    rank = ranks(exact, asked.targets[sample])
+    rows.append(Row(name, labels, "masked", reads, "exact", seed, rank))
+    beam = served.masked[sample]
+    return rows, {
+        "model": name,
+        "labels": labels,
         "users": len(sample),
-        "beam_equals_exact": round(float(same.mean()), 4),
-        "beam_recall@10_same_users": summary(ranks(served[sample], history.targets[sample]))["recall@10"],
+        "beam_equals_exact": round(float((beam == exact).all(1).mean()), 4),
+        "beam_recall@10_same_users": summary(ranks(beam, asked.targets[sample]))["recall@10"],
         "exact_recall@10": summary(rank)["recall@10"],
     }
 
 
-def _row(
-    model: str, labels: str, scoring: str, rank: NDArray[np.int64], *, masked: bool, reasoning: bool
-) -> dict[str, Any]:
-    return {
-        "model": model,
-        "labels": labels,
-        "history": "masked" if masked else "not masked",
-        "reasoning": reasoning,
-        "scoring": scoring,
-        "users": len(rank),
-        **summary(rank),
-    }
+def against_backbone(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every model that read H against its own backbone under the same switches, user by user."""
+    backbone: dict[str, str] = dict(BACKBONES)
+    alone = {(row.model, row.labels, row.history, row.scoring): row for row in rows}
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        if not row.reasoning or row.scoring == "exact":
+            continue
+        other = alone.get((backbone[row.model], row.labels, row.history, row.scoring))
+        if other is None:
+            continue
+        for metric, of_user in ((f"recall@{TOP}", hits), (f"ndcg@{TOP}", gains)):
+            one = difference(of_user(row.rank[None], TOP), of_user(other.rank[None], TOP))
+            told = {key: round(value, 5) for key, value in asdict(one).items() if isinstance(value, float)}
+            switches = {"model": row.model, "backbone": other.model, "labels": row.labels, "history": row.history}
+            found.append({**switches, "metric": metric, **told, "relative": round(one.relative, 5)})
+    return found
 
 
-def _show(results: list[dict[str, Any]], exactness: list[dict[str, Any]]) -> None:
+def show(results: Sequence[dict[str, Any]]) -> None:
     """The lines one looks for first; all of them are in the report."""
     from rich.table import Table  # noqa: PLC0415 - only when there is something to show
 
@@ -210,6 +244,9 @@ def _show(results: list[dict[str, Any]], exactness: list[dict[str, Any]]) -> Non
                 f"{row['ndcg@10']:.4f}",
             )
     console.print(table)
+
+
+def _show_exactness(exactness: Sequence[dict[str, Any]]) -> None:
     for row in exactness:
         console.print(
             f"  {row['model']}: top {TOP} of the beam equals the exact top {TOP} for "

@@ -14,15 +14,24 @@ def ranks(items: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.in
     return np.where(hit.any(1), hit.argmax(1) + 1, 0).astype(np.int64)
 
 
+def hits(rank: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """Recall of each user: 1 where the target is among the first k, else 0; of the shape of `rank`."""
+    return ((rank > 0) & (rank <= k)).astype(np.float64)
+
+
+def gains(rank: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """NDCG of each user: 1 / log2(1 + rank), 0 beyond k; of the shape of `rank`."""
+    return np.where((rank > 0) & (rank <= k), 1.0 / np.log2(1.0 + np.maximum(rank, 1)), 0.0)
+
+
 def recall(rank: NDArray[np.int64], k: int) -> float:
     """Share of users whose target is among the first k."""
-    return float(((rank > 0) & (rank <= k)).mean())
+    return float(hits(rank, k).mean())
 
 
 def ndcg(rank: NDArray[np.int64], k: int) -> float:
     """Mean of 1 / log2(1 + rank) over users, 0 beyond k."""
-    gain = np.where((rank > 0) & (rank <= k), 1.0 / np.log2(1.0 + np.maximum(rank, 1)), 0.0)
-    return float(gain.mean())
+    return float(gains(rank, k).mean())
 
 
 def summary(rank: NDArray[np.int64]) -> dict[str, float]:

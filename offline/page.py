@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 figure { margin: 1.5rem 0 } img { max-width: 100% } h1 { font-size: 1.5rem } h2 { font-size: 1.15rem }
 """
+_HOW_SURE = (
+    "low and high: a 95% interval of the difference, by bootstrap over users; p: by permutation of signs. One seed each, "
+    "so neither says what another seed would do."
+)
 
 
 def write_page(path: Path, report: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> None:
@@ -30,7 +35,13 @@ def write_page(path: Path, report: dict[str, Any], curves: dict[str, list[dict[s
         f"<p>{report['users']:,} users of the {escape(report['split'])} split, {report['items']:,} items.</p>",
         picture(_bars(report["results"]), "Recall@10 by model, with the user's history masked"),
         "<h2>Results, with the switches they were measured under</h2>",
-        table(report["results"]),
+        table([{key: value for key, value in row.items() if key != "groups"} for row in report["results"]]),
+        "<h2>With reasoning against the backbone alone, on the same users</h2>",
+        f"<p>{_HOW_SURE}</p>",
+        table(report["against_backbone"]),
+        "<h2>By groups of users and of items</h2>",
+        f"<p>{escape(_bounds(report['groups']))}</p>",
+        picture(_groups(report), "Recall@10 by group, history masked, training labels"),
         "<h2>How often the beam is exact</h2>",
         table(report["beam"]),
         picture(_curves(curves), "Training loss, and NDCG@10 on validation users"),
@@ -70,6 +81,33 @@ def _bars(results: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def _bounds(groups: dict[str, list[dict[str, Any]]]) -> str:
+    """Which users and which targets are in which group."""
+    return " ".join(
+        f"{title}: " + ", ".join(f"group {one['group']} {one['from']} to {one['to']}" for one in groups[name]) + "."
+        for name, title in (("users", "Items in a user's history"), ("items", "Training interactions of the target"))
+    )
+
+
+def _groups(report: dict[str, Any]) -> Figure:
+    rows = [
+        r
+        for r in report["results"]
+        if r["history"] == "masked" and r["labels"] == "train" and "groups" in r and r["scoring"] != "exact"
+    ]
+    figure, both = plt.subplots(1, 2, figsize=(9, 3.2))
+    for axes, (name, title) in zip(both, (("users", "user group"), ("items", "item group")), strict=True):
+        for row in rows:
+            values = row["groups"][name]["recall@10"]
+            axes.plot(range(len(values)), values, marker=".", label=row["model"] + (" + H" if row["reasoning"] else ""))
+        axes.set_xticks([one["group"] for one in report["groups"][name]])
+        axes.set_xlabel(f"{title} (0: sparsest)")
+        axes.set_ylabel("Recall@10")
+        axes.spines[["top", "right"]].set_visible(False)
+    both[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
 def _curves(curves: dict[str, list[dict[str, Any]]]) -> Figure:
     figure, (loss, quality) = plt.subplots(1, 2, figsize=(9, 3.2))
     for name, epochs in curves.items():
@@ -94,7 +132,7 @@ def picture(figure: Figure, caption: str) -> str:
     return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"><figcaption>{alt}</figcaption></figure>'
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     """A table; the first row names the columns."""
     if not rows:
         return "<p>none</p>"

@@ -1,0 +1,153 @@
+"""Train one model of RecBole on our split, and write down whom it would recommend what.
+
+Runs in an environment of its own (`offline.baselines.environment`), which has RecBole and nothing of ours:
+
+    python recbole_run.py JOB.json
+
+The job: `data` (folder), `dataset` (name), `model` (RecBole's name), `parameters` (RecBole's own), `length`, `epochs`,
+`patience`, `validate_every`, `seed`, `depth`, `refit` (train for `epochs`, look at no validation item) and `out`
+(folder). Written into `out`:
+
+    valid.npy, test.npy   int32 [U, depth]: items best first for each user, in our order, history not masked
+    trained.json          best epoch, its validation NDCG@10 by RecBole's own evaluation, seconds and loss of each epoch
+
+Each epoch is a line of JSON on standard output. Nothing but the job decides what is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType, get_model, get_trainer, init_seed
+
+BATCH = 512  # users whose scores of all items are held at a time
+
+
+def main(path: Path) -> None:
+    """Do the job."""
+    job = json.loads(path.read_text(encoding="utf-8"))
+    out = Path(job["out"])
+    os.chdir(out)  # RecBole logs into the current folder
+    config = Config(model=job["model"], dataset=job["dataset"], config_dict=_settings(job))
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = create_dataset(config)
+    train_data, valid_data, test_data = data_preparation(config, dataset)
+    model = get_model(config["model"])(config, train_data.dataset).to(config["device"])
+    trainer = _reporting(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
+    start = time.monotonic()
+    scores: dict[int, float] = {}
+    trainer.fit(
+        train_data,
+        None if job["refit"] else valid_data,
+        verbose=False,
+        callback_fn=lambda epoch, score: (scores.update({epoch: score}), _say(epoch=epoch, validation=score)),
+    )
+    seconds = time.monotonic() - start
+    # Written by this process a moment ago: it holds RecBole's configuration, which is no plain weight.
+    state = torch.load(trainer.saved_model_file, map_location=config["device"], weights_only=False)
+    model.load_state_dict(state["state_dict"])
+    model.load_other_parameter(state.get("other_parameter"))
+    model.eval()
+    for split, data in (("valid", valid_data), ("test", test_data)):
+        np.save(out / f"{split}.npy", _lists(config, model, dataset, data.dataset, job["depth"]))
+    best = max(scores, key=lambda epoch: scores[epoch]) if scores else max(trainer.train_loss_dict)
+    trained = {
+        "best_epoch": best + 1,
+        "validation": {"ndcg@10": scores.get(best)},
+        "seconds": round(seconds, 1),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "epochs": [
+            {"epoch": epoch + 1, "loss": loss, "seconds": round(trainer.took[epoch], 2)}
+            | ({"ndcg@10": scores[epoch]} if epoch in scores else {})
+            for epoch, loss in trainer.train_loss_dict.items()
+        ],
+    }
+    (out / "trained.json").write_text(json.dumps(trained, indent=2) + "\n", encoding="utf-8")
+
+
+def _settings(job: dict[str, Any]) -> dict[str, Any]:
+    """RecBole's configuration. The job's own parameters come last, so that a recipe may change anything."""
+    return {
+        "data_path": job["data"],
+        "benchmark_filename": ["train", "valid", "test"],
+        "load_col": {"inter": job["columns"]},
+        "alias_of_item_id": ["item_id_list"] if "item_id_list" in job["columns"] else None,
+        "MAX_ITEM_LIST_LENGTH": job["length"],
+        "eval_args": {"split": None, "group_by": None, "order": "TO", "mode": "full"},
+        "train_neg_sample_args": {"distribution": "uniform", "sample_num": 1} if job["negatives"] else None,
+        "metrics": ["Recall", "NDCG"],
+        "topk": [10],
+        "valid_metric": "NDCG@10",
+        "epochs": job["epochs"],
+        "stopping_step": job["patience"],
+        "eval_step": job["validate_every"],
+        "train_batch_size": job["batch"],
+        "eval_batch_size": BATCH if not job["negatives"] else BATCH * 1024,
+        "metric_decimal_place": 6,
+        "seed": job["seed"],
+        "reproducibility": True,
+        "use_gpu": torch.cuda.is_available(),
+        "checkpoint_dir": str(Path(job["out"]) / "saved"),
+        "show_progress": False,
+        **job["parameters"],
+    }
+
+
+def _reporting(trainer: type) -> type:
+    """A trainer that says when it has finished an epoch."""
+
+    class Reporting(trainer):  # type: ignore[misc]  # a base class that is chosen at run time
+        def _train_epoch(self, train_data: Any, epoch_idx: int, *rest: Any, **named: Any) -> Any:  # noqa: ANN401
+            start = time.monotonic()
+            loss = super()._train_epoch(train_data, epoch_idx, *rest, **named)
+            self.took: dict[int, float] = getattr(self, "took", {}) | {epoch_idx: time.monotonic() - start}
+            _say(epoch=epoch_idx, loss=float(sum(loss) if isinstance(loss, tuple) else loss))
+            return loss
+
+    return Reporting
+
+
+@torch.no_grad()
+def _lists(config: Any, model: Any, dataset: Any, split: Any, depth: int) -> np.ndarray:  # noqa: ANN401
+    """Items best first in our numbers, int32 [U, depth]; of those that score alike, the lower number first."""
+    names = dataset.field2id_token[dataset.iid_field]
+    ours = np.array([0, *(int(name) for name in names[1:])], np.int32)
+    users = torch.tensor(dataset.token2id(dataset.uid_field, [str(row) for row in range(dataset.user_num - 1)]))
+    questions = split.inter_feat
+    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
+        questions = Interaction({dataset.uid_field: users})
+    asked = np.asarray(questions[dataset.uid_field])
+    place = np.empty(dataset.user_num, np.int64)
+    place[asked] = np.arange(len(asked))
+    questions = questions[torch.from_numpy(place[users.numpy()])]
+    parts = []
+    for start in range(0, len(users), BATCH):
+        batch = questions[start : start + BATCH].to(config["device"])
+        scores = model.full_sort_predict(batch).view(-1, dataset.item_num).float().cpu()
+        if not torch.isfinite(scores).all():
+            raise SystemExit(f"{config['model']}: a score is no number")
+        scores[:, 0] = -torch.inf
+        best, items = (part.numpy() for part in scores.topk(depth, dim=1))
+        found = ours[items]
+        parts.append(np.take_along_axis(found, np.lexsort((found, -best), axis=1), axis=1))
+    return np.concatenate(parts)
+
+
+def _say(**what: float) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    job_path = Path(sys.argv.pop(1)).resolve()  # RecBole reads what is left of the command line
+    main(job_path)
