@@ -152,6 +152,55 @@ def publish(
     _publish(work / "releases" / release if release else latest_release(work), store)
 
 
+@app.command()
+def baselines(
+    recipe: RecipeArgument,
+    data: DataOption,
+    work: WorkOption = Path("out"),
+    environment: Annotated[
+        Path,
+        typer.Option(
+            help="Virtual environment for RecBole, which needs older packages than ours; made where it is not there.",
+            envvar="SCOTER_BASELINES",
+        ),
+    ] = Path(".baselines"),
+) -> None:
+    """Train RecBole's baselines on the same split and measure them by the same evaluator; see docs/baselines.md."""
+    chosen = load_recipe(recipe)
+    from offline.baselines.run import run_baselines
+
+    folder = run_baselines(work, data, chosen, environment)
+    console.print(f"[green]✓[/] {escape(str(folder / 'report.json'))}", soft_wrap=True)
+
+
+results = typer.Typer(no_args_is_help=True, help="Keep the figures of runs, and write docs/results.md from them.")
+app.add_typer(results, name="results")
+
+DocsOption = Annotated[Path, typer.Option(help="Folder of kept runs; the page is written beside it.")]
+
+
+@results.command("add")
+def results_add(
+    stage: Annotated[
+        Path, typer.Argument(help="Folder of a finished stage, or a work folder that has a single evaluation.")
+    ],
+    name: Annotated[str, typer.Option(help="What to call the run.")],
+    docs: DocsOption = Path("docs/results"),
+) -> None:
+    """Copy a run's figures, curves, recipe and ranks; no weights, nothing that says who a user is."""
+    from offline.results.runs import keep
+
+    console.print(f"[green]✓[/] {escape(str(keep(stage, name, docs)))}", soft_wrap=True)
+
+
+@results.command("write")
+def results_write(docs: DocsOption = Path("docs/results")) -> None:
+    """Write the page and its plots anew."""
+    from offline.results.write import write_results
+
+    console.print(f"[green]✓[/] {escape(str(write_results(docs)))}", soft_wrap=True)
+
+
 triton = typer.Typer(
     no_args_is_help=True,
     help="""Deploy releases to Triton Inference Server.

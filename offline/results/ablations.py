@@ -1,0 +1,152 @@
+"""Tables 4 and 10, Figure 5 and the controls: what is left when something is taken away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from offline.results.commands import KEEP, last, measured, name, recipe, under
+from offline.results.lines import Line, Lines
+from offline.results.markdown import decimals, figure, missing, quoted, section, table
+from offline.results.overall import against
+from offline.results.settings import BACKBONE, LAMBDA, NAMES, TAKEN
+
+_STEPS = ["no-position", "no-contrastive", "whole", "mean", "last", "undistilled"]
+_EDITS = {
+    "no-position": last("ablation", "position = false"),
+    "no-contrastive": under("train", "contrastive_weight = 0.0"),
+    "whole": last("ablation", 'steps = "whole"'),
+    "mean": last("ablation", 'steps = "mean"'),
+    "last": last("ablation", 'steps = "last"'),
+    "undistilled": under("reason", 'writer = "undistilled"'),
+    "shuffled": last("ablation", 'control = "shuffled"'),
+    "successors": last("ablation", 'control = "successors"'),
+    "matched": last("ablation", "matched = true"),
+}
+LAMBDAS = (0.02, 0.05, 0.1, 0.2, 0.5)
+_WHY = {
+    "shuffled": "Everyone has somebody else's chains. What is left of a lift is not about the user.",
+    "successors": "In place of chains, the embeddings of the items that most often follow. What is left can be had from "
+    "counts, without any reasoning.",
+    "undistilled": "Chains by the student as it was before it learnt from the teacher.",
+    "matched": "The backbone alone, widened to as many parameters as with fusion.",
+}
+
+
+def ablations(lines: Lines, paper: dict[str, Any]) -> list[str]:
+    """Table 4 of beauty and sports, and Table 10."""
+    tables = (("Table 4", "scoter_h", "beauty"), ("Table 4", "scoter_h", "sports"), ("Table 10", "scoter_t", "beauty"))
+    return [
+        _table(lines, f"{title}: {NAMES[model]} on {dataset}", model, dataset, paper["ablation"][model][dataset])
+        for title, model, dataset in tables
+    ]
+
+
+def _table(lines: Lines, title: str, model: str, dataset: str, paper: dict[str, list[float]]) -> str:
+    rows: list[list[str]] = []
+    found: dict[str, list[Line]] = {what: lines.having(dataset, model, what) for what in _STEPS}
+    full = [line for line in lines.full(dataset, model) if _has(line, found)]
+    for whole in full:
+        rows.append([whole.setting.name, str(len(whole.seeds)), figure(whole), "", quoted(paper["full"])])
+        for what in _STEPS:
+            for line in found[what]:
+                if line.setting.base == whole.setting.base or what == "undistilled":
+                    drop = line.mean("recall@10") / whole.mean("recall@10") - 1
+                    cells = [str(len(line.seeds)), figure(line), f"{drop:+.1%}", quoted(paper.get(what))]
+                    rows.append([TAKEN[what], *cells])
+        alone = lines.backbone(whole)
+        if alone is not None:
+            drop = alone.mean("recall@10") / whole.mean("recall@10") - 1
+            cells = [str(len(alone.seeds)), figure(alone), f"{drop:+.1%}", quoted(paper["backbone"])]
+            rows.append([alone.setting.name, *cells])
+    absent = [what for what in _STEPS if what in paper and not found[what]]
+    parts = [table(["Recall@10 / NDCG@10", "seeds", "ours", "Recall@10 against full", "*paper*"], rows)] if rows else []
+    if absent:
+        parts.append(missing(", ".join(TAKEN[what] for what in absent), *_commands(dataset, model, absent)))
+    return section(title, *parts, level=3)
+
+
+def _has(whole: Line, found: dict[str, list[Line]]) -> bool:
+    return any(
+        line.setting.base == whole.setting.base or what == "undistilled"
+        for what, rows in found.items()
+        for line in rows
+    )
+
+
+def controls(lines: Lines) -> str:
+    """What keeps us honest, on every data set that has them."""
+    rows: list[list[str]] = []
+    absent: list[str] = []
+    for what in _WHY:
+        found = [
+            line
+            for dataset in lines.datasets()
+            for line in lines.of(dataset)
+            if line.setting.what == what and line.setting.model in BACKBONE
+        ]
+        for line in found:
+            other = lines.backbone(line)
+            if other is not None:
+                rows.append([line.dataset, line.setting.name, *against(line, other)])
+        if not found:
+            absent.append(what)
+    head = ["data set", "control", "Recall@10", "backbone", "relative", "difference, 95 % over users", "p", "seeds"]
+    parts = ["\n".join(f"- **{TAKEN[what]}.** {why}" for what, why in _WHY.items())]
+    parts += [table(head, rows)] if rows else []
+    if absent:
+        parts.append(missing(", ".join(TAKEN[what] for what in absent), *_commands("beauty", "scoter_h", absent)))
+    return section("Controls", *parts)
+
+
+def weights(lines: Lines, plots: set[str]) -> str:
+    """Figure 5: what the weight of the contrastive loss changes."""
+    parts: list[str] = []
+    absent: list[float] = []
+    for dataset in ("beauty", "sports"):
+        found = by_weight(lines, dataset)
+        if len(found) < 2:
+            absent = [weight for weight in LAMBDAS if weight not in found]
+            continue
+        rows = [[f"{weight:g}", str(len(line.seeds)), figure(line)] for weight, line in sorted(found.items())]
+        parts.append(f"{dataset}:\n\n" + table(["λ", "seeds", "Recall@10 / NDCG@10"], rows))
+        if f"figure-5-{dataset}" in plots:
+            parts.append(f"![Recall@10 by λ on {dataset}](results/figure-5-{dataset}.svg)")
+    if absent:
+        commands = [
+            command
+            for weight in absent
+            for command in (
+                recipe(
+                    "beauty",
+                    f"beauty-lambda-{weight:g}",
+                    name("beauty"),
+                    under("train", f"contrastive_weight = {weight:g}"),
+                ),
+                *measured(f"beauty-lambda-{weight:g}.toml", "beauty", f"beauty-lambda-{weight:g}"),
+            )
+        ]
+        parts.append(missing("other weights; on beauty", *commands, KEEP))
+    return section("Figure 5: weight λ of the contrastive loss", *parts)
+
+
+def by_weight(lines: Lines, dataset: str) -> dict[float, Line]:
+    """SCoTER-H at each weight."""
+    found: dict[float, Line] = {}
+    for line in lines.of(dataset):
+        what = line.setting.what
+        if line.setting.model == "scoter_h" and (what in {"full", "no-contrastive"} or what.startswith("lambda ")):
+            weight = LAMBDA if what == "full" else 0.0 if what == "no-contrastive" else float(what.split(" ")[1])
+            found.setdefault(weight, line)
+    return found
+
+
+def _commands(dataset: str, model: str, absent: list[str]) -> list[str]:
+    commands: list[str] = []
+    for what in absent:
+        called = f"{dataset}-{model.replace('_', '-')}-{what}"
+        edits = [name(dataset), _EDITS[what]]
+        if model != "scoter_h":
+            edits.append(rf'1 i models = ["{BACKBONE[model]}", "{model}"]')
+            edits[1] = edits[1].replace(r"^\[train\]", r"^\[tiger.train\]")
+        commands += [recipe("beauty", called, *edits), *measured(f"{called}.toml", dataset, called)]
+    return [*commands, KEEP]

@@ -1,0 +1,34 @@
+"""The commands that would produce what is missing."""
+
+from __future__ import annotations
+
+KEEP = "scoter results write"
+
+
+def recipe(base: str, name: str, *edits: str) -> str:
+    """Write NAME.toml: the recipe that comes with the package, edited by `sed`."""
+    changes = " ".join(f"-e '{edit}'" for edit in edits)
+    return f"sed {changes} offline/recipes/{base}.toml > {name}.toml"
+
+
+def name(called: str) -> str:
+    """An edit: the recipe is called that."""
+    return f's/^name = .*/name = "{called}"/'
+
+
+def under(section: str, line: str) -> str:
+    """An edit: a key at the start of a section that the recipe has."""
+    return rf"s/^\[{section}\]/&\n{line}/"
+
+
+def last(section: str, line: str) -> str:
+    """An edit: a section that the recipe does not have, at its end."""
+    return rf"$ a \\n[{section}]\n{line}"
+
+
+def measured(recipe_name: str, dataset: str, called: str, stage: str = "evaluate") -> list[str]:
+    """Run a recipe up to its figures and keep them."""
+    return [
+        f"scoter {stage} {recipe_name} --data data/{dataset} --work out/{called}",
+        f"scoter results add out/{called} --name {called}",
+    ]

@@ -1,0 +1,138 @@
+"""Lines of a table: the same model under the same switches, over all seeds it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offline.metrics import gains, hits
+from offline.ranking import TOP
+from offline.results.runs import Run
+from offline.results.settings import BACKBONE, ORDER, Setting, setting
+from offline.significance import Difference, Spread, difference, spread
+
+# The switches that a single figure is quoted under.
+LABELS, HISTORY = "train", "masked"
+SWITCHES = [
+    ("train", "masked"),
+    ("train", "not masked"),
+    ("train+validation", "masked"),
+    ("train+validation", "not masked"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Rows that differ in nothing but the seed, in the order of the runs."""
+
+    dataset: str
+    setting: Setting
+    labels: str
+    history: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    seeds: list[int | None] = field(default_factory=list)  # of each row; None: nothing in it is random
+    names: set[str] = field(default_factory=set)  # of all runs that have such a row
+
+    def over_seeds(self, metric: str) -> Spread:
+        """Of `recall@5`, `ndcg@5`, `recall@10` or `ndcg@10`."""
+        return spread([row[metric] for row in self.rows])
+
+    def mean(self, metric: str) -> float:
+        """Over seeds."""
+        return self.over_seeds(metric).mean
+
+    def group(self, name: str, metric: str = "recall@10") -> NDArray[np.float64] | None:
+        """Mean over seeds of the metric in each group of `users` or `items`, float64 [groups], where runs have it."""
+        found = [row["groups"][name][metric] for row in self.rows if "groups" in row]
+        return np.mean(found, axis=0) if found else None
+
+    def ranks(self) -> dict[int | None, NDArray[np.int64]]:
+        """Where each user's target was ranked, by seed, of the runs that kept that."""
+        found: dict[int | None, NDArray[np.int64]] = {}
+        for row, run, seed in zip(self.rows, self.runs, self.seeds, strict=True):
+            for kept in run.ranks:
+                switches = {key: row[key] for key in ("model", "labels", "history", "reasoning", "scoring")}
+                if all(getattr(kept, key) == value for key, value in switches.items()):
+                    found[seed] = kept.rank
+        return found
+
+
+class Lines:
+    """All lines of all runs."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._lines: dict[tuple[str, ...], Line] = {}
+        for run in runs:
+            for row in run.results() if run.stage in {"evaluate", "baselines"} else ():
+                if row["scoring"] == "exact":  # of some of the users
+                    continue
+                how = setting(run.recipe, row)
+                key = (run.dataset, how.key, row["labels"], row["history"])
+                line = self._lines.setdefault(key, Line(run.dataset, how, row["labels"], row["history"]))
+                line.names.add(run.name)
+                seed = _seed(run, row)
+                if seed not in line.seeds:  # a backbone is measured again beside each of its variants
+                    line.seeds.append(seed)
+                    line.rows.append(row)
+                    line.runs.append(run)
+
+    def __iter__(self) -> Iterator[Line]:
+        return iter(self._lines.values())
+
+    def datasets(self) -> list[str]:
+        """Names, in the order of the runs."""
+        return list(dict.fromkeys(line.dataset for line in self))
+
+    def of(self, dataset: str, labels: str = LABELS, history: str = HISTORY) -> list[Line]:
+        """Lines of a data set under those switches, in the order of Table 1."""
+        found = [line for line in self if (line.dataset, line.labels, line.history) == (dataset, labels, history)]
+        return sorted(found, key=lambda line: (ORDER.index(line.setting.model), line.setting.what != "full"))
+
+    def same(self, line: Line, labels: str, history: str) -> Line | None:
+        """The same model under other switches."""
+        return self._lines.get((line.dataset, line.setting.key, labels, history))
+
+    def full(self, dataset: str, model: str, labels: str = LABELS, history: str = HISTORY) -> list[Line]:
+        """A model as it is, with nothing taken away; several where chains differ."""
+        return self.having(dataset, model, "full", labels, history)
+
+    def having(self, dataset: str, model: str, what: str, labels: str = LABELS, history: str = HISTORY) -> list[Line]:
+        """A model with that taken away."""
+        return [
+            line
+            for line in self.of(dataset, labels, history)
+            if line.setting.model == model and line.setting.what == what
+        ]
+
+    def backbone(self, line: Line) -> Line | None:
+        """The backbone alone, under the same switches and from the same runs."""
+        for other in self.full(line.dataset, BACKBONE[line.setting.model], line.labels, line.history):
+            if line.names & other.names:
+                return other
+        return None
+
+
+def _seed(run: Run, row: dict[str, Any]) -> int | None:
+    """What the row was trained with; reports of version 0.1.0 leave it to the recipe."""
+    if row["model"] not in BACKBONE or "seed" in row:
+        return row.get("seed")
+    section = run.recipe["tiger"]["train"] if BACKBONE[row["model"]] == "tiger" else run.recipe["train"]
+    return int(section["seed"])
+
+
+def compare(first: Line, second: Line, metric: str = f"recall@{TOP}") -> Difference | None:
+    """First against second over the same users, with the same seeds paired; None where runs kept no ranks."""
+    of_user = hits if metric.startswith("recall") else gains
+    ours, theirs = first.ranks(), second.ranks()
+    seeds = [seed for seed in ours if seed in theirs]
+    if not seeds:
+        return None
+    both = [np.stack([ranks[seed] for seed in seeds]) for ranks in (ours, theirs)]
+    if both[0].shape != both[1].shape:
+        return None
+    return difference(of_user(both[0], TOP), of_user(both[1], TOP))

@@ -1,0 +1,45 @@
+"""Tables and figures of numbers in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from offline.results.lines import Line
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text."""
+    lines = [
+        "| " + " | ".join(head) + " |",
+        "| --- |" + " ---: |" * (len(head) - 1),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+    return "\n".join(lines)
+
+
+def section(title: str, *parts: str, level: int = 2) -> str:
+    """A heading and what is under it."""
+    return "\n\n".join([f"{'#' * level} {title}", *(part for part in parts if part)])
+
+
+def decimals(value: float) -> str:
+    """.0911"""
+    return f"{value:.4f}".removeprefix("0")
+
+
+def figure(line: Line | None, metrics: Sequence[str] = ("recall@10", "ndcg@10")) -> str:
+    """.0911 / .0531, with ± the standard deviation where there are several seeds; a dash where there is none."""
+    if line is None:
+        return "–"
+    found = [line.over_seeds(metric) for metric in metrics]
+    return " / ".join(decimals(one.mean) + (f" ± {decimals(one.sd)}" if one.sd is not None else "") for one in found)
+
+
+def quoted(values: Sequence[float] | None) -> str:
+    """Figures of the paper, set apart from ours."""
+    return "–" if values is None else "*" + " / ".join(decimals(value) for value in values) + "*"
+
+
+def missing(what: str, *commands: str) -> str:
+    """What to run for a section that nothing has been run for."""
+    return f"No run yet: {what}.\n\n```sh\n" + "\n".join(commands) + "\n```"

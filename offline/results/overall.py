@@ -1,0 +1,114 @@
+"""Table 1: every model under every switch, and what reasoning adds to each backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from offline.ranking import TOP
+from offline.results.commands import KEEP, last, measured, name, recipe, under
+from offline.results.lines import SWITCHES, Line, Lines, compare
+from offline.results.markdown import decimals, figure, missing, quoted, section, table
+from offline.results.settings import BACKBONE, NAMES
+
+DATASETS = {"beauty": "Amazon Beauty", "sports": "Amazon Sports", "instruments": "Amazon Instruments"}
+_SWITCHES = [
+    "train, masked",
+    "train, not masked",
+    "train + validation, masked",
+    "train + validation, not masked",
+]
+_TABLE_1 = ["LightGCN", "Caser", "HGN", "BERT4Rec", "SASRec", "hstu", "scoter_h", "tiger", "scoter_t"]
+
+
+def overall(lines: Lines, paper: dict[str, Any]) -> list[str]:
+    """A section for each data set."""
+    names = list(dict.fromkeys([*DATASETS, *lines.datasets()]))
+    return [_dataset(lines, dataset, paper["overall"].get(dataset, {})) for dataset in names]
+
+
+def _dataset(lines: Lines, dataset: str, paper: dict[str, list[float]]) -> str:
+    title = f"Table 1: {DATASETS.get(dataset, dataset)}"
+    shown = list({line.setting.key: line for switch in SWITCHES for line in lines.of(dataset, *switch)}.values())
+    shown = [line for line in shown if line.setting.what in {"full", "withheld"}]
+    absent = [model for model in _TABLE_1 if model not in {line.setting.model for line in shown}]
+    missed = missing(
+        f"{', '.join(NAMES.get(model, f'{model} (RecBole)') for model in absent)}", *_commands(dataset, absent)
+    )
+    if not shown:
+        return section(title, missed, level=3)
+    parts: list[str] = []
+    for cutoff, columns in ((10, (1, 3)), (5, (0, 2))):
+        rows = []
+        for line in shown:
+            values = paper.get(line.setting.model)
+            chosen = [values[column] for column in columns] if values and line.setting.what == "full" else None
+            cells = [figure(lines.same(line, *switch), (f"recall@{cutoff}", f"ndcg@{cutoff}")) for switch in SWITCHES]
+            rows.append([line.setting.name, str(len(line.seeds)), *cells, quoted(chosen)])
+        head = [f"Recall@{cutoff} / NDCG@{cutoff}", "seeds", *_SWITCHES, "*paper*"]
+        parts.append(table(head, rows))
+    lifts = _lifts(lines, dataset)
+    return section(title, *parts, lifts, missed if absent else "", level=3)
+
+
+def _lifts(lines: Lines, dataset: str) -> str:
+    """Each model that reads H against its own backbone, under every switch."""
+    rows: list[list[str]] = []
+    for labels, history in SWITCHES:
+        for line in lines.of(dataset, labels, history):
+            if (
+                BACKBONE.get(line.setting.model, line.setting.model) == line.setting.model
+                or line.setting.what != "full"
+            ):
+                continue
+            backbone = lines.backbone(line)
+            if backbone is None:
+                continue
+            for metric in (f"recall@{TOP}", f"ndcg@{TOP}"):
+                rows.append([line.setting.name, f"{labels}, {history}", metric, *against(line, backbone, metric)])
+    if not rows:
+        return ""
+    head = [
+        "with reasoning",
+        "switches",
+        "metric",
+        "with",
+        "alone",
+        "relative",
+        "difference, 95 % over users",
+        "p",
+        "seeds",
+    ]
+    return "With reasoning against the backbone alone:\n\n" + table(head, rows)
+
+
+def against(line: Line, other: Line, metric: str = f"recall@{TOP}") -> list[str]:
+    """Cells: both means, relative difference, difference with its interval, p, and the seeds that were paired."""
+    ours, theirs = line.mean(metric), other.mean(metric)
+    cells = [decimals(ours), decimals(theirs), f"{ours / theirs - 1:+.1%}" if theirs else "–"]
+    found = compare(line, other, metric)
+    if found is None:
+        return [*cells, "no ranks kept", "–", str(len(line.seeds))]
+    interval = f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    return [*cells, interval, f"{found.p:.2g}", str(found.seeds)]
+
+
+def _commands(dataset: str, absent: list[str]) -> list[str]:
+    """What trains them."""
+    commands: list[str] = []
+    ours = [model for model in absent if model in BACKBONE]
+    refit = under("evaluate", "refit = true")
+    if ours:
+        models = ", ".join(f'"{model}"' for model in ours)
+        called = f"{dataset}-" + "-".join(model.replace("_", "-") for model in ours)
+        edits = [name(dataset), rf"1 i models = [{models}]", refit]
+        commands += [recipe("beauty", called, *edits), *measured(f"{called}.toml", dataset, called)]
+    theirs = [model for model in absent if model not in BACKBONE]
+    if theirs:
+        called = f"{dataset}-baselines"
+        chosen = ", ".join(f'"{model}"' for model in theirs)
+        edits = [name(dataset), refit, last("baselines", f"models = [{chosen}]")]
+        commands += [
+            recipe("beauty", called, *edits),
+            *measured(f"{called}.toml", dataset, called, "baselines"),
+        ]
+    return [*commands, KEEP]

@@ -1,0 +1,112 @@
+"""Tables 2, 3 and 11 and Figure 3: what the reasoning template is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from offline.results.commands import KEEP, measured, name, recipe, under
+from offline.results.lines import Line, Lines
+from offline.results.markdown import decimals, figure, missing, quoted, section, table
+from offline.results.runs import Run
+from offline.results.settings import NAMES
+
+TEMPLATES = ("two-step", "three-step", "five-step", "discovered")
+
+
+def by_template(lines: Lines, model: str) -> dict[str, tuple[Line, Line]]:
+    """A model on beauty with its backbone, by the template of its chains."""
+    found: dict[str, tuple[Line, Line]] = {}
+    for line in lines.full("beauty", model):
+        backbone = lines.backbone(line)
+        if backbone is not None:
+            found.setdefault(line.setting.template, (line, backbone))
+    return found
+
+
+def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
+    """Figure 3."""
+    parts: list[str] = []
+    absent: set[str] = set()
+    for model in ("scoter_t", "scoter_h"):
+        found = by_template(lines, model)
+        absent |= {template for template in TEMPLATES if template not in found}
+        rows = [
+            [
+                NAMES[model],
+                template,
+                str(len(line.seeds)),
+                figure(line),
+                f"{line.mean('recall@10') / backbone.mean('recall@10') - 1:+.1%}",
+                _percent(paper["templates"][model].get(template)),
+            ]
+            for template, (line, backbone) in found.items()
+        ]
+        if rows:
+            head = ["model", "template", "seeds", "Recall@10 / NDCG@10", "over its backbone, Recall@10", "*paper*"]
+            parts.append(table(head, rows))
+        if f"figure-3-{model}" in plots:
+            parts.append(f"![Gain over the backbone by template](results/figure-3-{model}.svg)")
+    if absent:
+        commands: list[str] = []
+        for template in (one for one in TEMPLATES if one in absent):
+            called = f"beauty-{template}"
+            edits = [name("beauty"), under("reason", f'template = "{template}"')]
+            edits.append(r'1 i models = ["hstu", "scoter_h", "tiger", "scoter_t"]')
+            commands += [recipe("beauty", called, *edits), *measured(f"{called}.toml", "beauty", called)]
+        parts.append(missing(f"{', '.join(one for one in TEMPLATES if one in absent)}", *commands, KEEP))
+    return section("Figure 3: manual templates and the discovered one", *parts)
+
+
+def discovery(runs: Sequence[Run], paper: dict[str, Any]) -> str:
+    """Table 2, Table 3 and what `discover` itself measured."""
+    rows = [["paper, clustering", quoted(paper["discovery"]["clustering"])]]
+    rows.append(["paper, top-k selection", quoted(paper["discovery"]["top-k"])])
+    parts = [table(["HSTU on beauty", "Recall@10 / NDCG@10"], rows)]
+    transfers = [[f"{one.replace('-', ' on ')}", quoted(values)] for one, values in paper["transfer"].items()]
+    parts.append(table(["template of one data set on another", "Recall@10 / NDCG@10"], transfers))
+    found = [run for run in runs if run.stage == "discover"]
+    for run in found:
+        cells = [[called, decimals(value)] for called, value in run.body.get("recall@20", {}).items()]
+        about = f"{run.name}: what `discover` measured on {run.dataset} with {run.body.get('backend', 'its backend')}"
+        parts.append(f"{about}, the recommendations in the chains themselves:\n\n" + table(["who", "Recall@20"], cells))
+    parts.append(
+        missing(
+            "a model trained on chains under a template by clustering, by top-k selection, or of another data set"
+            + ("" if found else "; nor has a `discover` been kept"),
+            "scoter discover beauty --data data/beauty --work out/discover",
+            "scoter results add out/discover/discover-* --name beauty-discover",
+            recipe("beauty", "beauty-transfer", name("beauty"), under("reason", 'template = "template.json"')),
+            *measured("beauty-transfer.toml", "beauty", "beauty-transfer"),
+            KEEP,
+        )
+    )
+    return section("Tables 2 and 3: how a template is found, and whether it travels", *parts)
+
+
+def recommenders(runs: Sequence[Run], paper: dict[str, Any]) -> str:
+    """Table 11."""
+    rows = [[f"paper, {one}", quoted(values[:2]), quoted(values[2:])] for one, values in paper["recommender"].items()]
+    parts = [table(["Recall@20 / NDCG@20", "large teacher", "fine-tuned 8B student"], rows)]
+    found = [run for run in runs if run.stage == "compare"]
+    for run in found:
+        columns = ["who", "query", "history", "recall@20", "ndcg@20"]
+        cells = [
+            [decimals(value) if isinstance(value, float) else str(value) for value in map(row.get, columns)]
+            for row in run.body["results"]
+        ]
+        parts.append(f"{run.name}, {run.body['users']:,} users of {run.dataset}:\n\n" + table(columns, cells))
+    if not found:
+        parts.append(
+            missing(
+                "teacher and students as recommenders",
+                "scoter distill beauty --data data/beauty --work out/distill --compare",
+                "scoter results add out/distill/compare-* --name beauty-compare",
+                KEEP,
+            )
+        )
+    return section("Table 11: language models as recommenders, without a backbone", *parts)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"*{value:+.1%}*"

@@ -1,0 +1,115 @@
+"""Figures 3, 4, 5 and 8 as SVG, of the same bytes for the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from offline.results.ablations import by_weight
+from offline.results.lines import Line, Lines
+from offline.results.patterns import TEMPLATES, by_template
+from offline.results.settings import NAMES
+from offline.results.sparsity import FIGURES, grouped
+
+_METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
+_COLORS = {"recall@10": "#4477aa", "ndcg@10": "#ee8866"}
+
+
+def plots(lines: Lines) -> dict[str, Figure]:
+    """Those that there are runs for, by file name."""
+    found: dict[str, Figure] = {}
+    for dataset, title in FIGURES.items():
+        pairs = grouped(lines, dataset)
+        if pairs:
+            found[f"figure-{title[-1]}"] = _groups(*pairs[0])
+        weights = by_weight(lines, dataset)
+        if len(weights) > 1:
+            found[f"figure-5-{dataset}"] = _weights(weights)
+    for model in ("scoter_t", "scoter_h"):
+        pairs_by_template = by_template(lines, model)
+        if len(pairs_by_template) > 1:
+            found[f"figure-3-{model}"] = _templates(pairs_by_template, model)
+    return found
+
+
+def save(found: Mapping[str, Figure], folder: Path) -> None:
+    """Write them, and remove figures of earlier that are not among them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": "scoter", "svg.fonttype": "none"}):
+        for name, figure in found.items():
+            figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+            plt.close(figure)
+    for path in folder.glob("figure-*.svg"):
+        if path.stem not in found:
+            path.unlink()
+
+
+def _groups(line: Line, other: Line) -> Figure:
+    """Relative gain in each group, users left and items right."""
+    figure, both = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+    for axes, kind in zip(both, ("users", "items"), strict=True):
+        for place, (metric, label) in enumerate(_METRICS.items()):
+            ours, theirs = line.group(kind, metric), other.group(kind, metric)
+            assert ours is not None
+            assert theirs is not None
+            gains = [100 * (a / b - 1) if b else 0.0 for a, b in zip(ours, theirs, strict=True)]
+            spots = [group + (place - 0.5) * 0.38 for group in range(len(gains))]
+            bars = axes.bar(spots, gains, 0.36, label=label, color=_COLORS[metric])
+            axes.bar_label(bars, fmt="%+.1f", fontsize=8, padding=2)
+        axes.axhline(0, color="#222", linewidth=0.8)
+        axes.set_xticks(range(len(gains)), [f"group {group}" for group in range(len(gains))])
+        axes.set_title(f"{kind[:-1]} groups (0: sparsest)", fontsize=10)
+        _bare(axes)
+        axes.margins(y=0.15)
+    both[0].set_ylabel(f"{NAMES[line.setting.model]} over {NAMES[other.setting.model]}, %")
+    both[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _weights(found: Mapping[float, Line]) -> Figure:
+    """Both metrics by weight."""
+    figure, both = plt.subplots(1, 2, figsize=(9, 3))
+    places = sorted(found)
+    for axes, (metric, label) in zip(both, _METRICS.items(), strict=True):
+        spreads = [found[weight].over_seeds(metric) for weight in places]
+        axes.errorbar(
+            range(len(places)),
+            [one.mean for one in spreads],
+            [one.sd or 0.0 for one in spreads],
+            marker="o",
+            capsize=3,
+            color=_COLORS[metric],
+        )
+        axes.set_xticks(range(len(places)), [f"{weight:g}" for weight in places])
+        axes.set_xlabel("λ")
+        axes.set_ylabel(label)
+        _bare(axes)
+    return figure
+
+
+def _templates(found: Mapping[str, tuple[Line, Line]], model: str) -> Figure:
+    """Relative gain over the backbone by template."""
+    figure, axes = plt.subplots(figsize=(6, 3))
+    shown = [*(name for name in TEMPLATES if name in found), *(name for name in found if name not in TEMPLATES)]
+    for place, (metric, label) in enumerate(_METRICS.items()):
+        gains = [100 * (found[name][0].mean(metric) / found[name][1].mean(metric) - 1) for name in shown]
+        spots = [spot + (place - 0.5) * 0.38 for spot in range(len(shown))]
+        bars = axes.bar(spots, gains, 0.36, label=label, color=_COLORS[metric])
+        axes.bar_label(bars, fmt="%+.1f", fontsize=8, padding=2)
+    axes.axhline(0, color="#222", linewidth=0.8)
+    axes.set_xticks(range(len(shown)), shown)
+    axes.set_ylabel(f"{NAMES[model]} over its backbone, %")
+    axes.legend(frameon=False, fontsize=8)
+    _bare(axes)
+    return figure
+
+
+def _bare(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)

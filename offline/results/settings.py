@@ -1,0 +1,142 @@
+"""What a row of a report was made with, told from its recipe: which rows differ in the seed alone, and what to call it.
+
+Recipes are read as the plain tables that runs kept: those of earlier versions have fewer keys, and stay readable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from offline.recipe import BACKBONES
+
+LAMBDA = 0.1  # of the paper, and of every recipe unless it says otherwise
+BACKBONE: dict[str, str] = dict(BACKBONES)
+NAMES = {
+    "popularity": "popularity",
+    "knn": "co-occurrence kNN (untrained)",
+    "hstu": "HSTU",
+    "scoter_h": "SCoTER-H",
+    "tiger": "TIGER",
+    "scoter_t": "SCoTER-T",
+    "sasrec": "SASRec + SIDs",
+    "scoter_s": "SCoTER-S",
+}
+# In the order of a table: Table 1's baselines are RecBole's.
+ORDER = ["popularity", "knn", "LightGCN", "Caser", "HGN", "BERT4Rec", "SASRec", *list(NAMES)[2:]]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a model was made, all but its seed."""
+
+    model: str
+    what: str  # what is taken away or put in another's place: "full", "mean", "shuffled", ... or "lambda 0.05"
+    chains: str  # who wrote the chains under which template; empty for what reads none
+    template: str
+    recipe: str
+    base: str  # digest of all that a table of ablations keeps the same
+    key: str  # digest of everything
+
+    @property
+    def name(self) -> str:
+        """As a table calls it."""
+        name = NAMES.get(self.model, f"{self.model} (RecBole)")
+        more = [part for part in (self.chains, "" if self.what == "full" else TAKEN.get(self.what, self.what)) if part]
+        return name + (f" ({', '.join(more)})" if more else "")
+
+
+# What Tables 4 and 10 call it, and the controls.
+TAKEN = {
+    "full": "full",
+    "no-position": "w/o position",
+    "no-contrastive": "w/o contrastive",
+    "whole": "w/o step-wise: chain as one text",
+    "mean": "w/o step-wise: mean",
+    "last": "w/o step-wise: last",
+    "undistilled": "w/o student distillation",
+    "shuffled": "H of another user",
+    "successors": "kNN successors instead of chains",
+    "matched": "as many parameters as with fusion",
+    "withheld": "H withheld at test time",
+}
+
+
+def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
+    """How the model of a report's row was made. `recipe` may lack keys, as an earlier version's does."""
+    model: str = row["model"]
+    name = str(recipe.get("name", ""))
+    if model not in BACKBONE:
+        return Setting(model, "full", "", "", name, model, model)
+    backbone = BACKBONE[model]
+    sections = ["prepare", "tokenize", *(["tiger", "model"] if backbone == "tiger" else ["model", "train"])]
+    if backbone == "sasrec":
+        sections.append("sasrec")
+    made = {section: _plain(recipe.get(section, {})) for section in sections}
+    ablation = {"steps": "each", "control": "none", "position": True, "matched": False} | recipe.get("ablation", {})
+    if model == backbone:
+        what = "matched" if ablation["matched"] else "full"
+        base = _digest({**made, "model name": model})
+        return Setting(model, what, "", "", name, base, _digest({"base": base, "what": what}))
+    training = made["tiger"]["train"] if backbone == "tiger" else made["train"]
+    weight = training.pop("contrastive_weight", LAMBDA)
+    reason = recipe.get("reason", {})
+    writer, template = str(reason.get("writer", "teacher")), _template(reason.get("template", ""))
+    what = _what(ablation, weight, writer)
+    if not row["reasoning"]:
+        what = "withheld" if what == "full" else f"{TAKEN.get(what, what)}, {TAKEN['withheld']}"
+    source = {key: recipe.get(key, {}) for key in ("teacher", "discover", "distill")}
+    if writer == "teacher":
+        source.pop("distill")
+    if template != "discovered":
+        source.pop("discover")
+    kept = {key: value for key, value in reason.items() if key not in {"writer", "batch"}}
+    base = _digest({**made, "model name": model, "reason": kept, **source, "teacher writes": writer == "teacher"})
+    key = _digest({"base": base, "what": what, "ablation": ablation, "weight": weight, "writer": writer})
+    return Setting(model, what, f"{_writer(recipe, writer)}, {template}", template, name, base, key)
+
+
+def _what(ablation: dict[str, Any], weight: float, writer: str) -> str:
+    """What is taken away; several things together are named together."""
+    taken = [
+        *([ablation["steps"]] if ablation["steps"] != "each" else []),
+        *([ablation["control"]] if ablation["control"] != "none" else []),
+        *([] if ablation["position"] else ["no-position"]),
+        *(["undistilled"] if writer == "undistilled" else []),
+        *(["no-contrastive"] if weight == 0 else [f"lambda {weight:g}"] if weight != LAMBDA else []),
+    ]
+    return taken[0] if len(taken) == 1 else ", ".join(TAKEN.get(one, one) for one in taken) if taken else "full"
+
+
+def _writer(recipe: dict[str, Any], writer: str) -> str:
+    """Who wrote the chains."""
+    reason, teacher = recipe.get("reason", {}), recipe.get("teacher", {})
+    backend = teacher.get("backend") or reason.get("backend", "analyst")
+    who = "analyst" if backend == "analyst" else f"{teacher.get('model') or 'a model'}"
+    if writer == "teacher":
+        return f"chains by {who}"
+    student = recipe.get("distill", {}).get("student", "student")
+    return f"chains by {student}" + (f", taught by {who}" if writer == "student" else "")
+
+
+def _template(template: str | list[str]) -> str:
+    """Its name; one that is written out is counted. Before 0.2 the five-step template was always written out."""
+    steps = template if isinstance(template, list) else template.split(" -> ")
+    if len(steps) > 1:
+        return f"{len(steps)} steps: {steps[0]} ... {steps[-1]}" if isinstance(template, str) else "five-step"
+    return steps[0]
+
+
+def _plain(section: dict[str, Any]) -> dict[str, Any]:
+    """A section without its seeds, copied."""
+    copied: dict[str, Any] = json.loads(json.dumps(section))
+    copied.pop("seed", None)
+    if isinstance(copied.get("train"), dict):
+        copied["train"].pop("seed", None)
+    return copied
+
+
+def _digest(what: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,91 @@
+"""Figures 4 and 8: who gains, by the length of a history and the popularity of a target. Table 9: at what price."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from offline.results.commands import KEEP, measured
+from offline.results.lines import Line, Lines
+from offline.results.markdown import decimals, missing, section, table
+from offline.results.runs import Run
+from offline.results.settings import NAMES
+
+FIGURES = {"beauty": "Figure 4", "sports": "Figure 8"}
+
+
+def grouped(lines: Lines, dataset: str) -> list[tuple[Line, Line]]:
+    """SCoTER-H and HSTU whose runs have figures by group."""
+    pairs = [(line, lines.backbone(line)) for line in lines.full(dataset, "scoter_h")]
+    return [(line, other) for line, other in pairs if other is not None and line.group("users") is not None]
+
+
+def groups(lines: Lines, paper: dict[str, Any], plots: set[str]) -> list[str]:
+    """Both figures."""
+    return [_figure(lines, dataset, title, paper["groups"][dataset], plots) for dataset, title in FIGURES.items()]
+
+
+def _figure(lines: Lines, dataset: str, title: str, paper: dict[str, dict[str, float]], plots: set[str]) -> str:
+    parts: list[str] = []
+    for line, other in grouped(lines, dataset):
+        bounds = next(run.body["groups"] for run in line.runs if "groups" in run.body)
+        rows: list[list[str]] = []
+        for kind, unit in (("users", "items in the history"), ("items", "training interactions of the target")):
+            for metric in ("recall@10", "ndcg@10"):
+                ours, theirs = line.group(kind, metric), other.group(kind, metric)
+                if ours is None or theirs is None:
+                    continue
+                for one, first, second in zip(bounds[kind], ours, theirs, strict=True):
+                    told = paper[kind].get(str(one["group"])) if metric == "recall@10" else None
+                    rows.append(
+                        [
+                            f"{kind[:-1]} group {one['group']}: {one['from']} to {one['to']} {unit}",
+                            f"{one['users']:,}",
+                            metric,
+                            decimals(float(first)),
+                            decimals(float(second)),
+                            f"{first / second - 1:+.1%}" if second else "–",
+                            "–" if told is None else f"*{told:+.1%}*",
+                        ]
+                    )
+        head = ["group (0 is the sparsest)", "test users", "metric", "SCoTER-H", "HSTU", "relative", "*paper*"]
+        parts.append(f"{line.setting.name}:\n\n" + table(head, rows))
+    if f"figure-{title[-1]}" in plots:
+        parts.append(f"![Gain by group on {dataset}](results/figure-{title[-1]}.svg)")
+    if not parts:
+        commands = measured("beauty" if dataset == "beauty" else f"{dataset}.toml", dataset, dataset)
+        parts.append(missing(f"a report on {dataset} with figures by group (`report.json` has them)", *commands, KEEP))
+    return section(f"{title}: by groups of users and items, {dataset}", *parts, level=3)
+
+
+def efficiency(runs: Sequence[Run], paper: dict[str, Any]) -> str:
+    """Table 9."""
+    rows: list[list[str]] = []
+    for run in runs:
+        seconds = run.body.get("seconds", {})
+        for stage, epochs in run.curves.items():
+            model = stage.removeprefix("train-").removesuffix("-refit")
+            if run.stage != "evaluate" or stage.endswith("-refit") or model not in NAMES:
+                continue
+            each = sum(epoch["seconds"] for epoch in epochs) / len(epochs)
+            inference = seconds.get(f"evaluate {stage}")
+            told = paper["efficiency"].get(run.dataset, {}).get(model)
+            rows.append(
+                [
+                    run.dataset,
+                    f"{NAMES[model]} ({run.name})",
+                    f"{each:.1f}",
+                    str(len(epochs)),
+                    "–" if inference is None else f"{inference:.0f}",
+                    "–" if told is None else f"*{told[0]:.2f}, {told[1]:.2f}*",
+                ]
+            )
+    head = ["data set", "model", "seconds an epoch", "epochs", "evaluation, s", "*paper: epoch, inference*"]
+    words = (
+        "Ours on two CPU cores, shared with other work; the paper's on one NVIDIA H20. An evaluation is all that the "
+        "report has of a model: both histories, with and without H, and exact scoring of a sample. What one request "
+        "costs is in [load.md](load.md)."
+    )
+    if not rows:
+        return section("Table 9: time", missing("a trained model", *measured("beauty", "beauty", "beauty"), KEEP))
+    return section("Table 9: time", words, table(head, rows))
