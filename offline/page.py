@@ -23,8 +23,8 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 figure { margin: 1.5rem 0 } img { max-width: 100% } h1 { font-size: 1.5rem } h2 { font-size: 1.15rem }
 """
 _HOW_SURE = (
-    "low and high: a 95% interval of the difference, by bootstrap over users; p: by permutation of signs. One seed each, "
-    "so neither says what another seed would do."
+    "low and high: a 95% interval of the difference, by bootstrap over users; p: by permutation of signs. One seed "
+    "each, so neither says what another seed would do."
 )
 
 

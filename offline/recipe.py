@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from offline.errors import RecipeError
 
 BackboneName = Literal["hstu", "tiger", "sasrec"]
+BaselineName = Literal["LightGCN", "Caser", "HGN", "BERT4Rec", "SASRec"]
 Variant = Literal["hstu", "scoter_h", "tiger", "scoter_t", "sasrec", "scoter_s"]
 BACKBONES: dict[Variant, BackboneName] = {
     "hstu": "hstu",
@@ -237,6 +238,30 @@ class EvaluateRecipe(_Section):
     refit: bool = False  # also train on the validation items, for results under "train+validation" labels
 
 
+class BaselinesRecipe(_Section):
+    """Table 1's baselines, trained by RecBole on our split; histories are as long as `model.length`.
+
+    `grid` has the values to try of RecBole's own parameters, by model: every combination is trained, and the best on
+    the validation split is tested.
+    """
+
+    models: list[BaselineName] = Field(["LightGCN", "Caser", "HGN", "BERT4Rec", "SASRec"], min_length=1)
+    grid: dict[
+        BaselineName, dict[str, Annotated[list[bool | int | float | str | list[float]], Field(min_length=1)]]
+    ] = {
+        "LightGCN": {"learning_rate": [1e-3], "n_layers": [2, 3], "reg_weight": [1e-5, 1e-3]},
+        "Caser": {"learning_rate": [1e-3], "dropout_prob": [0.2, 0.5], "reg_weight": [1e-4, 1e-2]},
+        "HGN": {"learning_rate": [1e-3], "pooling_type": ["average", "max"], "reg_weight": [[0.0, 0.0], [1e-3, 1e-3]]},
+        "BERT4Rec": {"learning_rate": [1e-3], "hidden_dropout_prob": [0.2, 0.5], "mask_ratio": [0.2, 0.4]},
+        "SASRec": {"learning_rate": [1e-3], "hidden_dropout_prob": [0.2, 0.5], "attn_dropout_prob": [0.2, 0.5]},
+    }
+    batch: int = Field(2048, ge=1)  # training questions
+    epochs: int = Field(200, ge=1)
+    patience: int = Field(10, ge=1)  # validations without a better NDCG@10
+    validate_every: int = Field(1, ge=1)  # epochs
+    seed: int = 1
+
+
 class ExportRecipe(_Section):
     """What goes into the release."""
 
@@ -263,6 +288,7 @@ class Recipe(_Section):
     ablation: AblationRecipe = AblationRecipe()
     search: SearchRecipe = SearchRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
+    baselines: BaselinesRecipe = BaselinesRecipe()
     export: ExportRecipe = ExportRecipe()
 
     @field_validator("models")

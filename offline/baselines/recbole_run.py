@@ -65,7 +65,7 @@ def main(path: Path) -> None:
         "best_epoch": best + 1,
         "validation": {"ndcg@10": scores.get(best)},
         "seconds": round(seconds, 1),
-        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "weights": sum(weight.numel() for weight in model.parameters()),
         "epochs": [
             {"epoch": epoch + 1, "loss": loss, "seconds": round(trainer.took[epoch], 2)}
             | ({"ndcg@10": scores[epoch]} if epoch in scores else {})
@@ -92,7 +92,7 @@ def _settings(job: dict[str, Any]) -> dict[str, Any]:
         "stopping_step": job["patience"],
         "eval_step": job["validate_every"],
         "train_batch_size": job["batch"],
-        "eval_batch_size": BATCH if not job["negatives"] else BATCH * 1024,
+        "eval_batch_size": BATCH * (job["items"] + 1) if job["negatives"] else BATCH,  # of plain models in scores
         "metric_decimal_place": 6,
         "seed": job["seed"],
         "reproducibility": True,

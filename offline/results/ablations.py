@@ -6,7 +6,7 @@ from typing import Any
 
 from offline.results.commands import KEEP, last, measured, name, recipe, under
 from offline.results.lines import Line, Lines
-from offline.results.markdown import decimals, figure, missing, quoted, section, table
+from offline.results.markdown import figure, missing, quoted, section, table
 from offline.results.overall import against
 from offline.results.settings import BACKBONE, LAMBDA, NAMES, TAKEN
 
@@ -25,8 +25,7 @@ _EDITS = {
 LAMBDAS = (0.02, 0.05, 0.1, 0.2, 0.5)
 _WHY = {
     "shuffled": "Everyone has somebody else's chains. What is left of a lift is not about the user.",
-    "successors": "In place of chains, the embeddings of the items that most often follow. What is left can be had from "
-    "counts, without any reasoning.",
+    "successors": "In place of chains, embeddings of the items that most often follow. What is left needs no chains.",
     "undistilled": "Chains by the student as it was before it learnt from the teacher.",
     "matched": "The backbone alone, widened to as many parameters as with fusion.",
 }
@@ -44,7 +43,8 @@ def ablations(lines: Lines, paper: dict[str, Any]) -> list[str]:
 def _table(lines: Lines, title: str, model: str, dataset: str, paper: dict[str, list[float]]) -> str:
     rows: list[list[str]] = []
     found: dict[str, list[Line]] = {what: lines.having(dataset, model, what) for what in _STEPS}
-    full = [line for line in lines.full(dataset, model) if _has(line, found)]
+    whole_ones = lines.full(dataset, model)
+    full = [line for line in whole_ones if _has(line, found)] or whole_ones[:1]
     for whole in full:
         rows.append([whole.setting.name, str(len(whole.seeds)), figure(whole), "", quoted(paper["full"])])
         for what in _STEPS:
@@ -101,11 +101,10 @@ def controls(lines: Lines) -> str:
 def weights(lines: Lines, plots: set[str]) -> str:
     """Figure 5: what the weight of the contrastive loss changes."""
     parts: list[str] = []
-    absent: list[float] = []
+    absent = [weight for weight in LAMBDAS if weight not in by_weight(lines, "beauty")]
     for dataset in ("beauty", "sports"):
         found = by_weight(lines, dataset)
         if len(found) < 2:
-            absent = [weight for weight in LAMBDAS if weight not in found]
             continue
         rows = [[f"{weight:g}", str(len(line.seeds)), figure(line)] for weight, line in sorted(found.items())]
         parts.append(f"{dataset}:\n\n" + table(["λ", "seeds", "Recall@10 / NDCG@10"], rows))
@@ -146,7 +145,7 @@ def _commands(dataset: str, model: str, absent: list[str]) -> list[str]:
         called = f"{dataset}-{model.replace('_', '-')}-{what}"
         edits = [name(dataset), _EDITS[what]]
         if model != "scoter_h":
-            edits.append(rf'1 i models = ["{BACKBONE[model]}", "{model}"]')
+            edits.append(f'1 i models = ["{BACKBONE[model]}", "{model}"]')
             edits[1] = edits[1].replace(r"^\[train\]", r"^\[tiger.train\]")
         commands += [recipe("beauty", called, *edits), *measured(f"{called}.toml", dataset, called)]
     return [*commands, KEEP]

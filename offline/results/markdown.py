@@ -23,7 +23,7 @@ def section(title: str, *parts: str, level: int = 2) -> str:
 
 
 def decimals(value: float) -> str:
-    """.0911"""
+    """A share with four places and no zero before the point."""
     return f"{value:.4f}".removeprefix("0")
 
 
@@ -42,4 +42,5 @@ def quoted(values: Sequence[float] | None) -> str:
 
 def missing(what: str, *commands: str) -> str:
     """What to run for a section that nothing has been run for."""
-    return f"No run yet: {what}.\n\n```sh\n" + "\n".join(commands) + "\n```"
+    lines = "\n".join(commands)
+    return f"No run yet: {what}.\n\n<details><summary>Commands</summary>\n\n```sh\n{lines}\n```\n\n</details>"

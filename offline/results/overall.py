@@ -63,8 +63,10 @@ def _lifts(lines: Lines, dataset: str) -> str:
             backbone = lines.backbone(line)
             if backbone is None:
                 continue
-            for metric in (f"recall@{TOP}", f"ndcg@{TOP}"):
-                rows.append([line.setting.name, f"{labels}, {history}", metric, *against(line, backbone, metric)])
+            rows.extend(
+                [line.setting.name, f"{labels}, {history}", metric, *against(line, backbone, metric)]
+                for metric in (f"recall@{TOP}", f"ndcg@{TOP}")
+            )
     if not rows:
         return ""
     head = [

@@ -9,7 +9,7 @@ from offline.results.commands import KEEP, measured, name, recipe, under
 from offline.results.lines import Line, Lines
 from offline.results.markdown import decimals, figure, missing, quoted, section, table
 from offline.results.runs import Run
-from offline.results.settings import NAMES
+from offline.results.settings import BACKBONE, NAMES
 
 TEMPLATES = ("two-step", "three-step", "five-step", "discovered")
 
@@ -27,10 +27,12 @@ def by_template(lines: Lines, model: str) -> dict[str, tuple[Line, Line]]:
 def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
     """Figure 3."""
     parts: list[str] = []
-    absent: set[str] = set()
-    for model in ("scoter_t", "scoter_h"):
+    absent: dict[str, list[str]] = {}
+    for model in ("scoter_h", "scoter_t"):
         found = by_template(lines, model)
-        absent |= {template for template in TEMPLATES if template not in found}
+        for template in TEMPLATES:
+            if template not in found:
+                absent.setdefault(template, []).append(model)
         rows = [
             [
                 NAMES[model],
@@ -47,24 +49,32 @@ def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
             parts.append(table(head, rows))
         if f"figure-3-{model}" in plots:
             parts.append(f"![Gain over the backbone by template](results/figure-3-{model}.svg)")
+    commands: list[str] = []
+    for template, models in absent.items():
+        called = "-".join(["beauty", template, *(model.replace("_", "-") for model in models)])
+        both = ", ".join(f'"{one}"' for model in models for one in (BACKBONE[model], model))
+        edits = [name("beauty"), f"1 i models = [{both}]", under("reason", f'template = "{template}"')]
+        commands += [recipe("beauty", called, *edits), *measured(f"{called}.toml", "beauty", called)]
     if absent:
-        commands: list[str] = []
-        for template in (one for one in TEMPLATES if one in absent):
-            called = f"beauty-{template}"
-            edits = [name("beauty"), under("reason", f'template = "{template}"')]
-            edits.append(r'1 i models = ["hstu", "scoter_h", "tiger", "scoter_t"]')
-            commands += [recipe("beauty", called, *edits), *measured(f"{called}.toml", "beauty", called)]
-        parts.append(missing(f"{', '.join(one for one in TEMPLATES if one in absent)}", *commands, KEEP))
+        told = ", ".join(f"{one} ({' and '.join(NAMES[model] for model in models)})" for one, models in absent.items())
+        parts.append(missing(told, *commands, KEEP))
     return section("Figure 3: manual templates and the discovered one", *parts)
 
 
-def discovery(runs: Sequence[Run], paper: dict[str, Any]) -> str:
+def discovery(runs: Sequence[Run], lines: Lines, paper: dict[str, Any]) -> str:
     """Table 2, Table 3 and what `discover` itself measured."""
     rows = [["paper, clustering", quoted(paper["discovery"]["clustering"])]]
     rows.append(["paper, top-k selection", quoted(paper["discovery"]["top-k"])])
-    parts = [table(["HSTU on beauty", "Recall@10 / NDCG@10"], rows)]
-    transfers = [[f"{one.replace('-', ' on ')}", quoted(values)] for one, values in paper["transfer"].items()]
-    parts.append(table(["template of one data set on another", "Recall@10 / NDCG@10"], transfers))
+    rows += [
+        [f"paper, {one.replace('-', ' template on ')}", quoted(values)] for one, values in paper["transfer"].items()
+    ]
+    rows += [
+        [f"{dataset}: {line.setting.name}", figure(line)]
+        for dataset in lines.datasets()
+        for line in lines.full(dataset, "scoter_h")
+        if line.setting.template not in TEMPLATES[:-1]
+    ]
+    parts = [table(["SCoTER-H", "Recall@10 / NDCG@10"], rows)]
     found = [run for run in runs if run.stage == "discover"]
     for run in found:
         cells = [[called, decimals(value)] for called, value in run.body.get("recall@20", {}).items()]

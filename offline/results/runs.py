@@ -96,8 +96,8 @@ class Run:
 def keep(stage: Path, name: str, docs: Path) -> Path:
     """Copy a stage's figures into `docs` under a name, and list it. Returns the JSON file.
 
-    `stage` is the folder of a finished stage, or a work folder that has a single evaluation. Raises DataError if there is
-    nothing to keep, or if the name is taken by figures that differ.
+    `stage` is the folder of a finished stage, or a work folder that has a single evaluation. Raises DataError if there
+    is nothing to keep, or if the name is taken by figures that differ.
     """
     if not _NAME.fullmatch(name):
         raise DataError(f"{name!r} cannot name a run: take lower-case letters, digits, '.' and '-'")
@@ -120,7 +120,7 @@ def keep(stage: Path, name: str, docs: Path) -> Path:
             recipe = _json(folder / "model.json")["recipe"]
     if "dataset" not in body:
         body["dataset"] = summaries["prepare"]["name"]
-    kept = {"stage": record["stage"], "recipe": recipe, "body": body, "curves": curves, "summaries": summaries}
+    kept = {"stage": record["stage"], "recipe": _public(recipe), "body": body, "curves": curves, "summaries": summaries}
     path = docs / FOLDER / f"{name}.json"
     if path.is_file() and _json(path) != kept:
         raise DataError(f"{path} holds other figures: take another name, or remove it first")
@@ -152,6 +152,17 @@ def load_runs(docs: Path) -> tuple[list[Run], list[Tried]]:
             f"{docs / LIST} does not list {', '.join(unlisted)}: add a [[run]] with that name, or remove it"
         )
     return runs, listed.tried
+
+
+def _public(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without addresses and folders of the machine it ran on."""
+    copied: dict[str, Any] = json.loads(json.dumps(recipe))
+    copied.get("teacher", {}).pop("base_url", None)
+    for section, key in (("reason", "template"), ("teacher", "model"), ("distill", "student"), ("reason", "encoder")):
+        value = copied.get(section, {}).get(key)
+        if isinstance(value, str) and Path(value).is_absolute():
+            copied[section][key] = Path(value).name
+    return copied
 
 
 def _listed(docs: Path) -> _List:

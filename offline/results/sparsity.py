@@ -61,12 +61,14 @@ def _figure(lines: Lines, dataset: str, title: str, paper: dict[str, dict[str, f
 def efficiency(runs: Sequence[Run], paper: dict[str, Any]) -> str:
     """Table 9."""
     rows: list[list[str]] = []
+    told_before: list[list[dict[str, Any]]] = []  # a later evaluation of the same training has the same curve
     for run in runs:
         seconds = run.body.get("seconds", {})
         for stage, epochs in run.curves.items():
             model = stage.removeprefix("train-").removesuffix("-refit")
-            if run.stage != "evaluate" or stage.endswith("-refit") or model not in NAMES:
+            if run.stage != "evaluate" or stage.endswith("-refit") or model not in NAMES or epochs in told_before:
                 continue
+            told_before.append(epochs)
             each = sum(epoch["seconds"] for epoch in epochs) / len(epochs)
             inference = seconds.get(f"evaluate {stage}")
             told = paper["efficiency"].get(run.dataset, {}).get(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from offline.results.lines import Line, Lines, compare
+from offline.results.markdown import decimals
 
 # R@10 of the paper's SCoTER-H over its HSTU (Table 1).
 LIFT = {"beauty": 0.2763, "sports": 0.3190}
@@ -34,13 +35,16 @@ def targets(lines: Lines) -> list[Target]:
 
 def _reached(lines: Lines, model: str, metric: str, wanted: float) -> Target:
     name = {"hstu": "HSTU", "scoter_h": "SCoTER-H"}[model]
-    what, told = f"{name} on beauty, {metric.replace('recall', 'Recall').replace('ndcg', 'NDCG')}", f"≥ {wanted:.4f}"
+    what, told = (
+        f"{name} on beauty, {metric.replace('recall', 'Recall').replace('ndcg', 'NDCG')}",
+        f"≥ {decimals(wanted)}",
+    )
     best = _best(lines.full("beauty", model), metric)
     if best is None:
         return Target(what, told, "", "not measured yet")
     ours = best.mean(metric)
-    verdict = "met" if ours >= wanted else f"missed by {wanted - ours:.4f} ({(wanted - ours) / wanted:.1%})"
-    return Target(what, told, f"{ours:.4f} ({_seeds(best)})", verdict)
+    verdict = "met" if ours >= wanted else f"missed by {decimals(wanted - ours)} ({(wanted - ours) / wanted:.1%})"
+    return Target(what, told, f"{decimals(ours)} ({_seeds(best)})", verdict)
 
 
 def _lift(lines: Lines, dataset: str, wanted: float) -> Target:
@@ -63,7 +67,7 @@ def _gone(lines: Lines) -> Target:
     found = compare(shuffled, backbone) if backbone is not None else None
     if backbone is None or found is None:
         return Target(
-            what, told, f"{shuffled.mean('recall@10'):.4f}", "cannot be told: its backbone's ranks are missing"
+            what, told, decimals(shuffled.mean("recall@10")), "cannot be told: its backbone's ranks are missing"
         )
     verdict = "met" if found.p > 0.05 or found.value <= 0 else "not met: a lift stays"
     return Target(what, told, f"{found.relative:+.1%}, p {found.p:.2g} ({_seeds(shuffled)})", verdict)

@@ -61,7 +61,7 @@ def told(runs: Sequence[Run], tried: Sequence[Tried], lines: Lines, plotted: set
         controls(lines),
         section("Ablations", *ablations(lines, paper)),
         templates(lines, paper, plotted),
-        discovery(runs, paper),
+        discovery(runs, lines, paper),
         section("Sparse and dense users and items", *groups(lines, paper, plotted)),
         weights(lines, plotted),
         efficiency(runs, paper),
@@ -90,8 +90,9 @@ def _runs(runs: Sequence[Run]) -> str:
         recipe = str(run.recipe.get("name", "–"))
         rows.append([run.name, run.stage, run.dataset, recipe, str(seed), kept, " ".join([run.note, *void]).strip()])
     words = (
-        "A finished evaluation, `baselines`, `discover` or `compare` is kept with its figures, curves and recipe; weights "
-        "are not:\n\n```sh\nscoter results add out/evaluate-1234567890ab --name beauty-seed-2\nscoter results write\n```\n\n"
+        "A finished evaluation, `baselines`, `discover` or `compare` is kept with its figures, curves and recipe, and "
+        "without weights:\n\n```sh\nscoter results add out/evaluate-1234567890ab --name beauty-seed-2\n"
+        "scoter results write\n```\n\n"
         "[runs.toml](results/runs.toml) lists them, with notes and with what of them is void."
     )
     head = ["run", "stage", "data set", "recipe", "seed", "ranks kept", "notes"]
