@@ -14,7 +14,7 @@ ranked; or not), `reasoning` (whether H was read), `scoring` (beam, or exact ove
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,11 +116,15 @@ def untrained(dataset: Dataset, asked: Asked) -> list[Row]:
         ("train+validation", [s[:-1] for s in dataset.sequences]),
     ):
         neighbours = Neighbours.fit(known, dataset.num_items)
-        popularity = neighbours.frequency.astype(np.float32)
-        popular = ByScores(lambda histories, every=popularity: np.tile(every, (len(histories), 1)))
-        rows += measure(popular, asked, model="popularity", labels=labels)
+        rows += measure(ByScores(_popular(neighbours)), asked, model="popularity", labels=labels)
         rows += measure(ByScores(neighbours.score), asked, model="knn", labels=labels)
     return rows
+
+
+def _popular(neighbours: Neighbours) -> Callable[[Sequence[NDArray[np.int32]]], NDArray[np.float32]]:
+    """Scores that are the same for every user."""
+    frequency = neighbours.frequency.astype(np.float32)
+    return lambda histories: np.tile(frequency, (len(histories), 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +213,7 @@ def _model(
 
 def against_backbone(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Every model that read H against its own backbone under the same switches, user by user."""
-    backbone: dict[str, str] = dict(BACKBONES)
+    backbone = {str(variant): str(alone) for variant, alone in BACKBONES.items()}
     alone = {(row.model, row.labels, row.history, row.scoring): row for row in rows}
     found: list[dict[str, Any]] = []
     for row in rows:

@@ -148,11 +148,12 @@ def save_ranks(path: Path, rows: Sequence[Row], users: NDArray[np.int64]) -> Non
     were measured on fewer users are left out.
     """
     kept = [row for row in rows if len(row.rank) == len(users)]
+    switches: dict[str, Any] = {name: np.array([_plain(getattr(row, name)) for row in kept]) for name in SWITCHES}
     np.savez_compressed(
         path,
         users=users,
         ranks=np.array([row.rank for row in kept], np.uint8).reshape(len(kept), len(users)),
-        **{name: np.array([_plain(getattr(row, name)) for row in kept]) for name in SWITCHES},
+        **switches,
     )
 
 

@@ -66,9 +66,9 @@ def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> Diffe
     assert first.shape == second.shape
     by_user = (first - second).mean(0)
     value = float(by_user.mean())
-    ends = (first.mean(), second.mean())
+    ours, theirs = float(first.mean()), float(second.mean())
     if not by_user.any():
-        return Difference(*map(float, ends), 0.0, 0.0, 0.0, 1.0, first.shape[1], len(first))
+        return Difference(ours, theirs, 0.0, 0.0, 0.0, 1.0, first.shape[1], len(first))
     interval = stats.bootstrap(
         (by_user,),
         np.mean,
@@ -88,4 +88,4 @@ def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> Diffe
         rng=np.random.default_rng(_SEED),
     )
     low, high = float(interval.low), float(interval.high)
-    return Difference(*map(float, ends), value, low, high, float(tested.pvalue), first.shape[1], len(first))
+    return Difference(ours, theirs, value, low, high, float(tested.pvalue), first.shape[1], len(first))

@@ -46,12 +46,12 @@ def main(path: Path) -> None:
     trainer = _reporting(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
     start = time.monotonic()
     scores: dict[int, float] = {}
-    trainer.fit(
-        train_data,
-        None if job["refit"] else valid_data,
-        verbose=False,
-        callback_fn=lambda epoch, score: (scores.update({epoch: score}), _say(epoch=epoch, validation=score)),
-    )
+
+    def validated(epoch: int, score: float) -> None:
+        scores[epoch] = score
+        _say(epoch=epoch, validation=score)
+
+    trainer.fit(train_data, None if job["refit"] else valid_data, verbose=False, callback_fn=validated)
     seconds = time.monotonic() - start
     # Written by this process a moment ago: it holds RecBole's configuration, which is no plain weight.
     state = torch.load(trainer.saved_model_file, map_location=config["device"], weights_only=False)

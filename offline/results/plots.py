@@ -61,10 +61,10 @@ def _groups(line: Line, other: Line) -> Figure:
             assert theirs is not None
             gains = [100 * (a / b - 1) if b else 0.0 for a, b in zip(ours, theirs, strict=True)]
             spots = [group + (place - 0.5) * 0.38 for group in range(len(gains))]
+            axes.set_xticks(range(len(gains)), [f"group {group}" for group in range(len(gains))])
             bars = axes.bar(spots, gains, 0.36, label=label, color=_COLORS[metric])
             axes.bar_label(bars, fmt="%+.1f", fontsize=8, padding=2)
         axes.axhline(0, color="#222", linewidth=0.8)
-        axes.set_xticks(range(len(gains)), [f"group {group}" for group in range(len(gains))])
         axes.set_title(f"{kind[:-1]} groups (0: sparsest)", fontsize=10)
         _bare(axes)
         axes.margins(y=0.15)

@@ -13,7 +13,7 @@ from typing import Any
 from offline.recipe import BACKBONES
 
 LAMBDA = 0.1  # of the paper, and of every recipe unless it says otherwise
-BACKBONE: dict[str, str] = dict(BACKBONES)
+BACKBONE: dict[str, str] = {str(variant): str(backbone) for variant, backbone in BACKBONES.items()}
 NAMES = {
     "popularity": "popularity",
     "knn": "co-occurrence kNN (untrained)",

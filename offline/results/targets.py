@@ -23,14 +23,13 @@ class Target:
 
 def targets(lines: Lines) -> list[Target]:
     """All of them, in the order of the issue."""
-    found = [
+    return [
         _reached(lines, "hstu", "recall@10", 0.0930),
         _reached(lines, "hstu", "ndcg@10", 0.0531),
         _reached(lines, "scoter_h", "recall@10", 0.1187),
         *(_lift(lines, dataset, wanted) for dataset, wanted in LIFT.items()),
         _gone(lines),
     ]
-    return [target for target in found if target is not None]
 
 
 def _reached(lines: Lines, model: str, metric: str, wanted: float) -> Target:

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offline.recipe import Recipe
+from offline.results.lines import Lines, compare
+from offline.results.runs import keep, load_runs
+from offline.results.write import write_results
+from tests.offline.results.made import evaluated
+
+ROOT = Path(__file__).parents[3]
+PLAIN = {("knn", False): 0.15, ("hstu", False): 0.2, ("scoter_h", True): 0.3, ("scoter_h", False): 0.22}
+ABLATIONS: dict[str, tuple[dict[str, Any], float]] = {
+    "shuffled": ({"ablation": {"control": "shuffled"}}, 0.2),
+    "successors": ({"ablation": {"control": "successors"}}, 0.25),
+    "mean": ({"ablation": {"steps": "mean"}}, 0.27),
+    "no-contrastive": ({"train": {"contrastive_weight": 0.0}}, 0.28),
+    "lambda": ({"train": {"contrastive_weight": 0.5}}, 0.29),
+    "three-step": ({"reason": {"template": "three-step"}}, 0.26),
+}
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seeds of a pair of models, and one seed of what is taken away."""
+    folder = tmp_path_factory.mktemp("results")
+    for seed in (1, 2, 3):
+        stage = evaluated(folder / f"seed-{seed}", {"train": {"seed": seed}}, PLAIN)
+        keep(stage, f"seed-{seed}", folder / "docs")
+    for name, (recipe, strength) in ABLATIONS.items():
+        stage = evaluated(folder / name, recipe, {("hstu", False): 0.2, ("scoter_h", True): strength})
+        keep(stage, name, folder / "docs")
+    write_results(folder / "docs")
+    return folder / "docs"
+
+
+def page(docs: Path) -> str:
+    return docs.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def row(docs: Path, section: str, start: str) -> list[str]:
+    """Cells of the first line of a section that begins so."""
+    text = page(docs)
+    part = text[text.index(section) :]
+    line = next(line for line in part.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_seeds_are_one_line_with_their_spread(docs: Path) -> None:
+    lines = Lines(load_runs(docs)[0])
+    (full, other) = lines.full("beauty", "scoter_h")
+    assert full.seeds == [1, 2, 3]
+    assert other.setting.template == "three-step"
+    cells = row(docs, "### Table 1: Amazon Beauty", "SCoTER-H (chains by analyst, five-step)")
+    assert cells[1] == "3"
+    spread = full.over_seeds("recall@10")
+    assert cells[2].startswith(f"{spread.mean:.4f} ± {spread.sd:.4f} / "[1:].replace("± 0.", "± ."))
+    assert row(docs, "### Table 1: Amazon Beauty", "co-occurrence kNN")[1] == "1"
+
+
+def test_the_lift_is_that_of_the_same_seeds_and_users(docs: Path) -> None:
+    lines = Lines(load_runs(docs)[0])
+    full = lines.full("beauty", "scoter_h")[0]
+    backbone = lines.backbone(full)
+    assert backbone is not None
+    found = compare(full, backbone)
+    assert found is not None
+    assert found.seeds == 3
+    assert found.low > 0
+    assert found.p < 0.01
+    cells = row(docs, "With reasoning against the backbone", "SCoTER-H (chains by analyst, five-step) | train, masked")
+    assert cells[5] == f"{full.mean('recall@10') / backbone.mean('recall@10') - 1:+.1%}"
+    assert cells[-1] == "3"
+
+
+def test_targets_say_by_how_much(docs: Path) -> None:
+    assert row(docs, "## Targets", "HSTU on beauty, Recall@10")[-1] == "met"
+    assert row(docs, "## Targets", "SCoTER-H over its own HSTU on beauty")[-1] == "met"
+    assert row(docs, "## Targets", "SCoTER-H over its own HSTU on sports")[-1] == "not measured yet"
+    gone = row(docs, "## Targets", "that lift with another user's H")
+    assert gone[-1] == "met"
+    assert gone[2].startswith("+0.0%, p 1 ")
+
+
+def test_what_is_taken_away_stands_beside_the_whole(docs: Path) -> None:
+    section = "### Table 4: SCoTER-H on beauty"
+    whole, mean = row(docs, section, "SCoTER-H"), row(docs, section, "w/o step-wise: mean")
+    assert whole[-1] == "*.1187 / .0621*"
+    assert mean[-1] == "*.1105 / .0597*"
+    assert mean[3].startswith("-")
+    assert row(docs, section, "w/o contrastive")[-1] == "*.1091 / .0590*"
+    assert row(docs, section, "HSTU")[-1] == "*.0930 / .0502*"
+    assert row(docs, "## Controls", "beauty | SCoTER-H (chains by analyst, five-step, kNN successors")[-1] == "1"
+
+
+def test_weights_groups_and_templates_have_their_figures(docs: Path) -> None:
+    for name in ("figure-4", "figure-5-beauty", "figure-3-scoter_h"):
+        assert (docs / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
+        assert f"results/{name}.svg" in page(docs)
+    assert not (docs / "figure-8.svg").exists()
+    assert row(docs, "## Figure 5", "0.5")[1] == "1"
+    assert len(re.findall(r"^\| user group \d: \d+ to \d+ items in the history", page(docs), re.MULTILINE)) == 16
+    assert row(docs, "## Figure 3", "SCoTER-H | three-step")[0] == "SCoTER-H"
+    assert row(docs, "## Table 9", "beauty | HSTU")[2:5] == ["4.0", "2", "7"]
+
+
+def test_the_same_runs_give_the_same_bytes(docs: Path, tmp_path: Path) -> None:
+    shutil.copytree(docs, tmp_path / "docs")
+    (tmp_path / "docs" / "figure-8.svg").write_text("of runs that are gone")
+    write_results(tmp_path / "docs")
+    assert (tmp_path / "docs.md").read_bytes() == docs.with_suffix(".md").read_bytes()
+    drawn = {path.name: path.read_bytes() for path in docs.glob("*.svg")}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "docs").glob("*.svg")} == drawn
+
+
+def test_nothing_is_claimed_where_nothing_was_run(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    text = write_results(tmp_path / "docs").read_text(encoding="utf-8")
+    assert text.count("not measured yet") == 6
+    for title in ("Table 1: Amazon Sports", "Controls", "Table 10", "Figure 5", "Table 9", "Table 11", "Figure 8"):
+        part = text[text.index(title) :]
+        assert "No run yet" in part[: part.index("</details>")]
+
+
+def test_the_commands_of_the_page_make_recipes_that_can_be_read(tmp_path: Path) -> None:
+    """Every `sed` of a page without runs: its output is a recipe, and says what its name says."""
+    (tmp_path / "docs").mkdir()
+    text = write_results(tmp_path / "docs").read_text(encoding="utf-8")
+    edits = [line for line in text.splitlines() if line.startswith("sed ")]
+    assert len(edits) > 30
+    (tmp_path / "offline").mkdir()
+    (tmp_path / "offline" / "recipes").symlink_to(ROOT / "offline" / "recipes")
+    subprocess.run(["bash", "-euc", "\n".join(edits)], cwd=tmp_path, check=True)
+    recipes = {path.stem: Recipe.model_validate(tomllib.loads(path.read_text())) for path in tmp_path.glob("*.toml")}
+    assert recipes["beauty-scoter-h-mean"].ablation.steps == "mean"
+    assert recipes["beauty-scoter-h-matched"].ablation.matched
+    assert recipes["beauty-lambda-0.5"].train.contrastive_weight == 0.5
+    assert recipes["beauty-scoter-t-no-contrastive"].tiger.train.contrastive_weight == 0
+    assert recipes["beauty-scoter-t-no-contrastive"].models == ["tiger", "scoter_t"]
+    assert recipes["sports-baselines"].baselines.models == ["LightGCN", "Caser", "HGN", "BERT4Rec", "SASRec"]
+    assert recipes["sports-baselines"].evaluate.refit
+
+
+def test_the_page_in_the_repository_is_what_its_runs_give(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "docs" / "results", tmp_path / "results")
+    page = write_results(tmp_path / "results").read_text(encoding="utf-8")
+    kept = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert page == kept, "docs/results.md is not what its runs give: run `scoter results write`"
+    figures = {path.name for path in (ROOT / "docs" / "results").glob("*.svg")}
+    assert {path.name for path in (tmp_path / "results").glob("*.svg")} == figures
