@@ -99,5 +99,5 @@ lock: $(INSTALLED) ## Choose the newest versions again and write them to locks/
 	@mv locks/build.txt.new locks/build.txt
 
 clean: ## Remove .venv, caches and what `demo` wrote
-	rm -rf $(VENV) .tools .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	rm -rf $(VENV) .tools .demo .baselines .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
 	find service offline model_repo monitoring scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,6 +17,7 @@ from offline.batches import left_pad
 from offline.models.recommender import Recommender
 from offline.prepare import Dataset, load_dataset
 from offline.publish import latest_release, publish
+from offline.ranking import load_ranks
 from offline.reason import load_reasoning
 from offline.recipe import Recipe
 from offline.run import run
@@ -40,6 +41,9 @@ RECIPE = {
     "evaluate": {"exact_users": 50},
     "export": {"warmup_requests": 6, "dtype": "float32"},
 }
+
+
+METRICS = ("recall@10", "ndcg@10")
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +193,34 @@ def test_the_report_names_the_switches_of_every_figure(work: Path) -> None:
         assert ("scoter_h", "train", history, True, "beam 12") in rows
         assert ("scoter_h", "train", history, False, "beam 12") in rows
     page = (stage(work, "evaluate") / "report.html").read_text(encoding="utf-8")
-    assert page.count("<img ") == 2
+    assert page.count("<img ") == 3
     assert "knn" in page
+
+
+def test_the_report_can_be_compared_user_by_user_and_group_by_group(work: Path) -> None:
+    evaluated = stage(work, "evaluate")
+    report = json.loads((evaluated / "report.json").read_text(encoding="utf-8"))
+    users, rows = load_ranks(evaluated / "ranks.npz")
+    assert len(users) == report["users"]
+    told = [row for row in report["results"] if row["scoring"] != "exact"]
+    assert [row.told() for row in rows] == [{k: v for k, v in row.items() if k != "groups"} for row in told]
+    assert {(row.model, row.seed) for row in rows} == {
+        ("popularity", None),
+        ("knn", None),
+        ("hstu", 1),
+        ("scoter_h", 1),
+    }
+    for row in told:
+        for name, groups in report["groups"].items():
+            assert len(row["groups"][name]["recall@10"]) == len(groups)
+            assert sum(group["users"] for group in groups) == report["users"]
+    lifts = {(row["labels"], row["history"], row["metric"]): row for row in report["against_backbone"]}
+    assert set(lifts) == {("train", history, metric) for history in ("masked", "not masked") for metric in METRICS}
+    for row in lifts.values():
+        assert (row["model"], row["backbone"]) == ("scoter_h", "hstu")
+        assert row["low"] <= row["value"] <= row["high"]
+        assert 0 < row["p"] <= 1
+    assert report["settings"]["train"]["seed"] == 1
 
 
 def test_a_damaged_release_is_refused_by_name(work: Path, tmp_path: Path) -> None:
