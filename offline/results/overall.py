@@ -6,7 +6,7 @@ from typing import Any
 
 from offline.ranking import TOP
 from offline.results.commands import KEEP, last, measured, name, recipe, under
-from offline.results.lines import SWITCHES, Line, Lines, compare
+from offline.results.lines import SWITCHES, Line, Lines, compare, gain, paired
 from offline.results.markdown import decimals, figure, missing, quoted, section, table
 from offline.results.settings import BACKBONE, NAMES
 
@@ -85,8 +85,7 @@ def _lifts(lines: Lines, dataset: str) -> str:
 
 def against(line: Line, other: Line, metric: str = f"recall@{TOP}") -> list[str]:
     """Cells: both means, relative difference, difference with its interval, p, and the seeds that were paired."""
-    ours, theirs = line.mean(metric), other.mean(metric)
-    cells = [decimals(ours), decimals(theirs), f"{ours / theirs - 1:+.1%}" if theirs else "–"]
+    cells = [*map(decimals, paired(line, other, metric)), f"{gain(line, other, metric):+.1%}"]
     found = compare(line, other, metric)
     if found is None:
         return [*cells, "no ranks kept", "–", str(len(line.seeds))]

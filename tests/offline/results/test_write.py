@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from offline.recipe import Recipe
-from offline.results.lines import Lines, compare
+from offline.results.lines import Lines, compare, gain, paired
 from offline.results.runs import keep, load_runs
 from offline.results.write import write_results
 from tests.offline.results.made import evaluated
@@ -76,8 +76,21 @@ def test_the_lift_is_that_of_the_same_seeds_and_users(docs: Path) -> None:
     assert found.low > 0
     assert found.p < 0.01
     cells = row(docs, "With reasoning against the backbone", "SCoTER-H (chains by analyst, five-step) | train, masked")
-    assert cells[5] == f"{full.mean('recall@10') / backbone.mean('recall@10') - 1:+.1%}"
+    assert cells[5] == f"{gain(full, backbone):+.1%}"
     assert cells[-1] == "3"
+
+
+def test_a_backbone_is_one_line_whatever_is_fused_into_its_twin(docs: Path) -> None:
+    """The weight of a loss that it does not have makes no other model of it; one seed is not compared with three."""
+    lines = Lines(load_runs(docs)[0])
+    (backbone,) = lines.full("beauty", "hstu")
+    assert backbone.seeds == [1, 2, 3]
+    other = lines.full("beauty", "scoter_h")[1]
+    assert other.seeds == [1]
+    assert lines.backbone(other) is backbone
+    first, second = paired(other, backbone)
+    assert (first, second) == (other.mean("recall@10"), backbone.rows[0]["recall@10"])
+    assert gain(other, backbone) == pytest.approx(first / second - 1)
 
 
 def test_targets_say_by_how_much(docs: Path) -> None:
