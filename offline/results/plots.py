@@ -53,7 +53,7 @@ def save(found: Mapping[str, Figure], folder: Path) -> None:
 
 def _groups(line: Line, other: Line) -> Figure:
     """Relative gain in each group, users left and items right."""
-    figure, both = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+    figure, both = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
     for axes, kind in zip(both, ("users", "items"), strict=True):
         for place, (metric, label) in enumerate(_METRICS.items()):
             found = by_group(line, other, kind, metric)
@@ -62,7 +62,7 @@ def _groups(line: Line, other: Line) -> Figure:
             spots = [group + (place - 0.5) * 0.38 for group in range(len(gains))]
             axes.set_xticks(range(len(gains)), [f"group {group}" for group in range(len(gains))])
             bars = axes.bar(spots, gains, 0.36, label=label, color=_COLORS[metric])
-            axes.bar_label(bars, fmt="%+.1f", fontsize=8, padding=2)
+            axes.bar_label(bars, fmt="%+.1f", fontsize=7, padding=2)
         axes.axhline(0, color="#222", linewidth=0.8)
         axes.set_title(f"{kind[:-1]} groups (0: sparsest)", fontsize=10)
         _bare(axes)
@@ -74,7 +74,7 @@ def _groups(line: Line, other: Line) -> Figure:
 
 def _weights(found: Mapping[float, Line]) -> Figure:
     """Both metrics by weight."""
-    figure, both = plt.subplots(1, 2, figsize=(9, 3))
+    figure, both = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     places = sorted(found)
     for axes, (metric, label) in zip(both, _METRICS.items(), strict=True):
         spreads = [found[weight].over_seeds(metric) for weight in places]
@@ -101,7 +101,7 @@ def _templates(found: Mapping[str, tuple[Line, Line]], model: str) -> Figure:
         gains = [100 * gain(*found[name], metric) for name in shown]
         spots = [spot + (place - 0.5) * 0.38 for spot in range(len(shown))]
         bars = axes.bar(spots, gains, 0.36, label=label, color=_COLORS[metric])
-        axes.bar_label(bars, fmt="%+.1f", fontsize=8, padding=2)
+        axes.bar_label(bars, fmt="%+.1f", fontsize=7, padding=2)
     axes.axhline(0, color="#222", linewidth=0.8)
     axes.set_xticks(range(len(shown)), shown)
     axes.set_ylabel(f"{NAMES[model]} over its backbone, %")
