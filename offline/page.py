@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0; width: 100% }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left }
+table { border-collapse: collapse; margin: 1rem 0; width: 100%; font-size: 13px }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid #ddd; text-align: left }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 figure { margin: 1.5rem 0 } img { max-width: 100% } h1 { font-size: 1.5rem } h2 { font-size: 1.15rem }
 """
@@ -95,7 +95,7 @@ def _groups(report: dict[str, Any]) -> Figure:
         for r in report["results"]
         if r["history"] == "masked" and r["labels"] == "train" and "groups" in r and r["scoring"] != "exact"
     ]
-    figure, both = plt.subplots(1, 2, figsize=(9, 3.2))
+    figure, both = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axes, (name, title) in zip(both, (("users", "user group"), ("items", "item group")), strict=True):
         for row in rows:
             values = row["groups"][name]["recall@10"]
@@ -104,7 +104,7 @@ def _groups(report: dict[str, Any]) -> Figure:
         axes.set_xlabel(f"{title} (0: sparsest)")
         axes.set_ylabel("Recall@10")
         axes.spines[["top", "right"]].set_visible(False)
-    both[0].legend(frameon=False, fontsize=8)
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return figure
 
 
@@ -142,7 +142,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         shown = (
             f"{value:.4f}"
             if isinstance(value, float)
-            else ("yes" if value is True else "no" if value is False else value)
+            else ("yes" if value is True else "no" if value is False else "–" if value is None else value)
         )
         return f"<{tag}{' class=number' if number else ''}>{escape(str(shown))}</{tag}>"
 

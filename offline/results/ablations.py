@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from offline.results.commands import KEEP, last, measured, name, recipe, under
-from offline.results.lines import Line, Lines
+from offline.results.lines import Line, Lines, gain
 from offline.results.markdown import figure, missing, quoted, section, table
 from offline.results.overall import against
 from offline.results.settings import BACKBONE, LAMBDA, NAMES, TAKEN
@@ -50,13 +50,12 @@ def _table(lines: Lines, title: str, model: str, dataset: str, paper: dict[str, 
         for what in _STEPS:
             for line in found[what]:
                 if line.setting.base == whole.setting.base or what == "undistilled":
-                    drop = line.mean("recall@10") / whole.mean("recall@10") - 1
-                    cells = [str(len(line.seeds)), figure(line), f"{drop:+.1%}", quoted(paper.get(what))]
+                    drop = f"{gain(line, whole):+.1%}"
+                    cells = [str(len(line.seeds)), figure(line), drop, quoted(paper.get(what))]
                     rows.append([TAKEN[what], *cells])
         alone = lines.backbone(whole)
         if alone is not None:
-            drop = alone.mean("recall@10") / whole.mean("recall@10") - 1
-            cells = [str(len(alone.seeds)), figure(alone), f"{drop:+.1%}", quoted(paper["backbone"])]
+            cells = [str(len(alone.seeds)), figure(alone), f"{gain(alone, whole):+.1%}", quoted(paper["backbone"])]
             rows.append([alone.setting.name, *cells])
     absent = [what for what in _STEPS if what in paper and not found[what]]
     parts = [table(["Recall@10 / NDCG@10", "seeds", "ours", "Recall@10 against full", "*paper*"], rows)] if rows else []

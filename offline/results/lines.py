@@ -46,9 +46,10 @@ class Line:
         """Over seeds."""
         return self.over_seeds(metric).mean
 
-    def group(self, name: str, metric: str = "recall@10") -> NDArray[np.float64] | None:
-        """Mean over seeds of the metric in each group of `users` or `items`, float64 [groups], where runs have it."""
-        found = [row["groups"][name][metric] for row in self.rows if "groups" in row]
+    def group(self, name: str, metric: str, seeds: Sequence[int | None]) -> NDArray[np.float64] | None:
+        """Mean over seeds of the metric in each group of `users` or `items`, float64 [groups], if runs have it."""
+        rows = [row for row, seed in zip(self.rows, self.seeds, strict=True) if seed in seeds]
+        found = [row["groups"][name][metric] for row in rows if "groups" in row]
         return np.mean(found, axis=0) if found else None
 
     def ranks(self) -> dict[int | None, NDArray[np.int64]]:
@@ -115,6 +116,23 @@ class Lines:
             if line.names & other.names:
                 return other
         return None
+
+
+def paired(first: Line, second: Line, metric: str = f"recall@{TOP}") -> tuple[float, float]:
+    """Means of both over the seeds that they share; over all of their own where they share none."""
+    shared = [seed for seed in first.seeds if seed in second.seeds]
+    if not shared:
+        return first.mean(metric), second.mean(metric)
+    ours, theirs = (
+        float(np.mean([line.rows[line.seeds.index(seed)][metric] for seed in shared])) for line in (first, second)
+    )
+    return ours, theirs
+
+
+def gain(first: Line, second: Line, metric: str = f"recall@{TOP}") -> float:
+    """Of the first over the second, relative, with the same seeds paired; 0 where the second is 0."""
+    ours, theirs = paired(first, second, metric)
+    return ours / theirs - 1 if theirs else 0.0
 
 
 def _seed(run: Run, row: dict[str, Any]) -> int | None:

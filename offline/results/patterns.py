@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from offline.results.commands import KEEP, measured, name, recipe, under
-from offline.results.lines import Line, Lines
+from offline.results.lines import Line, Lines, gain
 from offline.results.markdown import decimals, figure, missing, quoted, section, table
 from offline.results.runs import Run
 from offline.results.settings import BACKBONE, NAMES
@@ -39,7 +39,7 @@ def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
                 template,
                 str(len(line.seeds)),
                 figure(line),
-                f"{line.mean('recall@10') / backbone.mean('recall@10') - 1:+.1%}",
+                f"{gain(line, backbone):+.1%}",
                 _percent(paper["templates"][model].get(template)),
             ]
             for template, (line, backbone) in found.items()

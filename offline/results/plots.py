@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from offline.results.ablations import by_weight
-from offline.results.lines import Line, Lines
+from offline.results.lines import Line, Lines, gain
 from offline.results.patterns import TEMPLATES, by_template
 from offline.results.settings import NAMES
-from offline.results.sparsity import FIGURES, grouped
+from offline.results.sparsity import FIGURES, by_group, grouped
 
 _METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
 _COLORS = {"recall@10": "#4477aa", "ndcg@10": "#ee8866"}
@@ -53,17 +53,16 @@ def save(found: Mapping[str, Figure], folder: Path) -> None:
 
 def _groups(line: Line, other: Line) -> Figure:
     """Relative gain in each group, users left and items right."""
-    figure, both = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+    figure, both = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
     for axes, kind in zip(both, ("users", "items"), strict=True):
         for place, (metric, label) in enumerate(_METRICS.items()):
-            ours, theirs = line.group(kind, metric), other.group(kind, metric)
-            assert ours is not None
-            assert theirs is not None
-            gains = [100 * (a / b - 1) if b else 0.0 for a, b in zip(ours, theirs, strict=True)]
+            found = by_group(line, other, kind, metric)
+            assert found is not None
+            gains = [100 * (a / b - 1) if b else 0.0 for a, b in zip(*found, strict=True)]
             spots = [group + (place - 0.5) * 0.38 for group in range(len(gains))]
             axes.set_xticks(range(len(gains)), [f"group {group}" for group in range(len(gains))])
             bars = axes.bar(spots, gains, 0.36, label=label, color=_COLORS[metric])
-            axes.bar_label(bars, fmt="%+.1f", fontsize=8, padding=2)
+            axes.bar_label(bars, fmt="%+.1f", fontsize=7, padding=2)
         axes.axhline(0, color="#222", linewidth=0.8)
         axes.set_title(f"{kind[:-1]} groups (0: sparsest)", fontsize=10)
         _bare(axes)
@@ -75,7 +74,7 @@ def _groups(line: Line, other: Line) -> Figure:
 
 def _weights(found: Mapping[float, Line]) -> Figure:
     """Both metrics by weight."""
-    figure, both = plt.subplots(1, 2, figsize=(9, 3))
+    figure, both = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     places = sorted(found)
     for axes, (metric, label) in zip(both, _METRICS.items(), strict=True):
         spreads = [found[weight].over_seeds(metric) for weight in places]
@@ -99,10 +98,10 @@ def _templates(found: Mapping[str, tuple[Line, Line]], model: str) -> Figure:
     figure, axes = plt.subplots(figsize=(6, 3))
     shown = [*(name for name in TEMPLATES if name in found), *(name for name in found if name not in TEMPLATES)]
     for place, (metric, label) in enumerate(_METRICS.items()):
-        gains = [100 * (found[name][0].mean(metric) / found[name][1].mean(metric) - 1) for name in shown]
+        gains = [100 * gain(*found[name], metric) for name in shown]
         spots = [spot + (place - 0.5) * 0.38 for spot in range(len(shown))]
         bars = axes.bar(spots, gains, 0.36, label=label, color=_COLORS[metric])
-        axes.bar_label(bars, fmt="%+.1f", fontsize=8, padding=2)
+        axes.bar_label(bars, fmt="%+.1f", fontsize=7, padding=2)
     axes.axhline(0, color="#222", linewidth=0.8)
     axes.set_xticks(range(len(shown)), shown)
     axes.set_ylabel(f"{NAMES[model]} over its backbone, %")

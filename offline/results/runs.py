@@ -119,6 +119,8 @@ def keep(stage: Path, name: str, docs: Path) -> Path:
         if not recipe and (folder / "model.json").is_file():  # reports of version 0.1.0 do not hold theirs
             recipe = _json(folder / "model.json")["recipe"]
     if "dataset" not in body:
+        if "prepare" not in summaries:
+            raise DataError(f"{stage} does not say which data set it is of, nor is its `prepare` beside it")
         body["dataset"] = summaries["prepare"]["name"]
     kept = {"stage": record["stage"], "recipe": _public(recipe), "body": body, "curves": curves, "summaries": summaries}
     path = docs / FOLDER / f"{name}.json"

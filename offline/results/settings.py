@@ -27,6 +27,17 @@ NAMES = {
 # In the order of a table: Table 1's baselines are RecBole's.
 ORDER = ["popularity", "knn", "LightGCN", "Caser", "HGN", "BERT4Rec", "SASRec", *list(NAMES)[2:]]
 
+# What a backbone alone does not read: it is the same model whatever these say.
+_FUSION = (
+    "fusion_heads",
+    "fusion_dropout",
+    "gate_bias",
+    "contrastive_weight",
+    "temperature",
+    "reasoning_drop",
+    "reasoning_dropout",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -77,6 +88,12 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
     made = {section: _plain(recipe.get(section, {})) for section in sections}
     ablation = {"steps": "each", "control": "none", "position": True, "matched": False} | recipe.get("ablation", {})
     if model == backbone:
+        for section in (made["model"], made.get("tiger", {})):
+            for unread in _FUSION:
+                section.pop(unread, None)
+                section.get("train", {}).pop(unread, None)
+        for unread in _FUSION:
+            made.get("train", {}).pop(unread, None)
         what = "matched" if ablation["matched"] else "full"
         base = _digest({**made, "model name": model})
         return Setting(model, what, "", "", name, base, _digest({"base": base, "what": what}))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from offline.results.commands import KEEP, measured
 from offline.results.lines import Line, Lines
 from offline.results.markdown import decimals, missing, section, table
@@ -17,7 +20,16 @@ FIGURES = {"beauty": "Figure 4", "sports": "Figure 8"}
 def grouped(lines: Lines, dataset: str) -> list[tuple[Line, Line]]:
     """SCoTER-H and HSTU whose runs have figures by group."""
     pairs = [(line, lines.backbone(line)) for line in lines.full(dataset, "scoter_h")]
-    return [(line, other) for line, other in pairs if other is not None and line.group("users") is not None]
+    return [(line, other) for line, other in pairs if other is not None and by_group(line, other, "users") is not None]
+
+
+def by_group(
+    line: Line, other: Line, kind: str, metric: str = "recall@10"
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Means of both in each group, float64 [groups] each, over the seeds that they share."""
+    seeds = [seed for seed in line.seeds if seed in other.seeds]
+    ours, theirs = line.group(kind, metric, seeds), other.group(kind, metric, seeds)
+    return None if ours is None or theirs is None else (ours, theirs)
 
 
 def groups(lines: Lines, paper: dict[str, Any], plots: set[str]) -> list[str]:
@@ -32,10 +44,9 @@ def _figure(lines: Lines, dataset: str, title: str, paper: dict[str, dict[str, f
         rows: list[list[str]] = []
         for kind, unit in (("users", "items in the history"), ("items", "training interactions of the target")):
             for metric in ("recall@10", "ndcg@10"):
-                ours, theirs = line.group(kind, metric), other.group(kind, metric)
-                if ours is None or theirs is None:
-                    continue
-                for one, first, second in zip(bounds[kind], ours, theirs, strict=True):
+                found = by_group(line, other, kind, metric)
+                assert found is not None
+                for one, first, second in zip(bounds[kind], *found, strict=True):
                     told = paper[kind].get(str(one["group"])) if metric == "recall@10" else None
                     rows.append(
                         [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offline.results.lines import Line, Lines, compare
+from offline.results.lines import Line, Lines, compare, gain
 from offline.results.markdown import decimals
 
 # R@10 of the paper's SCoTER-H over its HSTU (Table 1).
@@ -49,7 +49,7 @@ def _reached(lines: Lines, model: str, metric: str, wanted: float) -> Target:
 def _lift(lines: Lines, dataset: str, wanted: float) -> Target:
     what, told = f"SCoTER-H over its own HSTU on {dataset}, relative Recall@10", f"≥ +{wanted:.1%}"
     pairs = [(line, lines.backbone(line)) for line in lines.full(dataset, "scoter_h")]
-    lifts = [(line, line.mean("recall@10") / other.mean("recall@10") - 1) for line, other in pairs if other is not None]
+    lifts = [(line, gain(line, other)) for line, other in pairs if other is not None]
     if not lifts:
         return Target(what, told, "", "not measured yet")
     line, ours = max(lifts, key=lambda lift: lift[1])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from offline.errors import DataError
 from offline.recipe import Recipe
-from offline.results.lines import Lines, compare
+from offline.results.lines import Lines, compare, gain, paired
 from offline.results.runs import keep, load_runs
 from offline.results.write import write_results
 from tests.offline.results.made import evaluated
@@ -76,8 +78,21 @@ def test_the_lift_is_that_of_the_same_seeds_and_users(docs: Path) -> None:
     assert found.low > 0
     assert found.p < 0.01
     cells = row(docs, "With reasoning against the backbone", "SCoTER-H (chains by analyst, five-step) | train, masked")
-    assert cells[5] == f"{full.mean('recall@10') / backbone.mean('recall@10') - 1:+.1%}"
+    assert cells[5] == f"{gain(full, backbone):+.1%}"
     assert cells[-1] == "3"
+
+
+def test_a_backbone_is_one_line_whatever_is_fused_into_its_twin(docs: Path) -> None:
+    """The weight of a loss that it does not have makes no other model of it; one seed is not compared with three."""
+    lines = Lines(load_runs(docs)[0])
+    (backbone,) = lines.full("beauty", "hstu")
+    assert backbone.seeds == [1, 2, 3]
+    other = lines.full("beauty", "scoter_h")[1]
+    assert other.seeds == [1]
+    assert lines.backbone(other) is backbone
+    first, second = paired(other, backbone)
+    assert (first, second) == (other.mean("recall@10"), backbone.rows[0]["recall@10"])
+    assert gain(other, backbone) == pytest.approx(first / second - 1)
 
 
 def test_targets_say_by_how_much(docs: Path) -> None:
@@ -109,6 +124,40 @@ def test_weights_groups_and_templates_have_their_figures(docs: Path) -> None:
     assert len(re.findall(r"^\| user group \d: \d+ to \d+ items in the history", page(docs), re.MULTILINE)) == 16
     assert row(docs, "## Figure 3", "SCoTER-H | three-step")[0] == "SCoTER-H"
     assert row(docs, "## Table 9", "beauty | HSTU")[2:5] == ["4.0", "2", "7"]
+
+
+def test_seeds_that_are_left_are_asked_for(docs: Path, tmp_path: Path) -> None:
+    assert "HSTU and SCoTER-H with seed" not in page(docs)
+    keep(evaluated(tmp_path / "work", {"train": {"seed": 2}}, PLAIN), "two", tmp_path / "docs")
+    text = write_results(tmp_path / "docs").read_text(encoding="utf-8")
+    assert "No run yet: HSTU and SCoTER-H with seeds 1 and 3." in text
+
+
+def stage(folder: Path, name: str, file: str, body: dict[str, Any]) -> Path:
+    made = folder / f"{name}-000000000000"
+    made.mkdir(parents=True)
+    (made / "stage.json").write_text(json.dumps({"stage": name, "upstream": []}))
+    (made / file).write_text(json.dumps(body))
+    return made
+
+
+def test_what_discover_and_compare_measured_is_shown(tmp_path: Path) -> None:
+    found = {"dataset": "beauty", "backend": "analyst", "recall@20": {"mined": 0.0213, "five-step": 0.0201}}
+    keep(stage(tmp_path, "discover", "summary.json", found), "mined", tmp_path / "docs")
+    who = {"who": "distilled", "query": "last step", "history": "masked", "recall@20": 0.0312, "ndcg@20": 0.0123}
+    body = {"dataset": "beauty", "users": 200, "results": [who]}
+    keep(stage(tmp_path, "compare", "results.json", body), "compared", tmp_path / "docs")
+    docs = tmp_path / "docs"
+    write_results(docs)
+    assert row(docs, "## Tables 2 and 3", "mined") == ["mined", ".0213"]
+    assert row(docs, "## Table 11", "distilled") == ["distilled", "last step", "masked", ".0312", ".0123"]
+    part = page(docs)[page(docs).index("## Table 11") :]
+    assert "No run yet" not in part
+
+
+def test_a_stage_that_does_not_say_whose_it_is_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not say which data set"):
+        keep(stage(tmp_path, "distill", "summary.json", {"kept": 1}), "a", tmp_path / "docs")
 
 
 def test_the_same_runs_give_the_same_bytes(docs: Path, tmp_path: Path) -> None:
