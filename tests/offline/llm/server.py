@@ -132,7 +132,7 @@ class Layer:
 
     async def completion(self, asked: Asked) -> bytes:
         """What the server says, n times if need be, in the form that the openai SDK defines."""
-        body = {name: value for name, value in asked.body.items() if name not in {"n", "response_format"}}
+        body = {name: value for name, value in asked.body.items() if name not in {"model", "n", "response_format"}}
         body = {name: value for name, value in body.items() if name not in {"structured_outputs", "guided_regex"}}
         count = 1 if self.ignores_n else asked.body.get("n", 1)
         assert self._client is not None
