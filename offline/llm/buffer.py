@@ -15,7 +15,9 @@ class BufferLayer(DynamicLayer):
     the model does.
     """
 
-    _buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # published without annotations
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self,

@@ -157,7 +157,10 @@ class EndpointBackend:
             running.result()
         finally:
             running.cancel()
-            self._portal.call(receive.aclose)
+            try:
+                self._portal.call(receive.aclose)
+            except RuntimeError:  # the backend was closed before its answers were read to the end
+                receive.close()
             self._usage.seconds += time.monotonic() - start
 
     def _questions(self, prompts: Sequence[Prompt]) -> list[_Question]:

@@ -34,9 +34,12 @@ def small() -> LocalBackend:
 
 @pytest.fixture(scope="session")
 def unpacked(small: LocalBackend, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 as a folder: the server does not read GGUF files."""
+    """SmolLM2 as a folder: the server does not read GGUF files, and samples only where a model's settings say so."""
+    from transformers import GenerationConfig
+
     folder = tmp_path_factory.mktemp("unpacked")
     small._model.save_pretrained(folder)
+    GenerationConfig(do_sample=True, eos_token_id=2, pad_token_id=2).save_pretrained(folder)
     small._tokenizer.save_pretrained(folder)
     return folder
 
