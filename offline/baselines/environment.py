@@ -13,6 +13,7 @@ from pathlib import Path
 from offline.errors import StageError
 from offline.stage import console
 
+_IMPORTS = "import recbole.data, recbole.trainer, recbole.model.sequential_recommender"
 _DONE = "scoter-baselines"  # holds the digest of what is installed
 
 
@@ -54,5 +55,9 @@ def environment(folder: Path) -> Path:
         lines = [line for line in installed.stderr.splitlines() if "ERROR" in line] or [installed.stderr[-500:]]
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise StageError(f"RecBole's packages cannot be installed for Python {python} (3.11 is tested): {lines[0]}")
+    # --no-deps takes the list at its word: a package that it lacks would show in the middle of a run otherwise.
+    imported = subprocess.run([str(interpreter), "-I", "-c", _IMPORTS], capture_output=True, text=True, check=False)
+    if imported.returncode:
+        raise StageError(f"RecBole cannot be imported from {folder}: {imported.stderr.strip().splitlines()[-1]}")
     done.write_text(digest, encoding="ascii")
     return interpreter
