@@ -58,7 +58,7 @@ def _table(lines: Lines, title: str, model: str, dataset: str, paper: dict[str, 
             cells = [str(len(alone.seeds)), figure(alone), f"{gain(alone, whole):+.1%}", quoted(paper["backbone"])]
             rows.append([alone.setting.name, *cells])
     absent = [what for what in _STEPS if what in paper and not found[what]]
-    parts = [table(["Recall@10 / NDCG@10", "seeds", "ours", "Recall@10 against full", "*paper*"], rows)] if rows else []
+    parts = [table(["Recall@10 / NDCG@10", "runs", "ours", "Recall@10 against full", "*paper*"], rows)] if rows else []
     if absent:
         parts.append(missing(", ".join(TAKEN[what] for what in absent), *_commands(dataset, model, absent)))
     return section(title, *parts, level=3)
@@ -89,7 +89,7 @@ def controls(lines: Lines) -> str:
                 rows.append([line.dataset, line.setting.name, *against(line, other)])
         if not found:
             absent.append(what)
-    head = ["data set", "control", "Recall@10", "backbone", "relative", "difference, 95 % over users", "p", "seeds"]
+    head = ["data set", "control", "Recall@10", "backbone", "relative", "difference, 95 % over users", "p", "runs"]
     parts = ["\n".join(f"- **{TAKEN[what]}.** {why}" for what, why in _WHY.items())]
     parts += [table(head, rows)] if rows else []
     if absent:
@@ -106,7 +106,7 @@ def weights(lines: Lines, plots: set[str]) -> str:
         if len(found) < 2:
             continue
         rows = [[f"{weight:g}", str(len(line.seeds)), figure(line)] for weight, line in sorted(found.items())]
-        parts.append(f"{dataset}:\n\n" + table(["λ", "seeds", "Recall@10 / NDCG@10"], rows))
+        parts.append(f"{dataset}:\n\n" + table(["λ", "runs", "Recall@10 / NDCG@10"], rows))
         if f"figure-5-{dataset}" in plots:
             parts.append(f"![Recall@10 by λ on {dataset}](results/figure-5-{dataset}.svg)")
     if absent:

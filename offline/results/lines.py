@@ -15,6 +15,8 @@ from offline.results.runs import Run
 from offline.results.settings import BACKBONE, ORDER, Setting, setting
 from offline.significance import Difference, Spread, difference, spread
 
+# What was drawn by chance in a run: its seed, and its semantic IDs where those did not follow from the recipe.
+Drawn = tuple[int, str]
 # The switches that a single figure is quoted under.
 LABELS, HISTORY = "train", "masked"
 SWITCHES = [
@@ -35,7 +37,7 @@ class Line:
     history: str
     rows: list[dict[str, Any]] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
-    seeds: list[int | None] = field(default_factory=list)  # of each row; None: nothing in it is random
+    seeds: list[Drawn | None] = field(default_factory=list)  # of each row; None: nothing in it is random
     names: set[str] = field(default_factory=set)  # of all runs that have such a row
 
     def over_seeds(self, metric: str) -> Spread:
@@ -46,15 +48,15 @@ class Line:
         """Over seeds."""
         return self.over_seeds(metric).mean
 
-    def group(self, name: str, metric: str, seeds: Sequence[int | None]) -> NDArray[np.float64] | None:
+    def group(self, name: str, metric: str, seeds: Sequence[Drawn | None]) -> NDArray[np.float64] | None:
         """Mean over seeds of the metric in each group of `users` or `items`, float64 [groups], if runs have it."""
         rows = [row for row, seed in zip(self.rows, self.seeds, strict=True) if seed in seeds]
         found = [row["groups"][name][metric] for row in rows if "groups" in row]
         return np.mean(found, axis=0) if found else None
 
-    def ranks(self) -> dict[int | None, NDArray[np.int64]]:
+    def ranks(self) -> dict[Drawn | None, NDArray[np.int64]]:
         """Where each user's target was ranked, by seed, of the runs that kept that."""
-        found: dict[int | None, NDArray[np.int64]] = {}
+        found: dict[Drawn | None, NDArray[np.int64]] = {}
         for row, run, seed in zip(self.rows, self.runs, self.seeds, strict=True):
             for kept in run.ranks:
                 switches = {key: row[key] for key in ("model", "labels", "history", "reasoning", "scoring")}
@@ -135,12 +137,14 @@ def gain(first: Line, second: Line, metric: str = f"recall@{TOP}") -> float:
     return ours / theirs - 1 if theirs else 0.0
 
 
-def _seed(run: Run, row: dict[str, Any]) -> int | None:
+def _seed(run: Run, row: dict[str, Any]) -> Drawn | None:
     """What the row was trained with; reports of version 0.1.0 leave it to the recipe."""
     if row["model"] not in BACKBONE or "seed" in row:
-        return row.get("seed")
-    section = run.recipe["tiger"]["train"] if BACKBONE[row["model"]] == "tiger" else run.recipe["train"]
-    return int(section["seed"])
+        seed = row.get("seed")
+    else:
+        seed = run.recipe["tiger" if BACKBONE[row["model"]] == "tiger" else "train"]
+        seed = seed["train"]["seed"] if "train" in seed else seed["seed"]
+    return None if seed is None else (int(seed), run.ids)
 
 
 def compare(first: Line, second: Line, metric: str = f"recall@{TOP}") -> Difference | None:

@@ -44,8 +44,10 @@ def _dataset(lines: Lines, dataset: str, paper: dict[str, list[float]]) -> str:
             values = paper.get(line.setting.model)
             chosen = [values[column] for column in columns] if values and line.setting.what == "full" else None
             cells = [figure(lines.same(line, *switch), (f"recall@{cutoff}", f"ndcg@{cutoff}")) for switch in SWITCHES]
-            rows.append([line.setting.name, str(len(line.seeds)), *cells, quoted(chosen)])
-        head = [f"Recall@{cutoff} / NDCG@{cutoff}", "seeds", *_SWITCHES, "*paper*"]
+            runs = {len(same.seeds) for switch in SWITCHES if (same := lines.same(line, *switch)) is not None}
+            counted = " or ".join(map(str, sorted(runs, reverse=True)))
+            rows.append([line.setting.name, counted, *cells, quoted(chosen)])
+        head = [f"Recall@{cutoff} / NDCG@{cutoff}", "runs", *_SWITCHES, "*paper*"]
         parts.append(table(head, rows))
     lifts = _lifts(lines, dataset)
     return section(title, *parts, lifts, missed if absent else "", _more_seeds(lines, dataset), level=3)
@@ -55,7 +57,8 @@ def _more_seeds(lines: Lines, dataset: str) -> str:
     """What is left of three seeds for the headline comparison."""
     trained = lines.full(dataset, "scoter_h")
     done = max((line.seeds for line in trained), key=len, default=[])
-    left = [seed for seed in SEEDS if seed not in done]
+    trained_with = {one[0] for one in done if one is not None}
+    left = [seed for seed in SEEDS if seed not in trained_with]
     if not trained or not left:
         return ""
     commands: list[str] = []
@@ -95,7 +98,7 @@ def _lifts(lines: Lines, dataset: str) -> str:
         "relative",
         "difference, 95 % over users",
         "p",
-        "seeds",
+        "runs",
     ]
     return "With reasoning against the backbone alone:\n\n" + table(head, rows)
 

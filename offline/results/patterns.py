@@ -45,7 +45,7 @@ def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
             for template, (line, backbone) in found.items()
         ]
         if rows:
-            head = ["model", "template", "seeds", "Recall@10 / NDCG@10", "over its backbone, Recall@10", "*paper*"]
+            head = ["model", "template", "runs", "Recall@10 / NDCG@10", "over its backbone, Recall@10", "*paper*"]
             parts.append(table(head, rows))
         if f"figure-3-{model}" in plots:
             parts.append(f"![Gain over the backbone by template](results/figure-3-{model}.svg)")

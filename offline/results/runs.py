@@ -52,6 +52,7 @@ class Listed(_Section):
 
     name: str
     note: str = ""
+    ids: str = ""  # which semantic IDs, where runs of one seed have different ones: each is a sample of its own
     void: list[Void] = []
 
 
@@ -78,6 +79,7 @@ class Run:
     curves: dict[str, list[dict[str, Any]]]  # epochs of each model
     summaries: dict[str, dict[str, Any]]  # of the stages that it stands on
     note: str = ""
+    ids: str = ""
     void: list[Void] = field(default_factory=list)
     ranks: list[Row] = field(default_factory=list)
 
@@ -145,7 +147,7 @@ def load_runs(docs: Path) -> tuple[list[Run], list[Tried]]:
         kept = _json(path)
         ranks = load_ranks(path.with_suffix(".npz"))[1] if path.with_suffix(".npz").is_file() else []
         try:
-            runs.append(Run(one.name, **kept, note=one.note, void=one.void, ranks=ranks))
+            runs.append(Run(one.name, **kept, note=one.note, ids=one.ids, void=one.void, ranks=ranks))
         except TypeError as error:
             raise DataError(f"{path} is no run that `scoter results add` kept: {error}") from error
     unlisted = sorted({path.stem for path in (docs / FOLDER).glob("*.json")} - {run.name for run in runs})

@@ -77,4 +77,4 @@ def _best(found: list[Line], metric: str) -> Line | None:
 
 
 def _seeds(line: Line) -> str:
-    return f"{len(line.seeds)} seed" + ("s" if len(line.seeds) > 1 else "")
+    return f"{len(line.seeds)} run" + ("s" if len(line.seeds) > 1 else "")

@@ -58,13 +58,24 @@ def row(docs: Path, section: str, start: str) -> list[str]:
 def test_seeds_are_one_line_with_their_spread(docs: Path) -> None:
     lines = Lines(load_runs(docs)[0])
     (full, other) = lines.full("beauty", "scoter_h")
-    assert full.seeds == [1, 2, 3]
+    assert full.seeds == [(1, ""), (2, ""), (3, "")]
     assert other.setting.template == "three-step"
     cells = row(docs, "### Table 1: Amazon Beauty", "SCoTER-H (chains by analyst, five-step)")
     assert cells[1] == "3"
     spread = full.over_seeds("recall@10")
     assert cells[2].startswith(f"{spread.mean:.4f} ± {spread.sd:.4f} / "[1:].replace("± 0.", "± ."))
     assert row(docs, "### Table 1: Amazon Beauty", "co-occurrence kNN")[1] == "1"
+
+
+def test_another_run_of_a_seed_counts_where_its_semantic_ids_are_others(tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    for run in ("one", "two"):
+        keep(evaluated(tmp_path / run, {}, PLAIN), run, folder)
+    assert len(Lines(load_runs(folder)[0]).full("beauty", "hstu")[0].rows) == 1
+    listed = (folder / "runs.toml").read_text(encoding="utf-8")
+    (folder / "runs.toml").write_text(listed + 'ids = "another draw"\n', encoding="utf-8")
+    (line,) = Lines(load_runs(folder)[0]).full("beauty", "hstu")
+    assert line.seeds == [(1, ""), (1, "another draw")]
 
 
 def test_the_lift_is_that_of_the_same_seeds_and_users(docs: Path) -> None:
@@ -86,9 +97,9 @@ def test_a_backbone_is_one_line_whatever_is_fused_into_its_twin(docs: Path) -> N
     """The weight of a loss that it does not have makes no other model of it; one seed is not compared with three."""
     lines = Lines(load_runs(docs)[0])
     (backbone,) = lines.full("beauty", "hstu")
-    assert backbone.seeds == [1, 2, 3]
+    assert backbone.seeds == [(1, ""), (2, ""), (3, "")]
     other = lines.full("beauty", "scoter_h")[1]
-    assert other.seeds == [1]
+    assert other.seeds == [(1, "")]
     assert lines.backbone(other) is backbone
     first, second = paired(other, backbone)
     assert (first, second) == (other.mean("recall@10"), backbone.rows[0]["recall@10"])
