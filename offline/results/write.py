@@ -33,8 +33,8 @@ How to read it:
 - **`analyst` is no language model.** Chains said to be by `analyst` are statistics put into words. Nothing measured on
   them says what an LLM's reasoning is worth.
 - ± is the standard deviation over runs: other seeds, or the same seed with other semantic IDs. Intervals and p are
-  about users, with the same seeds paired: 2,000 bootstrap resamples, and 2,000 random signs. They do not say what another
-  seed would do.
+  about users, with the same seeds paired: 2,000 bootstrap resamples, and 2,000 random signs. They do not say what
+  another seed would do.
 - *Figures in italics are quoted from the paper*, which says of neither switch which one it took.
 """
 
