@@ -17,7 +17,7 @@ import anyio
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from offline.errors import LLMError, RecipeError
-from offline.llm.base import Message, Prompt
+from offline.llm.base import Message, Prompt, Sampling
 from offline.llm.extra import llm_extra
 from offline.llm.pace import asked_wait
 
@@ -171,7 +171,7 @@ class Chat:
         except APIError as error:
             raise Fault(self._clean(str(error)), charged=True) from None
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return self._read(response.content, headers)
+        return self._read(response.content, headers, prompt.sampling)
 
     def _body(self, prompt: Prompt, n: int, seed: int | None) -> dict[str, Any]:
         sampling = prompt.sampling
@@ -227,7 +227,7 @@ class Chat:
             return Fault(f"status {status}: {said}", wait=asked_wait(headers))
         return Refused(f"status {status}: {said}")
 
-    def _read(self, content: bytes, headers: Mapping[str, str]) -> Reply:
+    def _read(self, content: bytes, headers: Mapping[str, str], sampling: Sampling) -> Reply:
         """A body, whatever its content type says: what can be read has been paid for."""
         try:
             completion = _Completion.model_validate_json(content)
@@ -242,7 +242,11 @@ class Chat:
             tokens = None
         if tokens is not None and min(tokens) < 0:
             tokens = None
-        choices = [Choice(self._text(c.message.content), c.finish_reason) for c in completion.choices]
+        # Some servers return the stop word, too.
+        choices = [
+            Choice(sampling.before_stop(self._text(choice.message.content)), choice.finish_reason)
+            for choice in completion.choices
+        ]
         return Reply(tuple(choices), tokens, headers)
 
     def _text(self, content: str | None) -> str:

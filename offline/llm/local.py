@@ -300,9 +300,7 @@ class LocalBackend:
     def _text(self, row: _Row) -> str:
         """What a row says, cut before the first stop word."""
         tokens = row.tokens[:-1] if row.tokens[-1] in self._ends else row.tokens
-        text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
-        cuts = [place for word in row.sampling.stop if (place := text.find(word)) >= 0]
-        return text[: min(cuts)] if cuts else text
+        return row.sampling.before_stop(str(self._tokenizer.decode(tokens, skip_special_tokens=True)))
 
 
 def nucleus(logits: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
