@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -26,13 +27,13 @@ def main(path: Path) -> None:
     if job["parameters"]["n_layers"] == 0:
         sys.exit("ValueError: no layers\n")
     if job["parameters"]["n_layers"] == 9:
-        print(json.dumps({"epoch": 0, "loss": 1.0}), flush=True)  # noqa: T201 - what the script prints
-        time.sleep(60)
+        (Path(job["out"]) / "pid").write_text(str(os.getpid()))
+        time.sleep(600)
     name = f"{job['model']}-{job['parameters']['n_layers']}" + ("-refit" if job["refit"] else "")
     seen = digest(Path(job["data"]) / job["dataset"])
     if seen != json.loads((EXPORTED / "digests.json").read_text())[name]:
         sys.exit(f"{name} was exported for other files than these ({seen})")
-    print("a line of RecBole's own")  # noqa: T201
+    print("a line of RecBole's own")  # noqa: T201 - what the script prints
     for epoch in range(job["epochs"]):
         print(json.dumps({"epoch": epoch, "loss": 1.0}))  # noqa: T201
         print(json.dumps({"epoch": epoch, "validation": 0.1}))  # noqa: T201

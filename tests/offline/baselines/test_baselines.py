@@ -99,6 +99,8 @@ def test_a_run_that_failed_goes_on_where_it_was(data: Path, own: Path, tmp_path:
     assert (kept / "test.npy").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # a process of its own that imports torch
 def test_an_interrupt_ends_recbole_too(data: Path, own: Path, tmp_path: Path) -> None:
     text = recipe(n_layers=[9]).model_dump_json(include={"name", "model", "baselines"})
     code = (
@@ -108,21 +110,20 @@ def test_an_interrupt_ends_recbole_too(data: Path, own: Path, tmp_path: Path) ->
         f" Recipe.model_validate_json({text!r}), Path({str(own)!r}))"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not (children := _children(process.pid)) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 120
+        while not (started := list((tmp_path / "work").rglob("pid"))) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert children
+        (written,) = started
+        child = int(_when_written(written))
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) != 0
-    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+        assert process.wait(timeout=60) != 0
+    assert not Path(f"/proc/{child}").exists()
 
 
-def _children(pid: int) -> list[int]:
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
-    except OSError:
-        return []
-    return [int(child) for child in text.split()]
+def _when_written(path: Path) -> str:
+    while not (text := path.read_text(encoding="ascii")):
+        time.sleep(0.01)
+    return text
 
 
 def test_an_environment_is_made_once_and_nothing_else_is_removed(own: Path, tmp_path: Path) -> None:
