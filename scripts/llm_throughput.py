@@ -54,7 +54,7 @@ def main() -> None:
         same = sum(a == b for a, b in zip(texts, alone, strict=True))
         print(
             f"batch {batch:3}: {written / cpu:6.1f} tokens written for each second of CPU time, {cpu:.1f} s of it in "
-            f"{seconds:.1f} s, {read} tokens read and {written} written; {same} of {len(texts)} answers as in the first line",
+            f"{seconds:.1f} s, {read} tokens read and {written} written; {same} of {len(texts)} answers as in line 1",
             flush=True,
         )
 
