@@ -44,17 +44,18 @@ def main() -> None:
         with LocalBackend(arguments.model, batch=batch, precision=arguments.precision) as backend:
             list(backend.answer(prompts(1, 2, 0.7, 1)))  # the first call pays for what is set up once
             used = (backend.usage.prompt_tokens, backend.usage.completion_tokens)
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             asked = prompts(arguments.count, arguments.tokens, arguments.temperature, arguments.lines)
             answers = {answer.index: answer.texts[0] for answer in backend.answer(asked)}
-            seconds = time.perf_counter() - start
+            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
             read, written = backend.usage.prompt_tokens - used[0], backend.usage.completion_tokens - used[1]
         texts = [answers[index] for index in range(len(asked))]
         alone = alone or texts
         same = sum(a == b for a, b in zip(texts, alone, strict=True))
         print(
-            f"batch {batch:3}: {written / seconds:6.1f} tokens/s written, {seconds:6.1f} s for {read} tokens read and "
-            f"{written} written; {same} of {len(texts)} answers as in the first line"
+            f"batch {batch:3}: {written / cpu:6.1f} tokens written for each second of CPU time, {cpu:.1f} s of it in "
+            f"{seconds:.1f} s, {read} tokens read and {written} written; {same} of {len(texts)} answers as in line 1",
+            flush=True,
         )
 
 

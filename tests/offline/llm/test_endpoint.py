@@ -317,19 +317,19 @@ def test_nobody_listening_is_said_with_the_address(connect: Open) -> None:
 
 
 def test_a_server_that_dies_half_way_costs_nothing_that_was_answered(served: str, connect: Open, layer: Layer) -> None:
-    prompts = asks(24)
+    prompts = asks(20, max_tokens=2)
     backend = connect(concurrency=2)
     kept: list[Answer] = []
 
     def read_while_it_dies() -> None:
         for answer in backend.answer(prompts):
             kept.append(answer)
-            if len(kept) == 8:
+            if len(kept) == 4:
                 layer.stop()
 
     with pytest.raises(LLMError, match=r"nobody answers at .* kept in .*answers\.sqlite: run again"):
         read_while_it_dies()
-    assert 8 <= len(kept) < 24
+    assert 4 <= len(kept) < 20
     assert all(answer.texts for answer in kept)
     alive = Layer(served, port=layer.port)
     try:
@@ -337,10 +337,10 @@ def test_a_server_that_dies_half_way_costs_nothing_that_was_answered(served: str
         whole = answers(again, prompts)
     finally:
         alive.stop()
-    assert [answer.index for answer in whole] == list(range(24))
+    assert [answer.index for answer in whole] == list(range(20))
     assert all(answer in whole for answer in kept)
     assert again.usage.cached >= len(kept)
-    assert len(alive.asked) == 24 - again.usage.cached
+    assert len(alive.asked) == 20 - again.usage.cached
 
 
 KILLED = """
@@ -352,7 +352,7 @@ from offline.recipe import TeacherRecipe
 from tests.offline.llm.prompts import asks
 recipe = TeacherRecipe(backend="endpoint", model="small", base_url=sys.argv[1], concurrency=2)
 with EndpointBackend(recipe, AnswerCache(Path(sys.argv[2])), None) as backend:
-    for answer in backend.answer(asks(24)):
+    for answer in backend.answer(asks(12, max_tokens=2)):
         print(answer.index, flush=True)
 """
 
@@ -361,15 +361,15 @@ def test_a_killed_process_loses_at_most_what_was_in_flight(connect: Open, layer:
     command = [sys.executable, "-c", KILLED, layer.url, str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path.cwd())
     assert process.stdout is not None
-    for _ in range(8):
+    for _ in range(4):
         assert process.stdout.readline()
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     sent = len(layer.asked)
     backend = connect(concurrency=2)
-    assert all(answer.texts for answer in answers(backend, asks(24)))
-    assert backend.usage.cached >= max(8, sent - 2)
-    assert len(layer.asked) <= 24 + 2
+    assert all(answer.texts for answer in answers(backend, asks(12, max_tokens=2)))
+    assert backend.usage.cached >= max(4, sent - 2)
+    assert len(layer.asked) <= 12 + 2
 
 
 def test_a_budget_is_kept_and_can_be_raised(connect: Open, layer: Layer, tmp_path: Path) -> None:
