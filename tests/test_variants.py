@@ -29,14 +29,14 @@ from service.settings import ExperimentSettings, LmdbSettings, Settings
 from service.store.open import open_store
 from tests.offline.models import tiny
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first test runs all stages
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first test runs all stages
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 TRAIN = {"batch": 64, "learning_rate": 5e-3, "epochs": 1, "reasoning_drop": 0.3}
 RECIPE = {
     "name": "variants",
     "models": list(VARIANTS),
-    "tokenize": {"codebook": 16},
+    "tokenize": {"levels": 2, "codebook": 16},  # fewer levels, shorter graphs, quicker exports
     "model": tiny.recipe(length=6, blocks=1, decoder_layers=1, beam=12).model_dump(),
     "sasrec": tiny.SASREC | {"blocks": 1},
     "tiger": tiny.TIGER | {"layers": 1, "train": TRAIN},
