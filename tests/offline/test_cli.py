@@ -153,7 +153,7 @@ def test_a_work_folder_that_is_a_file(scoter: Scoter, data: Path) -> None:
 def test_a_message_is_shown_as_it_is_on_one_line(
     scoter: Scoter, data: Path, monkeypatch: pytest.MonkeyPatch, message: str, shown: str
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise StageError(message)
 
     monkeypatch.setattr(cli, "_run_to", fail)
@@ -167,7 +167,7 @@ def test_a_path_with_brackets_is_shown_as_it_is(scoter: Scoter, tmp_path: Path) 
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("bug")
 
     monkeypatch.setattr(cli, "_run_to", fail)
@@ -187,7 +187,7 @@ def test_a_wrong_command_line_is_the_caller_s(scoter: Scoter, arguments: list[st
 @pytest.mark.parametrize("stage", ["prepare", "tokenize", "train", "evaluate", "export"])
 def test_each_stage_runs_up_to_itself(scoter: Scoter, data: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(cli, "_run_to", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(cli, "_run_to", lambda *arguments, **_: calls.append(arguments))
     assert scoter(stage, "sample", "--data", data).code == 0
     assert calls == [(stage, "sample", data, Path("out"))]
 
@@ -197,7 +197,7 @@ def test_a_run_publishes_when_asked_to(
     scoter: Scoter, data: Path, monkeypatch: pytest.MonkeyPatch, store: str | None
 ) -> None:
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(cli, "_run_to", lambda *_: data / "release")
+    monkeypatch.setattr(cli, "_run_to", lambda *_, **__: data / "release")
     monkeypatch.setattr(cli, "_publish", lambda *arguments: calls.append(arguments))
     assert scoter("run", "sample", "--data", data, *(["--store", store] if store else [])).code == 0
     assert calls == ([(data / "release", store)] if store else [])
@@ -296,7 +296,7 @@ def test_an_interrupted_command_says_how_to_go_on(
 
 
 def test_ctrl_c_ends_a_process_without_a_traceback() -> None:
-    stage = "lambda *_: (print('up', flush=True), time.sleep(60))"
+    stage = "lambda *_, **__: (print('up', flush=True), time.sleep(60))"
     # Whoever starts the tests in the background may have SIGINT ignored, which processes inherit.
     heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"import signal, time; {heard}; from offline import cli; cli._run_to = {stage}; cli.main()"
