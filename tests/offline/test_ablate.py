@@ -156,5 +156,5 @@ def test_embeddings_of_another_catalogue_are_refused(upstream: tuple[Stage, Stag
     tokens = Stage("tokenize", "other", tmp_path / "tokens")
     tokens.folder.mkdir()
     np.save(tokens.folder / "embeddings.npy", np.zeros((3, D), np.float32))
-    with pytest.raises(StageError, match=r"embeddings\.npy has 3 rows, the data set \d+ items"):
+    with pytest.raises(StageError, match=r"embeddings\.npy holds an array of \[3, \d+\], the data set has \d+ items"):
         ablated(tmp_path, (upstream[0], tokens, upstream[2]), control="successors")

@@ -306,6 +306,6 @@ def test_semantic_ids_of_another_data_set_are_refused(upstream: tuple[Stage, Sta
     other.mkdir()
     np.save(other / "codes.npy", load_codes(tokens.folder)[:-1])
     with pytest.raises(
-        StageError, match=r"tokenize holds semantic IDs of 59 items, the data set has 60: they were not"
+        StageError, match=r"tokenize holds semantic IDs of \d+ items, the data set has \d+: they were not"
     ):
         train(tmp_path / "work", "hstu", prepared, Stage("tokenize", "x", other), reasoned, recipe(epochs=1))
