@@ -11,6 +11,7 @@ from offline.distill.answers import Said
 from offline.distill.compare import compare
 from offline.distill.run import distill
 from offline.distill.students import about, fold_of, student
+from offline.distill.teach import teach
 from offline.distill.validity import validity
 from offline.errors import LLMError, RecipeError, StageError
 from offline.prepare import load_dataset
@@ -117,7 +118,7 @@ def test_what_was_trained_is_not_trained_again(
     assert len(backend.asked) == 40
     assert not list(stage.folder.glob("*.checkpoints"))
     # Another student costs no other chains.
-    assert distill(tmp_path / "work", prepared, template, _with(recipe, rank=4), []) != stage
+    teach(tmp_path / "work", prepared, template, _with(recipe, rank=4, epochs=5, student="another"), [prepared])
     assert len(backend.asked) == 40
 
 
