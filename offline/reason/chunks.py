@@ -40,15 +40,18 @@ class Chunks:
         counts: dict[str, int] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         return counts
 
-    def cut(self, rows: Iterable[tuple[int, Any]], size: int) -> None:
-        """Write `(label, row)` pairs as chunks of one label and up to `size` rows, in the place of what was there."""
+    def cut(self, rows: Iterable[tuple[int, Any]], size: int, *, first: int | None = None) -> None:
+        """Write `(label, row)` pairs as chunks of one label and up to `size` rows, in the place of what was there.
+
+        The first chunk of each label has `first` rows at most: whoever is not up to the work is found out early.
+        """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         held: dict[int, list[Any]] = {}
         written: dict[int, int] = {}
         for label, row in rows:
             held.setdefault(label, []).append(row)
-            if len(held[label]) == size:
+            if len(held[label]) == (size if label in written or first is None else min(first, size)):
                 self._save(label, written, held.pop(label))
         for label, left in held.items():
             self._save(label, written, left)

@@ -141,7 +141,7 @@ class _Run:
                     yield self.job.writer.fold(self.dataset.users[user]), (user, split, key.hex())
 
         with self._seen() as seen:
-            self.asks.cut(rows(seen), self.job.writer.chunk)
+            self.asks.cut(rows(seen), self.job.writer.chunk, first=TRIAL)
         self.asks.finish(dict(found))
 
     def _write(self) -> None:

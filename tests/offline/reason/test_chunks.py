@@ -31,3 +31,12 @@ def test_nothing_to_do_is_a_whole_list_of_no_chunks(tmp_path: Path) -> None:
     chunks.finish({})
     assert chunks.names() == []
     assert chunks.counts == {}
+
+
+def test_the_first_chunk_of_each_label_is_short(tmp_path: Path) -> None:
+    chunks = Chunks(tmp_path / "chunks")
+    chunks.cut(((row % 2, row) for row in range(20)), 4, first=2)
+    assert [(found.label, len(found.rows)) for found in map(chunks.read, chunks.names())] == [
+        *((0, 2), (0, 4), (0, 4)),
+        *((1, 2), (1, 4), (1, 4)),
+    ]
