@@ -99,19 +99,23 @@ class TritonEngines:
         """Rank items with a release's model. Raises EngineUnavailable, EngineTimeout or EngineOverloaded."""
         if self._in_flight >= self._settings.in_flight:
             raise EngineOverloaded(f"{self._in_flight} requests wait for {self._settings.url} already")
+        doing = f"inference of model {entry.name!r}"
         self._in_flight += 1
         try:
-            result = await self._client().infer(
-                deployed_name(entry.name, release_id),
-                _tensors(entry, request),
-                model_version=VERSION,
-                outputs=[InferRequestedOutput(name) for name in output_names(entry)],
-                headers=_headers(),
-                timeout=max(1, int(seconds * 1e6)),  # microseconds in the server's queue
-                client_timeout=seconds,
-            )
+            async with asyncio.timeout(seconds):  # gRPC rounds a time limit up to the next millisecond
+                result = await self._client().infer(
+                    deployed_name(entry.name, release_id),
+                    _tensors(entry, request),
+                    model_version=VERSION,
+                    outputs=[InferRequestedOutput(name) for name in output_names(entry)],
+                    headers=_headers(),
+                    timeout=max(1, int(seconds * 1e6)),  # microseconds in the server's queue
+                    client_timeout=seconds,
+                )
+        except TimeoutError as error:
+            raise EngineTimeout(f"{doing} on {self._settings.url}: no answer within {seconds * 1000:.0f} ms") from error
         except InferenceServerException as error:
-            raise self._translated(error, f"inference of model {entry.name!r}", seconds) from error
+            raise self._translated(error, doing, seconds) from error
         finally:
             self._in_flight -= 1
         return _ranking(result, entry)
