@@ -15,6 +15,8 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from offline.recipe import AblationRecipe
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0; width: 100%; font-size: 13px }
@@ -33,6 +35,7 @@ def write_page(path: Path, report: dict[str, Any], curves: dict[str, list[dict[s
     parts = [
         f"<h1>{escape(report['dataset'])}, recipe {escape(report['recipe'])}</h1>",
         f"<p>{report['users']:,} users of the {escape(report['split'])} split, {report['items']:,} items.</p>",
+        _taken_away(report["settings"]["ablation"]),
         picture(_bars(report["results"]), "Recall@10 by model, with the user's history masked"),
         "<h2>Results, with the switches they were measured under</h2>",
         table([{key: value for key, value in row.items() if key != "groups"} for row in report["results"]]),
@@ -58,6 +61,13 @@ def html(title: str, parts: list[str]) -> str:
         + "".join(parts)
         + "</html>\n"
     )
+
+
+def _taken_away(ablation: dict[str, Any]) -> str:
+    """What the recipe took from the reasoning: results without it are no results of the whole system."""
+    without = AblationRecipe().model_dump()
+    changed = [f"{name} = {value}" for name, value in ablation.items() if value != without[name]]
+    return f"<p>Ablation: {escape(', '.join(changed))}.</p>" if changed else ""
 
 
 def _bars(results: list[dict[str, Any]]) -> Figure:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -124,14 +125,23 @@ def best_epoch(folder: Path) -> int:
 
 
 def load_model(folder: Path, tokens: Stage) -> Recommender:
-    """The trained model, in evaluation mode. Raises TrainingError if it was trained on other semantic IDs."""
+    """The trained model, in evaluation mode.
+
+    Raises TrainingError if it was trained on other semantic IDs, or by a version whose recipes were others.
+    """
     about: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     codes = codes_digest(tokens.folder)
     if about.get("codes", codes) != codes:  # absent from models of version 0.1.0
         raise TrainingError(
             f"{folder} was trained on other semantic IDs than those in {tokens.folder}: remove it and train again"
         )
-    recipe = Recipe.model_validate(about["recipe"])
+    try:
+        recipe = Recipe.model_validate(about["recipe"])
+    except ValidationError as error:
+        raise TrainingError(
+            f"{folder} was trained by another version of this package, whose recipes were others: remove it and train "
+            f"again ({error.error_count()} settings differ, the first: {'.'.join(map(str, error.errors()[0]['loc']))})"
+        ) from error
     reasoning = tuple(about["reasoning"]) if about["reasoning"] else None
     model = Recommender(recipe, about["variant"], load_codes(tokens.folder), reasoning)
     model.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))

@@ -228,6 +228,18 @@ def test_weights_are_not_read_with_other_semantic_ids_than_their_own(
         load_model(stage.folder, Stage("tokenize", "x", other))
 
 
+def test_weights_of_another_version_of_the_recipes_are_refused(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path
+) -> None:
+    stage = train(tmp_path / "work", "hstu", *upstream, recipe(epochs=1, validate_every=1))
+    path = stage.folder / "model.json"
+    about = json.loads(path.read_text(encoding="utf-8"))
+    about["recipe"]["reason"]["backend"] = "analyst"
+    path.write_text(json.dumps(about), encoding="utf-8")
+    with pytest.raises(TrainingError, match=r"another version .* train again \(1 settings differ, .*reason\.backend"):
+        load_model(stage.folder, upstream[1])
+
+
 def test_position_and_lambda_can_be_taken_away(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
     """Each of them changes the weights, nothing else does, and without P the steps have no order."""
     full = train(tmp_path, "scoter_h", *upstream, recipe(epochs=1))
