@@ -225,7 +225,7 @@ def _write_reasoning(path: Path, model: Recommender, raw: NDArray[np.float16], e
         part = raw[start : start + 4096].astype(np.float32)
         if entry.layout == "projected":
             with torch.inference_mode():
-                part = model.adapter(torch.from_numpy(part)).numpy()
+                part = model.project(torch.from_numpy(part)).numpy()
         out[start : start + 4096] = part.astype(out.dtype)
     out.flush()
 

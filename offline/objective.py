@@ -28,18 +28,19 @@ class Objective(nn.Module):
         sequence, present = model.encode(inputs)
         if reasoning is None:
             context = model.fuse(sequence, None, None)
-            return (
-                self._everywhere(context, present, targets) if model.causal else self._last(context, present, targets)
-            )
+            if model.causal:
+                return self._everywhere(context, present, targets)
+            return self._last(context, context, present, targets)
         assert model.adapter is not None
         assert keep is not None
-        steps = model.adapter(functional.dropout(reasoning, recipe.reasoning_dropout, training=True))
+        steps = model.project(functional.dropout(reasoning, recipe.reasoning_dropout, training=True))
         last = targets[:, -1]
         if model.causal:
             loss = self._everywhere_fused(sequence, present, steps, keep, targets)
         else:
-            loss = self._last(model.fuse(sequence, steps, keep), present, targets)
-        aligned = info_nce(steps[keep, -1], model.embed(last[keep]), last[keep], recipe.temperature)
+            context = model.fuse(sequence, steps, keep)
+            loss = self._last(context, model.query(context, steps, keep), present, targets)
+        aligned = info_nce(steps[keep, -1, : model.dim], model.embed(last[keep]), last[keep], recipe.temperature)
         return loss + recipe.contrastive_weight * torch.nan_to_num(aligned)
 
     def _everywhere(self, context: Tensor, present: Tensor, targets: Tensor) -> Tensor:
@@ -55,17 +56,17 @@ class Objective(nn.Module):
         place = torch.arange(targets.shape[1], device=targets.device)
         without = model.fuse(sequence, steps, torch.zeros_like(keep))
         fused = model.fuse(sequence, steps, keep)
-        at_end = torch.cat([without[:, :-1], fused[:, -1:]], dim=1)
-        loss = self._recommendation(fused, at_end, present, place[-1:], targets)
+        before = model.query(without[:, :-1], steps, torch.zeros_like(keep))
+        queries = torch.cat([before, model.query(fused[:, -1:], steps, keep)], dim=1)
+        loss = self._recommendation(fused, queries, present, place[-1:], targets)
         if len(place) > 1:
-            earlier = self._recommendation(without, without, present, place[:-1], targets, catalogue=False)
-            loss = loss + earlier
+            loss = loss + self._recommendation(without, queries, present, place[:-1], targets, catalogue=False)
         return loss
 
     def _recommendation(
         self,
         context: Tensor,
-        states: Tensor,
+        queries: Tensor,
         present: Tensor,
         at: Tensor,
         targets: Tensor,
@@ -79,36 +80,36 @@ class Objective(nn.Module):
         following = targets[:, at]  # [B, G]
         logits = model.decoder.train_logits(context, present, at, model.item_codes[following])
         loss = self._unlikelihood(
-            [scores[here] for scores in logits], following[here], vectors, context[:, at][here], present.sum()
+            [scores[here] for scores in logits], following[here], vectors, queries[:, at][here], present.sum()
         )
-        table = model.catalogue() if catalogue and recipe.catalogue_weight else None
+        table = model.item_vectors() if catalogue and recipe.catalogue_weight else None
         if table is not None:
-            scores = states[present] @ table.T  # [M, N]
+            scores = queries[present] @ table.T  # [M, N]
             loss = loss + recipe.catalogue_weight * functional.cross_entropy(
                 scores, targets[present] - 1, label_smoothing=recipe.label_smoothing
             )
         return loss
 
-    def _last(self, context: Tensor, present: Tensor, targets: Tensor) -> Tensor:
+    def _last(self, context: Tensor, queries: Tensor, present: Tensor, targets: Tensor) -> Tensor:
         """Mean over the rows, each of which predicts its last target."""
         end = torch.tensor([context.shape[1] - 1], device=context.device)
         following = targets[:, -1]
         logits = self.model.decoder.train_logits(context, present, end, self.model.item_codes[following][:, None])
         rows = torch.tensor(len(following), device=context.device)
         vectors = self.model.node_vectors()
-        return self._unlikelihood([scores[:, 0] for scores in logits], following, vectors, context[:, -1], rows)
+        return self._unlikelihood([scores[:, 0] for scores in logits], following, vectors, queries[:, -1], rows)
 
     def _unlikelihood(
-        self, logits: list[Tensor], chosen: Tensor, vectors: list[Tensor] | None, state: Tensor, total: Tensor
+        self, logits: list[Tensor], chosen: Tensor, vectors: list[Tensor] | None, query: Tensor, total: Tensor
     ) -> Tensor:
-        """-log p of items `chosen` [M] by logits [M, codebook] of each level and states [M, d], summed over `total`."""
+        """-log p of items `chosen` [M] by logits [M, codebook] by level and queries [M, q], summed over `total`."""
         tables, smoothing = self.model.tables, self.recipe.label_smoothing
-        loss = state.new_zeros(())
+        loss = query.new_zeros(())
         for level, scores in enumerate(logits):
             node = tables.path[chosen, level]
             parent = tables.path[chosen, level - 1] if level else torch.zeros_like(chosen)
             of_nodes = vectors[level] if vectors is not None else None
-            _, likelihood = child_log_probabilities(tables, level, parent[:, None], scores[:, None], of_nodes, state)
+            _, likelihood = child_log_probabilities(tables, level, parent[:, None], scores[:, None], of_nodes, query)
             likelihood = likelihood[:, 0]  # [M, F]
             slot = node - tables.table("first", level)[parent]
             picked = likelihood.gather(1, slot[:, None]).sum()

@@ -214,6 +214,13 @@ class TrainRecipe(_Section):
     seed: int = 1
 
 
+class AlignmentRecipe(_Section):
+    """Items score by how near their texts lie to what the steps say, too: our addition to eq. 1 to 5."""
+
+    dim: int = Field(0, ge=0)  # principal axes of the item texts that are compared; 0: no such term
+    weight: float = Field(4.0, ge=0)  # alpha
+
+
 class SasrecRecipe(_Section):
     """A third backbone beside the paper's two. Width, dropout, decoder and fusion are those of `[model]`."""
 
@@ -322,6 +329,7 @@ class Recipe(_Section):
     reason: ReasonRecipe = ReasonRecipe()
     model: ModelRecipe = ModelRecipe()
     train: TrainRecipe = TrainRecipe()
+    alignment: AlignmentRecipe = AlignmentRecipe()
     sasrec: SasrecRecipe = SasrecRecipe()
     tiger: TigerRecipe = TigerRecipe()
     ablation: AblationRecipe = AblationRecipe()
@@ -336,6 +344,15 @@ class Recipe(_Section):
         if len(set(models)) < len(models):
             raise ValueError(f"{', '.join(models)} names a model twice")
         return models
+
+    @model_validator(mode="after")
+    def _alignment_compares_in_one_space(self) -> Self:
+        if self.alignment.dim and self.reason.encoder != self.tokenize.encoder:
+            raise ValueError(
+                f"alignment.dim = {self.alignment.dim} compares steps with item texts: reason.encoder = "
+                f"{self.reason.encoder!r} and tokenize.encoder = {self.tokenize.encoder!r} must be the same"
+            )
+        return self
 
     def training(self, variant: Variant) -> TrainRecipe:
         """How that model is trained."""
@@ -365,6 +382,7 @@ def load_recipe(name_or_path: str) -> Recipe:
         raise RecipeError(f"recipe {name_or_path} is not TOML: {error}") from error
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+            f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+            for e in error.errors()
         )
         raise RecipeError(f"recipe {name_or_path}: {faults}") from error

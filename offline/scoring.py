@@ -103,7 +103,7 @@ def score_beam(
         if model.adapter is not None:
             assert history.reasoning is not None
             matrix = history.reasoning[rows]
-            steps = model.adapter(torch.from_numpy(matrix.astype(np.float32)).to(device))
+            steps = model.project(torch.from_numpy(matrix.astype(np.float32)).to(device))
             has_reasoning = torch.from_numpy(present(matrix) & use_reasoning).to(device)
         allowed = None if alive is None else alive.expand(len(items), -1)
         beam = model.recommend(items, seen, width, steps, has_reasoning, widen, allowed)

@@ -43,7 +43,7 @@ from offline.reason.output import load_reasoning, present
 from offline.recipe import BACKBONES, Recipe, Variant, reads_reasoning
 from offline.scoring import History, score_beam
 from offline.stage import Stage, console, run_stage, write_json
-from offline.tokenize import codes_digest, load_codes
+from offline.tokenize import codes_digest, load_codes, load_embeddings
 
 VERSION = 2
 
@@ -108,6 +108,8 @@ def _settings(recipe: Recipe, variant: Variant) -> dict[str, Any]:
             settings["sasrec"] = recipe.sasrec.model_dump()
         case "hstu":
             pass
+    if reads_reasoning(variant) and recipe.alignment.dim:
+        settings["alignment"] = recipe.alignment.model_dump()
     if reads_reasoning(variant) and not recipe.ablation.position:
         settings["position"] = False
     return settings
@@ -209,6 +211,8 @@ class _Run:
         self.codes = codes_digest(tokens.folder)
         codes = load_codes(tokens.folder, self.dataset.num_items)
         self.model = Recommender(recipe, variant, codes, shape)
+        if self.model.alignment is not None:
+            self.model.alignment.place(load_embeddings(tokens.folder, self.dataset.num_items))
         self.model.to(self.device)
         rows = training_rows if self.model.causal else prefix_rows
         self.rows: TrainingRows = rows(self.dataset, recipe.model.length, include_validation=refit)

@@ -38,8 +38,7 @@ def main(
     settings = load_recipe(recipe).model
     dataset = load_dataset(_stage(work, "prepare").folder)
     model = load_model(_stage(work, "train-scoter_h").folder, _stage(work, "tokenize"))
-    adapter = model.adapter
-    if adapter is None:
+    if model.adapter is None:
         raise typer.BadParameter(f"the model in {work} reads no reasoning")
     model.eval()
     everyone = np.arange(len(dataset.users))
@@ -49,7 +48,7 @@ def main(
     )
     raw = torch.from_numpy(cast("NDArray[np.float16]", history.reasoning).astype(np.float32))
     with torch.inference_mode():
-        projected = adapter(raw)
+        projected = model.project(raw)
     best: NDArray[np.int64] | None = None
     print(f"{len(chosen)} test users, beam {settings.beam}")
     for layout, matrices in ((Layout.projected, projected.numpy()), (Layout.raw, raw.numpy())):
@@ -64,7 +63,7 @@ def main(
                         torch.from_numpy(history.items[rows]),
                         torch.from_numpy(history.seen[rows]),
                         settings.beam,
-                        adapter(steps) if layout is Layout.raw else steps,
+                        model.project(steps) if layout is Layout.raw else steps,
                         torch.ones(len(steps), dtype=torch.bool),
                     )
                 found.append(beam.items[:, :10].numpy())

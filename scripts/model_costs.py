@@ -19,7 +19,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from offline.models.fused import fused_graph, write_onnx
+from offline.models.fused import fused_graph, reasoning_width, write_onnx
 from offline.models.recommender import Recommender, parameters
 from offline.recipe import Variant, load_recipe, reads_reasoning
 
@@ -69,7 +69,7 @@ def _requests(model: Recommender, batch: int, random: np.random.Generator) -> di
         "allowed": np.full((batch, 1), 0xFF, np.uint8),
     }
     if model.adapter is not None:
-        feeds["reasoning"] = random.normal(size=(batch, STEPS, model.dim)).astype(np.float32)
+        feeds["reasoning"] = random.normal(size=(batch, STEPS, reasoning_width(model, "projected"))).astype(np.float32)
         feeds["has_reasoning"] = np.ones(batch, np.bool_)
     return feeds
 

@@ -116,7 +116,7 @@ def test_the_service_answers_what_the_trained_model_ranks(
                 torch.from_numpy(left_pad([sequence], made.recipe.length)),
                 torch.from_numpy(sequence.astype(np.int64)[None]),
                 made.recipe.beam,
-                made.adapter(torch.from_numpy(raw[user : user + 1].astype(np.float32))),
+                made.project(torch.from_numpy(raw[user : user + 1].astype(np.float32))),
                 torch.tensor([reasoning]),
             )
         body = ask(client, user_id=dataset.users[user], reasoning=reasoning, k=10)

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ from tests.offline.models import tiny
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first test runs all stages
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+AXES = 8
 TRAIN = {"batch": 64, "learning_rate": 5e-3, "epochs": 1, "reasoning_drop": 0.3}
 RECIPE = {
     "name": "variants",
@@ -40,6 +41,7 @@ RECIPE = {
     "model": tiny.recipe(length=6, blocks=1, decoder_layers=1, beam=12).model_dump(),
     "sasrec": tiny.SASREC | {"blocks": 1},
     "tiger": tiny.TIGER | {"layers": 1, "train": TRAIN},
+    "alignment": {"dim": AXES},
     "train": TRAIN | {"catalogue_weight": 0.5},
     "evaluate": {"users": 40, "exact_users": 20},
     "export": {"warmup_requests": 6, "dtype": "float32"},
@@ -121,7 +123,7 @@ def test_the_release_holds_all_models_and_says_what_they_are(work: Path) -> None
     ]
     assert found.default_model == "scoter_h"
     widths = {m.name: m.reasoning.width for m in found.models if m.reasoning is not None}
-    dim, tiger = tiny.recipe().dim, tiny.TIGER["dim"]
+    dim, tiger = tiny.recipe().dim + AXES, cast("int", tiny.TIGER["dim"]) + AXES
     assert widths == {"scoter_h": dim, "scoter_t": tiger, "scoter_s": dim}
     assert all(m.metrics.keys() >= {"recall@10", "ndcg@10"} for m in found.models)
 
@@ -146,7 +148,7 @@ def test_the_service_answers_what_the_trained_model_ranks(
         steps = has = None
         if made.adapter is not None:
             with torch.inference_mode():
-                steps = made.adapter(torch.from_numpy(raw[user : user + 1].astype(np.float32)))
+                steps = made.project(torch.from_numpy(raw[user : user + 1].astype(np.float32)))
             has = torch.tensor([used])
         with torch.inference_mode():
             beam = made.recommend(

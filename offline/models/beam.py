@@ -85,6 +85,7 @@ def beam_search(
     sequence: Tensor,
     present: Tensor,
     exclude: Tensor,
+    query: Tensor,
     vectors: Sequence[Tensor] | None,
     width: int,
     widen: Sequence[int] = (),
@@ -92,10 +93,10 @@ def beam_search(
 ) -> Beam:
     """The `width` best items after encoder outputs `sequence` [B, T, d].
 
-    present bool [B, T]; exclude int64 [B, E], item indices that must not be returned, 0 for none; vectors of the
-    trie's nodes by level, [n, d] each, if the model has any; `widen`, how many times the width the first levels keep;
-    allowed uint8 [B, A], the nodes that may be entered (see `TrieTables.alive`). Which of them lead to an item is for
-    the caller to say: the beam does not look ahead.
+    present bool [B, T]; exclude int64 [B, E], item indices that must not be returned, 0 for none; query [B, q] and the
+    vectors of the trie's nodes that it is compared with, by level, [n, q] each, if the model has any; `widen`, how many
+    times the width the first levels keep; allowed uint8 [B, A], the nodes that may be entered (see
+    `TrieTables.alive`). Which of them lead to an item is for the caller to say: the beam does not look ahead.
     """
     memory: Memory = decoder.memory(sequence)
     visible = present[:, None, None, :] | (
@@ -110,7 +111,7 @@ def beam_search(
     for level in range(tables.depth):
         logits, cache = decoder.step(token, level, memory, visible, cache)  # [B, W, codebook]
         children, child_scores = child_log_probabilities(
-            tables, level, node, logits, vectors[level] if vectors is not None else None, sequence[:, -1]
+            tables, level, node, logits, vectors[level] if vectors is not None else None, query
         )  # [B, W, F]
         reached = (score[:, :, None] + child_scores).flatten(1)  # [B, W * F]
         reached = _mask_dead(tables, level, node, reached, dead[level])
@@ -133,18 +134,18 @@ def beam_search(
 
 
 def child_log_probabilities(
-    tables: TrieTables, level: int, node: Tensor, logits: Tensor, vectors: Tensor | None, state: Tensor
+    tables: TrieTables, level: int, node: Tensor, logits: Tensor, vectors: Tensor | None, query: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Children of `node` [..., W] and their log-probabilities, both [..., W, F]; absent children score -inf.
 
-    A child's logit is the decoder's for its code (logits [..., W, codebook]) plus the product of the encoder's state
-    [..., d] with the child's vector (vectors [n, d]). The first term generalises over items that share codes, the
+    A child's logit is the decoder's for its code (logits [..., W, codebook]) plus the product of the query [..., q]
+    with the child's vector (vectors [n, q]). The first term generalises over items that share codes, the
     second tells the very items apart; a model that knows items by their codes has no vectors and no second term.
     """
     child, exists = tables.children_of(level, node)
     scores = logits.gather(-1, tables.table("code", level)[child])
     if vectors is not None:
-        scores = scores + (vectors[child] @ state[..., None, :, None]).squeeze(-1)
+        scores = scores + (vectors[child] @ query[..., None, :, None]).squeeze(-1)
     return child, torch.log_softmax(scores.masked_fill(~exists, MISSING), dim=-1)
 
 

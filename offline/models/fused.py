@@ -45,9 +45,7 @@ class FusedGraph(nn.Module):
         if self.model.fusion is None:
             context = self.model.fuse(sequence, None, None)
         else:
-            assert steps is not None
-            assert has_reasoning is not None
-            context, attention = self.model.fusion.mix(sequence, steps, has_reasoning)
+            context, attention = self.model.mix(sequence, steps, has_reasoning)
             explained = (attention,)
         beam = beam_search(
             self.model.decoder,
@@ -55,6 +53,7 @@ class FusedGraph(nn.Module):
             context,
             present,
             exclude,
+            self.model.query(context[:, -1:], steps, has_reasoning)[:, 0],
             list(self.vectors) if self.vectors is not None else None,
             self.model.recipe.beam,
             self.widen,
@@ -72,7 +71,7 @@ class PlainGraph(FusedGraph):
 
 
 class ProjectedGraph(FusedGraph):
-    """Reads z_pos of eq. 2, projected offline: reasoning float32 [B, K, d_item]."""
+    """Reads steps projected offline (`Recommender.project`): reasoning float32 [B, K, p]."""
 
     def forward(
         self, history: Tensor, reasoning: Tensor, has_reasoning: Tensor, exclude: Tensor, allowed: Tensor
@@ -88,8 +87,7 @@ class RawGraph(FusedGraph):
         self, history: Tensor, reasoning: Tensor, has_reasoning: Tensor, exclude: Tensor, allowed: Tensor
     ) -> Outputs:
         """See `rank`."""
-        assert self.model.adapter is not None
-        return self.rank(history, exclude, allowed, self.model.adapter(reasoning), has_reasoning)
+        return self.rank(history, exclude, allowed, self.model.project(reasoning), has_reasoning)
 
 
 def fused_graph(model: Recommender, layout: Literal["projected", "raw"], widen: Sequence[int] = ()) -> FusedGraph:
@@ -100,9 +98,11 @@ def fused_graph(model: Recommender, layout: Literal["projected", "raw"], widen: 
 
 
 def reasoning_width(model: Recommender, layout: Literal["projected", "raw"]) -> int:
-    """Width of a stored step: d_item if projected, D if raw."""
+    """Width of a stored step: d_item and the alignment's axes if projected, D if raw."""
     assert model.adapter is not None
-    return model.adapter.project.out_features if layout == "projected" else model.adapter.project.in_features
+    if layout == "raw":
+        return model.adapter.project.in_features
+    return model.dim + (model.alignment.texts.shape[1] if model.alignment is not None else 0)
 
 
 def example_inputs(graph: FusedGraph, layout: Literal["projected", "raw"], batch: int = 2) -> dict[str, Tensor]:

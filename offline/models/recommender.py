@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from offline.models.alignment import Alignment
 from offline.models.backbone import Backbone
 from offline.models.beam import Beam, TrieTables, beam_search
 from offline.models.decoder import Decoder, SidDecoder
@@ -50,9 +51,12 @@ class Recommender(nn.Module):
         self.norm = nn.LayerNorm(self.dim) if reasoning is None and not is_tiger else None
         self.adapter = None
         self.fusion = None
+        self.alignment = None
         if reasoning is not None:
             self.adapter = Adapter(*reasoning, self.dim, position=recipe.ablation.position)
             self.fusion = Fusion(self.dim, shape.fusion_heads, shape.fusion_dropout, shape.gate_bias)
+            if recipe.alignment.dim:
+                self.alignment = Alignment(len(codes), *reasoning, recipe.alignment.dim, recipe.alignment.weight)
         self.decoder = _decoder(recipe, self.inputs, levels)
         self.inputs.initialise()
         self.register_load_state_dict_pre_hook(_older_names)  # type: ignore[no-untyped-call] # torch's own
@@ -70,9 +74,16 @@ class Recommender(nn.Module):
         """Vectors of all items [N, d_item], row i - 1 for item i, if the backbone reads items as such."""
         return self.inputs.catalogue() if isinstance(self.inputs, ItemVectors) else None
 
-    def node_vectors(self) -> list[Tensor] | None:
-        """Per level of the trie, the mean input vector of the items beneath each node, [n, d_item]."""
+    def item_vectors(self) -> Tensor | None:
+        """What `query` is compared with, [N, q]: item vectors and where the items' texts lie, as far as there are."""
         items = self.catalogue()
+        texts = self.alignment.texts if self.alignment is not None else None
+        known = [part for part in (items, texts) if part is not None]
+        return torch.cat(known, dim=1) if known else None
+
+    def node_vectors(self) -> list[Tensor] | None:
+        """Per level of the trie, the mean of `item_vectors` of the items beneath each node, [n, q]."""
+        items = self.item_vectors()
         if items is None:
             return None
         vectors: list[Tensor] = []
@@ -86,13 +97,33 @@ class Recommender(nn.Module):
         x, present = self.inputs(history)
         return self.backbone(x, present), present
 
+    def project(self, reasoning: Tensor) -> Tensor:
+        """Step embeddings [B, K, D] -> steps [B, K, p]: z_pos of eq. 2 and, with an alignment, where they point."""
+        assert self.adapter is not None
+        steps = self.adapter(reasoning)
+        return steps if self.alignment is None else torch.cat([steps, self.alignment.points(reasoning)], dim=-1)
+
     def fuse(self, sequence: Tensor, steps: Tensor | None, has_reasoning: Tensor | None) -> Tensor:
-        """h_seq [B, S, d] -> what the decoder reads. Of a model with reasoning, `steps` are z_pos [B, K, d]."""
+        """h_seq [B, S, d] -> what the decoder reads; a model with reasoning needs `steps` [B, K, p] and bool [B]."""
         if self.fusion is None:
             return sequence if self.norm is None else self.norm(sequence)
+        return self.mix(sequence, steps, has_reasoning)[0]
+
+    def mix(self, sequence: Tensor, steps: Tensor | None, has_reasoning: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `fuse`, and the attention of each step; see `Fusion.mix`."""
+        assert self.fusion is not None
         assert steps is not None
         assert has_reasoning is not None
-        return self.fusion(sequence, steps, has_reasoning)
+        return self.fusion.mix(sequence, steps[..., : self.dim], has_reasoning)
+
+    def query(self, context: Tensor, steps: Tensor | None, has_reasoning: Tensor | None) -> Tensor:
+        """Fused states [B, S, d] -> what the vectors of items and nodes are compared with, [B, S, q]."""
+        if self.alignment is None:
+            return context
+        assert steps is not None
+        assert has_reasoning is not None
+        pointed = self.alignment(steps[..., self.dim :], has_reasoning)[:, None].expand(-1, context.shape[1], -1)
+        return torch.cat([context, pointed], dim=-1) if isinstance(self.inputs, ItemVectors) else pointed
 
     def recommend(
         self,
@@ -104,15 +135,15 @@ class Recommender(nn.Module):
         widen: Sequence[int] = (),
         allowed: Tensor | None = None,
     ) -> Beam:
-        """The best `width` items: history int64 [B, T], exclude int64 [B, E], z_pos [B, K, d], bool [B].
+        """The best `width` items: history int64 [B, T], exclude int64 [B, E], steps [B, K, p], bool [B].
 
         The first levels keep `widen` times as many; `allowed` uint8 [B, A] is a filter over the trie's nodes (see
         `TrieTables.alive`).
         """
         sequence, present = self.encode(history)
         context = self.fuse(sequence, steps, has_reasoning)
-        vectors = self.node_vectors()
-        return beam_search(self.decoder, self.tables, context, present, exclude, vectors, width, widen, allowed)
+        query, vectors = self.query(context[:, -1:], steps, has_reasoning)[:, 0], self.node_vectors()
+        return beam_search(self.decoder, self.tables, context, present, exclude, query, vectors, width, widen, allowed)
 
 
 def parameters(model: nn.Module) -> int:

@@ -1,6 +1,7 @@
 """What a row of a report was made with, told from its recipe: which rows differ in the seed alone, and what to call it.
 
-Recipes are read as the plain tables that runs kept: those of earlier versions have fewer keys, and stay readable.
+Recipes are read as the plain tables that runs kept. Those of earlier versions have fewer keys; what they lack has its
+default, which is how it was before one could choose.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from offline.recipe import BACKBONES
+from offline.recipe import BACKBONES, Recipe
 
 LAMBDA = 0.1  # of the paper, and of every recipe unless it says otherwise
 BACKBONE: dict[str, str] = {str(variant): str(backbone) for variant, backbone in BACKBONES.items()}
@@ -26,6 +27,8 @@ NAMES = {
 }
 # In the order of a table: Table 1's baselines are RecBole's.
 ORDER = ["popularity", "knn", "LightGCN", "Caser", "HGN", "BERT4Rec", "SASRec", *list(NAMES)[2:]]
+
+_DEFAULTS: dict[str, Any] = Recipe(name="").model_dump(mode="json")
 
 # What a backbone alone does not read: it is the same model whatever these say.
 _FUSION = (
@@ -45,6 +48,7 @@ class Setting:
 
     model: str
     what: str  # what is taken away or put in another's place: "full", "mean", "shuffled", ... or "lambda 0.05"
+    aligned: bool  # items score by how near their texts lie to the steps, too
     chains: str  # who wrote the chains under which template; empty for what reads none
     template: str
     recipe: str
@@ -54,7 +58,7 @@ class Setting:
     @property
     def name(self) -> str:
         """As a table calls it."""
-        name = NAMES.get(self.model, f"{self.model} (RecBole)")
+        name = NAMES.get(self.model, f"{self.model} (RecBole)") + (" + text alignment" if self.aligned else "")
         more = [part for part in (self.chains, "" if self.what == "full" else TAKEN.get(self.what, self.what)) if part]
         return name + (f" ({', '.join(more)})" if more else "")
 
@@ -80,12 +84,12 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
     model: str = row["model"]
     name = str(recipe.get("name", ""))
     if model not in BACKBONE:
-        return Setting(model, "full", "", "", name, model, model)
+        return Setting(model, "full", aligned=False, chains="", template="", recipe=name, base=model, key=model)
     backbone = BACKBONE[model]
     sections = ["prepare", "tokenize", *(["tiger", "model"] if backbone == "tiger" else ["model", "train"])]
     if backbone == "sasrec":
         sections.append("sasrec")
-    made = {section: _plain(recipe.get(section, {})) for section in sections}
+    made = {section: _section(recipe, section) for section in sections}
     ablation = {"steps": "each", "control": "none", "position": True, "matched": False} | recipe.get("ablation", {})
     if model == backbone:
         for section in (made["model"], made.get("tiger", {})):
@@ -96,23 +100,30 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
             made.get("train", {}).pop(unread, None)
         what = "matched" if ablation["matched"] else "full"
         base = _digest({**made, "model name": model})
-        return Setting(model, what, "", "", name, base, _digest({"base": base, "what": what}))
+        key = _digest({"base": base, "what": what})
+        return Setting(model, what, aligned=False, chains="", template="", recipe=name, base=base, key=key)
     training = made["tiger"]["train"] if backbone == "tiger" else made["train"]
     weight = training.pop("contrastive_weight", LAMBDA)
-    reason = recipe.get("reason", {})
-    writer, template = str(reason.get("writer", "teacher")), _template(reason.get("template", ""))
+    reason = _section(recipe, "reason")
+    writer, template = str(reason["writer"]), _template(reason["template"])
     what = _what(ablation, weight, writer)
     if not row["reasoning"]:
         what = "withheld" if what == "full" else f"{TAKEN.get(what, what)}, {TAKEN['withheld']}"
-    source = {key: recipe.get(key, {}) for key in ("teacher", "discover", "distill")}
+    source = {key: _section(recipe, key) for key in ("teacher", "discover", "distill")}
+    alignment = _section(recipe, "alignment")
+    if alignment["dim"]:
+        source["alignment"] = alignment
     if writer == "teacher":
         source.pop("distill")
     if template != "discovered":
         source.pop("discover")
-    kept = {key: value for key, value in reason.items() if key not in {"writer", "batch"}}
+    kept = {key: value for key, value in reason.items() if key not in {"writer", "batch", "backend"}}
+    if isinstance(kept["template"], list):
+        kept["template"] = template
     base = _digest({**made, "model name": model, "reason": kept, **source, "teacher writes": writer == "teacher"})
     key = _digest({"base": base, "what": what, "ablation": ablation, "weight": weight, "writer": writer})
-    return Setting(model, what, f"{_writer(recipe, writer)}, {template}", template, name, base, key)
+    chains = f"{_writer(recipe, writer)}, {template}"
+    return Setting(model, what, bool(alignment["dim"]), chains, template, name, base, key)
 
 
 def _what(ablation: dict[str, Any], weight: float, writer: str) -> str:
@@ -146,9 +157,12 @@ def _template(template: str | list[str]) -> str:
     return steps[0]
 
 
-def _plain(section: dict[str, Any]) -> dict[str, Any]:
-    """A section without its seeds, copied."""
-    copied: dict[str, Any] = json.loads(json.dumps(section))
+def _section(recipe: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section of the recipe without its seeds, copied; what it lacks has its default."""
+    copied: dict[str, Any] = json.loads(json.dumps(_DEFAULTS[name]))
+    given: dict[str, Any] = json.loads(json.dumps(recipe.get(name, {})))
+    nested = {key: value | given[key] for key, value in copied.items() if isinstance(value, dict) and key in given}
+    copied |= given | nested
     copied.pop("seed", None)
     if isinstance(copied.get("train"), dict):
         copied["train"].pop("seed", None)

@@ -41,7 +41,7 @@ HEADER_BYTES = _HEAD.size + _CRC.size
 
 
 class Layout(IntEnum):
-    """What a row holds: `projected` z_pos of eq. 2 (d_item wide), or `raw` step embeddings e_j (D wide)."""
+    """What a row holds: `projected` what the model makes of a step (eq. 2), or `raw` its embedding e_j (D wide)."""
 
     projected = 0
     raw = 1

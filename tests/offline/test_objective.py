@@ -24,10 +24,17 @@ def rows(made: Recommender) -> tuple[torch.Tensor, torch.Tensor]:
     return inputs, targets
 
 
-def reference(made: Recommender, context: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor, at: int) -> float:
+def reference(
+    made: Recommender,
+    context: torch.Tensor,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    at: int,
+    nearness: torch.Tensor | None = None,
+) -> float:
     """-log p summed over the rows that have position `at`, from exhaustive scoring of the sequence up to there."""
     present = inputs > 0
-    scores = tiny.all_scores(made, context[:, : at + 1], present[:, : at + 1])
+    scores = tiny.all_scores(made, context[:, : at + 1], present[:, : at + 1], nearness)
     here = present[:, at]
     return float(-scores[here, targets[here, at] - 1].sum())
 
@@ -53,32 +60,36 @@ def test_a_model_that_sees_the_whole_history_is_trained_on_the_last_position() -
     assert loss == pytest.approx(float(-scores[torch.arange(4), targets[:, -1] - 1].mean()), rel=1e-4)
 
 
-def test_its_rows_see_the_reasoning_if_they_may() -> None:
-    made = tiny.model(variant="scoter_t")
+@pytest.mark.parametrize("alignment", [0, 4])
+def test_its_rows_see_the_reasoning_if_they_may(alignment: int) -> None:
+    made = tiny.model(variant="scoter_t", alignment=alignment)
     assert made.adapter is not None
     inputs, targets = rows(made)
     reasoning, keep = tiny.reasoning(4), torch.tensor([True, False, True, True])
     with torch.no_grad():
         loss = float(Objective(made, plain_recipe())(inputs, targets, reasoning, keep))
         sequence, present = made.encode(inputs)
-        scores = tiny.all_scores(made, made.fuse(sequence, made.adapter(reasoning), keep), present)
+        near = tiny.nearness(made, reasoning) * keep[:, None] if alignment else None
+        scores = tiny.all_scores(made, made.fuse(sequence, made.project(reasoning), keep), present, near)
     assert loss == pytest.approx(float(-scores[torch.arange(4), targets[:, -1] - 1].mean()), rel=1e-4)
 
 
-def test_only_the_last_position_sees_the_reasoning() -> None:
+@pytest.mark.parametrize("alignment", [0, 4])
+def test_only_the_last_position_sees_the_reasoning(alignment: int) -> None:
     """Its likelihood is that of the fused sequence; every earlier one that of the sequence without H."""
-    made = tiny.model()
+    made = tiny.model(alignment=alignment)
     assert made.adapter is not None
     inputs, targets = rows(made)
     reasoning, keep = tiny.reasoning(4), torch.tensor([True, False, True, True])
     with torch.no_grad():
         loss = float(Objective(made, plain_recipe())(inputs, targets, reasoning, keep))
         sequence, _ = made.encode(inputs)
-        steps = made.adapter(reasoning)
+        steps = made.project(reasoning)
         without = made.fuse(sequence, steps, torch.zeros_like(keep))
         fused = made.fuse(sequence, steps, keep)
         expected = sum(reference(made, without, inputs, targets, at) for at in range(5))
-        expected += reference(made, fused, inputs, targets, 5)
+        near = tiny.nearness(made, reasoning) * keep[:, None] if alignment else None
+        expected += reference(made, fused, inputs, targets, 5, near)
     assert loss == pytest.approx(expected / 15, rel=1e-4)
 
 
@@ -119,4 +130,21 @@ def test_catalogue_term_scores_items_by_their_input_vectors() -> None:
         sequence, present = made.encode(inputs)
         logits = made.fuse(sequence, None, None)[present] @ made.embed(torch.arange(1, 61)).T
         expected = torch.nn.functional.cross_entropy(logits, targets[present] - 1)
+    torch.testing.assert_close(with_it - without, 0.5 * expected, rtol=1e-4, atol=1e-4)
+
+
+def test_catalogue_term_of_the_last_position_knows_where_the_reasoning_points() -> None:
+    made = tiny.model(alignment=4)
+    inputs, targets = rows(made)
+    reasoning, keep = tiny.reasoning(4), torch.tensor([True, False, True, True])
+    with torch.no_grad():
+        without = Objective(made, plain_recipe())(inputs, targets, reasoning, keep)
+        with_it = Objective(made, plain_recipe(catalogue_weight=0.5))(inputs, targets, reasoning, keep)
+        sequence, present = made.encode(inputs)
+        steps = made.project(reasoning)
+        context = made.fuse(sequence, steps, torch.zeros_like(keep))
+        context[:, -1] = made.fuse(sequence, steps, keep)[:, -1]
+        logits = context @ made.embed(torch.arange(1, 61)).T  # [B, T, N]
+        logits[:, -1] += tiny.nearness(made, reasoning) * keep[:, None]
+        expected = torch.nn.functional.cross_entropy(logits[present], targets[present] - 1)
     torch.testing.assert_close(with_it - without, 0.5 * expected, rtol=1e-4, atol=1e-4)

@@ -142,6 +142,10 @@ def test_an_editor_s_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
         ("models = ['bert']", "models.0: Input should be 'hstu', 'scoter_h', 'tiger', 'scoter_t', 'sasrec' or"),
         ("models = ['hstu', 'hstu']", "models: hstu, hstu names a model twice"),
         ("[tiger.train]\ncatalogue_weight = 0.5", "tiger: train.catalogue_weight must be 0"),
+        (
+            "[alignment]\ndim = 8\n[reason]\nencoder = 'other'",
+            "alignment.dim = 8 compares steps with item texts: reason.",
+        ),
         ("[ablation]\ncontrol = 'random'", "ablation.control: Input should be 'none', 'shuffled' or 'successors'"),
         ("[ablation]\nsteps = 'whole'\ncontrol = 'successors'", "ablation: steps = 'whole' embeds a text, and control"),
         ("train = 3", "train: Input should be a valid dictionary"),

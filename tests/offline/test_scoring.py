@@ -27,7 +27,7 @@ def test_exact_scoring_is_exhaustive_scoring(mask_history: bool, use_reasoning: 
     found = score_exact(made, known, 5, mask_history=mask_history, use_reasoning=use_reasoning, batch=7)
     with torch.inference_mode():
         sequence, present = made.encode(torch.from_numpy(known.items))
-        steps = made.adapter(torch.from_numpy(known.reasoning.astype(np.float32)))
+        steps = made.project(torch.from_numpy(known.reasoning.astype(np.float32)))
         context = made.fuse(sequence, steps, torch.full((USERS,), use_reasoning))
         scores = tiny.all_scores(made, context, present).numpy()
     if mask_history:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,10 +12,11 @@ import torch
 
 from offline import train as training
 from offline.errors import StageError, TrainingError
+from offline.models.alignment import Alignment
 from offline.models.recommender import Recommender, parameters
 from offline.objective import Objective
 from offline.prepare import prepare
-from offline.recipe import PrepareRecipe, Recipe, Variant, reads_reasoning
+from offline.recipe import AlignmentRecipe, PrepareRecipe, Recipe, Variant, reads_reasoning
 from offline.sample import write_sample
 from offline.stage import Stage
 from offline.tokenize import load_codes
@@ -240,6 +242,26 @@ def test_weights_of_another_version_of_the_recipes_are_refused(
         load_model(stage.folder, upstream[1])
 
 
+@pytest.mark.parametrize("variant", ["scoter_h", "scoter_t"])
+def test_a_model_that_compares_with_item_texts_keeps_them(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, variant: Variant
+) -> None:
+    prepared, tokens, reasoned = upstream
+    embedded = Stage("tokenize", "embedded", tmp_path / "tokens")
+    shutil.copytree(tokens.folder, embedded.folder)
+    texts = tiny.texts(len(load_codes(tokens.folder)))
+    np.save(embedded.folder / "embeddings.npy", texts)
+    settings = recipe(epochs=2).model_copy(update={"alignment": AlignmentRecipe(dim=3, weight=2.0)})
+    stage = train(tmp_path, variant, prepared, embedded, reasoned, settings)
+    made = load_model(stage.folder, embedded)
+    assert made.alignment is not None
+    expected = Alignment(len(texts), STEPS, WIDTH, 3, 2.0).place(texts)
+    torch.testing.assert_close(made.alignment.texts, expected.texts)
+    assert made.alignment.weight == 2.0
+    assert made.alignment.steps.any()  # it has learnt which steps count
+    assert train(tmp_path, variant, prepared, embedded, reasoned, recipe(epochs=2)).folder != stage.folder
+
+
 def test_position_and_lambda_can_be_taken_away(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
     """Each of them changes the weights, nothing else does, and without P the steps have no order."""
     full = train(tmp_path, "scoter_h", *upstream, recipe(epochs=1))
@@ -255,7 +277,7 @@ def test_position_and_lambda_can_be_taken_away(upstream: tuple[Stage, Stage, Sta
     reasoning, history = torch.randn(3, STEPS, WIDTH), torch.tensor([[0, 0, 0, 1, 2, 3]]).expand(3, -1)
     with torch.inference_mode():
         one, other = (
-            made.recommend(history, history, 5, made.adapter(steps), torch.ones(3, dtype=torch.bool)).scores
+            made.recommend(history, history, 5, made.project(steps), torch.ones(3, dtype=torch.bool)).scores
             for steps in (reasoning, reasoning.flip(1))
         )
     torch.testing.assert_close(one, other)

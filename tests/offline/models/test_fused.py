@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from offline.models.fused import FusedGraph, fused_graph, write_onnx
+from offline.models.fused import FusedGraph, fused_graph, reasoning_width, write_onnx
 from offline.models.recommender import Recommender
 from offline.recipe import BACKBONES, Variant
 from offline.trie import packed_alive
@@ -30,7 +30,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     variant, layout = request.param
     small = {"layers": 1} if BACKBONES[variant] == "tiger" else {"blocks": 1, "decoder_layers": 1}
     widen = (3, 2) if variant == "hstu" else ()
-    graph = fused_graph(tiny.model(80, 4, 6, variant=variant, **small), layout, widen)
+    alignment = 4 if layout == "raw" or variant == "scoter_t" else 0
+    graph = fused_graph(tiny.model(80, 4, 6, variant=variant, alignment=alignment, **small), layout, widen)
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     write_onnx(graph, layout, path)
     return graph, path
@@ -51,7 +52,7 @@ def feeds(graph: FusedGraph, rows: int, excluded: int, seed: int, filtered: floa
         "allowed": np.where(random.random((rows, 1)) < filtered, masks, np.uint8(0xFF)),
     }
     if made.adapter is not None:
-        width = tiny.WIDTH if type(graph).__name__ == "RawGraph" else made.dim
+        width = reasoning_width(made, "raw" if type(graph).__name__ == "RawGraph" else "projected")
         found["reasoning"] = random.normal(size=(rows, tiny.STEPS, width)).astype(np.float32)
         found["has_reasoning"] = random.random(rows) < 0.5
     return found
@@ -113,13 +114,14 @@ def test_one_byte_of_ones_is_no_filter(exported: tuple[FusedGraph, Path], rows: 
 
 def projected(made: Recommender, raw: torch.Tensor) -> torch.Tensor:
     assert made.adapter is not None
-    found: torch.Tensor = made.adapter(raw)
+    found: torch.Tensor = made.project(raw)
     return found
 
 
+@pytest.mark.parametrize("alignment", [0, 4])
 @pytest.mark.parametrize("variant", ["scoter_h", "scoter_t", "scoter_s"])
-def test_both_layouts_rank_alike(variant: Variant) -> None:
-    made = tiny.model(80, 4, 6, variant=variant)
+def test_both_layouts_rank_alike(variant: Variant, alignment: int) -> None:
+    made = tiny.model(80, 4, 6, variant=variant, alignment=alignment)
     history, raw = tiny.histories(made, 7), tiny.reasoning(7)
     has, exclude = torch.ones(7, dtype=torch.bool), torch.zeros(7, 1, dtype=torch.int64)
     with torch.inference_mode():

@@ -35,7 +35,11 @@ SASREC: dict[str, object] = {"blocks": 2, "heads": 3, "ff": 20}
 
 
 def whole(variant: Variant, levels: int, codebook: int, **changes: object) -> Recipe:
-    """A recipe for tiny models; `changes` go into the section that the variant's size is from."""
+    """A recipe for tiny models; `changes` go into the section that the variant's size is from.
+
+    `alignment` is the number of its axes, 0 for a model without one.
+    """
+    axes = changes.pop("alignment", 0)
     tiger = BACKBONES[variant] == "tiger"
     shared = {name: changes[name] for name in ("length", "beam") if name in changes}
     own = {name: value for name, value in changes.items() if name not in shared}
@@ -46,6 +50,7 @@ def whole(variant: Variant, levels: int, codebook: int, **changes: object) -> Re
             "model": (recipe(**shared) if tiger else recipe(**changes)).model_dump(),
             "sasrec": SASREC,
             "tiger": TIGER | (own if tiger else {}),
+            "alignment": {"dim": axes, "weight": 2.0},
         }
     )
 
@@ -78,7 +83,16 @@ def model(
         for parameter in made.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.5)
+    if made.alignment is not None:
+        made.alignment.place(texts(items, seed))
+        torch.nn.init.normal_(made.alignment.steps)
     return made.eval()
+
+
+def texts(items: int, seed: int = 0) -> NDArray[np.float32]:
+    """Embeddings of item texts, not centred."""
+    drawn = np.random.default_rng(seed).normal(0.3, 1.0, (items, WIDTH))
+    return drawn.astype(np.float32)
 
 
 def histories(made: Recommender, rows: int, seed: int = 0) -> Tensor:
@@ -96,9 +110,24 @@ def reasoning(rows: int, seed: int = 0) -> Tensor:
     return torch.randn(rows, STEPS, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
+def nearness(made: Recommender, reasoning: Tensor, seed: int = 0) -> Tensor:
+    """r . C (t_i - m) of every item, [B, N], from the definition and by another way to the axes than the model's."""
+    assert made.alignment is not None
+    items = torch.from_numpy(texts(len(made.item_codes) - 1, seed)).double()
+    mean = items.mean(0)
+    axes = torch.linalg.svd(items - mean, full_matrices=False)[2][: made.alignment.axes.shape[1]]  # [a, D]
+    share = torch.softmax(made.alignment.steps.detach().double(), dim=0)
+    step = (reasoning.double() * share[:, None]).sum(1) - mean  # [B, D]
+    near: Tensor = made.alignment.weight * (step @ axes.T) @ (axes @ (items - mean).T)
+    return near.float()
+
+
 @torch.inference_mode()
-def all_scores(made: Recommender, context: Tensor, present: Tensor) -> Tensor:
-    """log p of every item [B, N] by teacher forcing, one item at a time: no trie table, no cache, no beam."""
+def all_scores(made: Recommender, context: Tensor, present: Tensor, nearness: Tensor | None = None) -> Tensor:
+    """log p of every item [B, N] by teacher forcing, one item at a time: no trie table, no cache, no beam.
+
+    `nearness` [B, N] is how near each item lies to the reasoning, of a model that reads it so; see `nearness`.
+    """
     codes = made.item_codes[1:]
     items = made.embed(torch.arange(1, len(codes) + 1)) if made.catalogue() is not None else None  # [N, d]
     last = torch.tensor([context.shape[1] - 1])
@@ -113,6 +142,9 @@ def all_scores(made: Recommender, context: Tensor, present: Tensor) -> Tensor:
             if items is not None:
                 means = [items[beneath & (codes[:, level] == sibling)].mean(0) for sibling in siblings]
                 known = known + context[:, -1] @ torch.stack(means, dim=1)
+            if nearness is not None:
+                means = [nearness[:, beneath & (codes[:, level] == sibling)].mean(1) for sibling in siblings]
+                known = known + torch.stack(means, dim=1)
             total = total + torch.log_softmax(known, dim=1)[:, siblings == code[level]].squeeze(1)
         columns.append(total)
     return torch.stack(columns, dim=1)
