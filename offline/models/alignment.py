@@ -46,7 +46,7 @@ class Alignment(nn.Module):
         mean = texts.mean(0)
         centred = texts - mean
         _, vectors = torch.linalg.eigh(centred.double().T @ centred.double())  # ascending
-        axes = vectors[:, -self.axes.shape[1] :].flip(1).float()
+        axes = vectors[:, -dim:].flip(1).float()
         # An axis is as good as its opposite: the one with the larger sum, so that every machine takes the same.
         axes = axes * torch.where(axes.sum(0) < 0, -1.0, 1.0)
         self.axes.copy_(axes)

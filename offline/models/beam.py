@@ -140,7 +140,7 @@ def child_log_probabilities(
 
     A child's logit is the decoder's for its code (logits [..., W, codebook]) plus the product of the query [..., q]
     with the child's vector (vectors [n, q]). The first term generalises over items that share codes, the
-    second tells the very items apart; a model that knows items by their codes has no vectors and no second term.
+    second tells the very items apart; a model that knows items by nothing but their codes has no second term.
     """
     child, exists = tables.children_of(level, node)
     scores = logits.gather(-1, tables.table("code", level)[child])

@@ -50,14 +50,11 @@ class Fusion(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, sequence: Tensor, steps: Tensor, has_reasoning: Tensor) -> Tensor:
-        """sequence h [B, T, d]; steps z_pos [B, K, d]; has_reasoning bool [B] -> E_fused [B, T, d]."""
-        return self.mix(sequence, steps, has_reasoning)[0]
-
-    def mix(self, sequence: Tensor, steps: Tensor, has_reasoning: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, sequence: Tensor, steps: Tensor, has_reasoning: Tensor) -> tuple[Tensor, Tensor]:
         """E_fused [B, T, d], and the attention that each step receives from the last position, [B, K].
 
-        The attention is eq. 3's weights averaged over the heads: it sums to 1, or is all zeros without reasoning.
+        Of the sequence h [B, T, d], the steps z_pos [B, K, d] and has_reasoning bool [B]. The attention is eq. 3's
+        weights averaged over the heads: it sums to 1, or is all zeros without reasoning.
         """
         attended, weights = self.attend(sequence, steps)
         gate = torch.sigmoid(self.gate(torch.cat([sequence, attended], dim=-1)))

@@ -110,11 +110,11 @@ class Recommender(nn.Module):
         return self.mix(sequence, steps, has_reasoning)[0]
 
     def mix(self, sequence: Tensor, steps: Tensor | None, has_reasoning: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As `fuse`, and the attention of each step; see `Fusion.mix`."""
+        """As `fuse`, and the attention that each step receives; see `Fusion`."""
         assert self.fusion is not None
         assert steps is not None
         assert has_reasoning is not None
-        return self.fusion.mix(sequence, steps[..., : self.dim], has_reasoning)
+        return self.fusion(sequence, steps[..., : self.dim], has_reasoning)
 
     def query(self, context: Tensor, steps: Tensor | None, has_reasoning: Tensor | None) -> Tensor:
         """Fused states [B, S, d] -> what the vectors of items and nodes are compared with, [B, S, q]."""

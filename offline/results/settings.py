@@ -90,7 +90,7 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
     if backbone == "sasrec":
         sections.append("sasrec")
     made = {section: _section(recipe, section) for section in sections}
-    ablation = {"steps": "each", "control": "none", "position": True, "matched": False} | recipe.get("ablation", {})
+    ablation = _section(recipe, "ablation")
     if model == backbone:
         for section in (made["model"], made.get("tiger", {})):
             for unread in _FUSION:
@@ -118,7 +118,7 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
     if template != "discovered":
         source.pop("discover")
     kept = {key: value for key, value in reason.items() if key not in {"writer", "batch", "backend"}}
-    if isinstance(kept["template"], list):
+    if isinstance(kept["template"], list):  # as 0.1 wrote the five-step one
         kept["template"] = template
     base = _digest({**made, "model name": model, "reason": kept, **source, "teacher writes": writer == "teacher"})
     key = _digest({"base": base, "what": what, "ablation": ablation, "weight": weight, "writer": writer})

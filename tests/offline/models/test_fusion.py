@@ -24,7 +24,7 @@ def test_fusion_is_equations_3_to_5() -> None:
     torch.manual_seed(0)
     fusion = Fusion(dim=8, heads=2, dropout=0.0, gate_bias=0.5).eval()
     sequence, steps = torch.randn(3, 6, 8), torch.randn(3, 5, 8)
-    found = fusion(sequence, steps, torch.tensor([True, True, True]))
+    found = fusion(sequence, steps, torch.tensor([True, True, True]))[0]
     reference = torch.nn.MultiheadAttention(8, 2, batch_first=True)
     key, value = fusion.key_value.weight.chunk(2)
     key_bias, value_bias = fusion.key_value.bias.chunk(2)
@@ -37,7 +37,7 @@ def test_fusion_is_equations_3_to_5() -> None:
     mixed = gate * sequence + (1 - gate) * attended
     expected = functional.layer_norm(mixed, (8,), fusion.norm.weight, fusion.norm.bias)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    again, attention = fusion.mix(sequence, steps, torch.tensor([True, False, True]))
+    again, attention = fusion(sequence, steps, torch.tensor([True, False, True]))
     torch.testing.assert_close(again[0], found[0])
     torch.testing.assert_close(attention[::2], weights[::2, -1], atol=1e-5, rtol=1e-5)  # averaged over heads by torch
     assert not attention[1].any()
@@ -48,8 +48,8 @@ def test_without_reasoning_the_steps_have_no_effect() -> None:
     fusion = Fusion(dim=50, heads=4, dropout=0.0, gate_bias=0.0).eval()
     sequence = torch.randn(2, 6, 50)
     has = torch.tensor([False, True])
-    one = fusion(sequence, torch.randn(2, 5, 50), has)
-    other = fusion(sequence, torch.randn(2, 5, 50) * 100, has)
+    one = fusion(sequence, torch.randn(2, 5, 50), has)[0]
+    other = fusion(sequence, torch.randn(2, 5, 50) * 100, has)[0]
     torch.testing.assert_close(one[0], other[0])
     torch.testing.assert_close(one[0], fusion.norm(sequence[0]))
     assert not torch.allclose(one[1], other[1])
@@ -59,13 +59,13 @@ def test_the_order_of_steps_matters_and_only_through_their_positions() -> None:
     torch.manual_seed(0)
     adapter, fusion = Adapter(5, 12, 8), Fusion(8, 2, 0.0, 0.0).eval()
     sequence, reasoning, has = torch.randn(2, 6, 8), torch.randn(2, 5, 12), torch.tensor([True, True])
-    forward = fusion(sequence, adapter(reasoning), has)
-    backward = fusion(sequence, adapter(reasoning.flip(1)), has)
+    forward = fusion(sequence, adapter(reasoning), has)[0]
+    backward = fusion(sequence, adapter(reasoning.flip(1)), has)[0]
     assert not torch.allclose(forward, backward, atol=1e-4)
     with torch.no_grad():
         adapter.position.zero_()
     torch.testing.assert_close(
-        fusion(sequence, adapter(reasoning), has), fusion(sequence, adapter(reasoning.flip(1)), has)
+        fusion(sequence, adapter(reasoning), has)[0], fusion(sequence, adapter(reasoning.flip(1)), has)[0]
     )
 
 
