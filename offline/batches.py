@@ -38,6 +38,11 @@ class TrainingRows:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def reasoned(self) -> TrainingRows:
+        """Those that may see H."""
+        kept = self.latest
+        return TrainingRows(self.inputs[kept], self.targets[kept], self.lengths[kept], self.users[kept], kept[kept])
+
     def batches(self, size: int, random: np.random.Generator) -> Iterator[NDArray[np.int64]]:
         """User rows of one epoch, shuffled, rows of like length together so that little padding is computed."""
         order = random.permutation(len(self))

@@ -15,7 +15,8 @@ from offline.recipe import TrainRecipe
 class Objective(nn.Module):
     """Loss of one batch. Position `-1` predicts the row's last training item and alone may see H.
 
-    A causal model is trained at every position; one whose positions see the whole history, at the last alone.
+    A causal model is trained at every position; one whose positions see the whole history, or whose backbone stays as
+    it is, at the last alone.
     """
 
     def __init__(self, model: Recommender, recipe: TrainRecipe) -> None:
@@ -35,7 +36,7 @@ class Objective(nn.Module):
         assert keep is not None
         steps = model.project(functional.dropout(reasoning, recipe.reasoning_dropout, training=True))
         last = targets[:, -1]
-        if model.causal:
+        if model.causal and recipe.start == "scratch":
             loss = self._everywhere_fused(sequence, present, steps, keep, targets)
         else:
             context = model.fuse(sequence, steps, keep)
@@ -74,7 +75,7 @@ class Objective(nn.Module):
         catalogue: bool = True,
     ) -> Tensor:
         """Sum over the predicted positions divided by *all* present positions of the batch, so that parts add up."""
-        model, recipe = self.model, self.recipe
+        model = self.model
         vectors = model.node_vectors()
         here = present[:, at]  # [B, G]
         following = targets[:, at]  # [B, G]
@@ -82,12 +83,8 @@ class Objective(nn.Module):
         loss = self._unlikelihood(
             [scores[here] for scores in logits], following[here], vectors, queries[:, at][here], present.sum()
         )
-        table = model.item_vectors() if catalogue and recipe.catalogue_weight else None
-        if table is not None:
-            scores = queries[present] @ table.T  # [M, N]
-            loss = loss + recipe.catalogue_weight * functional.cross_entropy(
-                scores, targets[present] - 1, label_smoothing=recipe.label_smoothing
-            )
+        if catalogue:
+            loss = loss + self._over_the_catalogue(queries[present], targets[present])
         return loss
 
     def _last(self, context: Tensor, queries: Tensor, present: Tensor, targets: Tensor) -> Tensor:
@@ -97,7 +94,19 @@ class Objective(nn.Module):
         logits = self.model.decoder.train_logits(context, present, end, self.model.item_codes[following][:, None])
         rows = torch.tensor(len(following), device=context.device)
         vectors = self.model.node_vectors()
-        return self._unlikelihood([scores[:, 0] for scores in logits], following, vectors, queries[:, -1], rows)
+        loss = self._unlikelihood([scores[:, 0] for scores in logits], following, vectors, queries[:, -1], rows)
+        return loss + self._over_the_catalogue(queries[:, -1], following)
+
+    def _over_the_catalogue(self, queries: Tensor, targets: Tensor) -> Tensor:
+        """Auxiliary cross-entropy of queries [M, q] over all items, targets int64 [M]; 0 without item vectors."""
+        recipe = self.recipe
+        table = self.model.item_vectors() if recipe.catalogue_weight else None
+        if table is None:
+            return queries.new_zeros(())
+        scores = queries @ table.T  # [M, N]
+        return recipe.catalogue_weight * functional.cross_entropy(
+            scores, targets - 1, label_smoothing=recipe.label_smoothing
+        )
 
     def _unlikelihood(
         self, logits: list[Tensor], chosen: Tensor, vectors: list[Tensor] | None, query: Tensor, total: Tensor

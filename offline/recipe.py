@@ -194,6 +194,8 @@ class ModelRecipe(_Section):
 class TrainRecipe(_Section):
     """Appendix A.2: optimisation."""
 
+    # Where a model that reads H starts: from nothing, or from its trained backbone, which then stays as it is.
+    start: Literal["scratch", "backbone"] = "scratch"
     batch: int = Field(512, ge=1)  # sequences; of TIGER, sequences up to one of their items
     optimizer: Literal["adamw", "adam"] = "adamw"  # the same without weight decay
     precision: Literal["float32", "bfloat16"] = "float32"  # of the matrix products
@@ -244,10 +246,15 @@ class TigerRecipe(_Section):
     train: TrainRecipe = TrainRecipe(batch=256, epochs=200)
 
     @model_validator(mode="after")
-    def _has_no_item_vectors(self) -> Self:
+    def _trains_as_tiger_can(self) -> Self:
         if self.train.catalogue_weight:
             raise ValueError(
                 "train.catalogue_weight must be 0: TIGER knows items by their codes and has no item vectors"
+            )
+        if self.train.start == "backbone":
+            raise ValueError(
+                "train.start must be 'scratch': TIGER's encoder ends in a norm of its own, and with the fusion's norm "
+                "after it the backbone would no longer say what it was trained to say"
             )
         return self
 

@@ -66,17 +66,26 @@ def train(
 
     With `refit_epochs` the validation items are training targets too; nothing is left to select on then, so it
     trains for that many epochs, which an earlier run chose. `processes` share each batch, one to a GPU where there are
-    any.
+    any. A model that starts from its backbone has that trained first, if it is not yet.
     """
     reads = reads_reasoning(variant)
-    upstream = [prepared, tokens, *([reasoned] if reads else [])]
+    backbone: Stage | None = None
+    if reads and recipe.training(variant).start == "backbone":
+        alone = recipe.model_copy(update={"ablation": recipe.ablation.model_copy(update={"matched": False})})
+        backbone = train(work, BACKBONES[variant], prepared, tokens, reasoned, alone, processes=processes)
+        if refit_epochs is not None:
+            epochs = best_epoch(backbone.folder)
+            backbone = train(
+                work, BACKBONES[variant], prepared, tokens, reasoned, alone, refit_epochs=epochs, processes=processes
+            )
+    upstream = [prepared, tokens, *([reasoned] if reads else []), *([backbone] if backbone is not None else [])]
     if recipe.ablation.matched and not reads:
         steps, width = load_reasoning(reasoned.folder, "train").shape[1:]
         recipe = matched(recipe, variant, load_codes(tokens.folder), (steps, width))
     settings = _settings(recipe, variant) | {"refit_epochs": refit_epochs}
 
     def build(folder: Path) -> None:
-        what = (folder, variant, prepared, tokens, reasoned if reads else None, recipe, refit_epochs)
+        what = (folder, variant, prepared, tokens, reasoned if reads else None, backbone, recipe, refit_epochs)
         if processes == 1:
             _train(*what)
         else:
@@ -94,6 +103,8 @@ def _settings(recipe: Recipe, variant: Variant) -> dict[str, Any]:
     optimisation = recipe.training(variant).model_dump()
     if optimisation["optimizer"] == "adamw":
         del optimisation["optimizer"]
+    if optimisation["start"] == "scratch" or not reads_reasoning(variant):
+        del optimisation["start"]
     settings: dict[str, Any] = {
         "variant": variant,
         "codebook": recipe.tokenize.codebook,
@@ -109,7 +120,7 @@ def _settings(recipe: Recipe, variant: Variant) -> dict[str, Any]:
         case "hstu":
             pass
     if reads_reasoning(variant) and recipe.alignment.dim:
-        settings["alignment"] = recipe.alignment.model_dump()
+        settings["alignment"] = recipe.alignment.model_dump() | {"first": "last"}  # all steps alike, before
     if reads_reasoning(variant) and not recipe.ablation.position:
         settings["position"] = False
     return settings
@@ -177,11 +188,12 @@ def _train(
     prepared: Stage,
     tokens: Stage,
     reasoned: Stage | None,
+    backbone: Stage | None,
     recipe: Recipe,
     refit_epochs: int | None,
 ) -> None:
     with _freed_memory_kept():
-        _Run(folder, variant, prepared, tokens, reasoned, recipe, refit_epochs).go()
+        _Run(folder, variant, prepared, tokens, reasoned, backbone, recipe, refit_epochs).go()
 
 
 class _Run:
@@ -192,6 +204,7 @@ class _Run:
         prepared: Stage,
         tokens: Stage,
         reasoned: Stage | None,
+        backbone: Stage | None,
         recipe: Recipe,
         refit_epochs: int | None,
     ) -> None:
@@ -213,20 +226,25 @@ class _Run:
         self.model = Recommender(recipe, variant, codes, shape)
         if self.model.alignment is not None:
             self.model.alignment.place(load_embeddings(tokens.folder, self.dataset.num_items))
-        self.model.to(self.device)
+        self.parameters = parameters(self.model)
         rows = training_rows if self.model.causal else prefix_rows
         self.rows: TrainingRows = rows(self.dataset, recipe.model.length, include_validation=refit)
+        self.stands = backbone is not None
+        if backbone is not None:
+            self.model.stand_on(load_model(backbone.folder, tokens))
+            self.rows = self.rows.reasoned()
+        self.model.to(self.device)
         self.objective = self.crew.joined(Objective(self.model, self.settings))
         if not self.crew.first:  # the same weights everywhere, but not the same neurons dropped
             torch.manual_seed(self.settings.seed + self.crew.rank)
         optimizer = torch.optim.AdamW if self.settings.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = optimizer(
-            self.model.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
-        )
+        trained = [weights for weights in self.model.parameters() if weights.requires_grad]
+        self.optimizer = optimizer(trained, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay)
         self.steps_an_epoch = math.ceil(len(self.rows) / self.settings.batch)
         self.epoch, self.step = 0, 0
         self.best: dict[str, float] = {"ndcg@10": -1.0}
         self.best_epoch, self.stale = 0, 0
+        self.before: dict[str, float] | None = None  # what a model that starts from its backbone is worth untrained
 
     def go(self) -> None:
         settings = self.settings
@@ -236,20 +254,22 @@ class _Run:
         with Progress(*columns, *times, console=console, transient=True, disable=not self.crew.first) as progress:
             total = self.last_epoch * self.steps_an_epoch
             bar = progress.add_task(f"train {self.variant}", total=total, completed=self.step)
+            if self.stands and self.validation is not None and not self.epoch:
+                self.before = self._validate()  # the backbone may be as good as it gets
             while self.epoch < self.last_epoch and self.stale < settings.patience:
                 row = self._one_epoch(lambda: progress.advance(bar))
                 if self.validation is not None and self.epoch % settings.validate_every == 0:
                     row |= self._validate()
-                elif self.validation is None and self.epoch == self.last_epoch:
-                    self.best_epoch = self.epoch
-                    self._keep_weights()
                 if self.crew.first:
                     self._log(row)
                 self._checkpoint()
                 note = f" ndcg@10 {row['ndcg@10']:.4f}" if "ndcg@10" in row else ""
                 place = f"epoch {self.epoch}/{self.last_epoch}"
                 progress.update(bar, description=f"{self.variant} {place} loss {row['loss']:.3f}{note}")
-        if not self.best_epoch:
+        if self.validation is None:
+            self.best_epoch = self.epoch
+            self._keep_weights()
+        elif self.best["ndcg@10"] < 0:
             raise TrainingError(f"no validation was reached in {self.epoch} epochs: lower train.validate_every")
         if self.crew.first:
             self._finish()
@@ -263,10 +283,11 @@ class _Run:
                 "items": self.dataset.num_items,
                 "codes": self.codes,
                 "reasoning": list(self.reasoning.shape[1:]) if self.reasoning is not None else None,
-                "parameters": parameters(self.model),
+                "parameters": self.parameters,
                 "epochs": self.epoch,
                 "best_epoch": self.best_epoch,
                 "validation": self.best if self.validation is not None else None,
+                **({"validation_before": self.before} if self.before is not None else {}),
             },
         )
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -403,6 +424,7 @@ class _Run:
                 "best": self.best,
                 "best_epoch": self.best_epoch,
                 "stale": self.stale,
+                "before": self.before,
             },
             temporary,
         )
@@ -412,7 +434,7 @@ class _Run:
         path, log = self.folder / "checkpoint.pt", self.folder / "epochs.jsonl"
         if not path.is_file():
             if self.crew.first:
-                log.unlink(missing_ok=True)
+                log.write_text("", encoding="utf-8")
             return
         kept = torch.load(path, weights_only=True)
         self.model.load_state_dict(kept["model"])
@@ -425,7 +447,7 @@ class _Run:
                 torch.cuda.set_rng_state(drawn[1])
         self.random.bit_generator.state = json.loads(kept["numpy"])
         self.epoch, self.step, self.stale = kept["epoch"], kept["step"], kept["stale"]
-        self.best, self.best_epoch = kept["best"], kept["best_epoch"]
+        self.best, self.best_epoch, self.before = kept["best"], kept["best_epoch"], kept.get("before")
         if self.crew.first:
             # An epoch may have been written down and cut off before its checkpoint: it will be trained again.
             rows = training_log(self.folder)[: self.epoch]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from offline.errors import TrainingError
 
+LAST = 5.0  # s_K at the start: of five steps the last one has a share of 97 %
+
 
 class Alignment(nn.Module):
     """How near each item's text lies to what the steps say, as a term of its score.
@@ -20,7 +22,8 @@ class Alignment(nn.Module):
         score(i) += r . C (t_i - m)
 
     C, m and the texts t_i are not trained: a mapping learnt from one row a user would learn the users by heart, and
-    item embeddings move away from what the items are. Which steps count, s, is.
+    item embeddings move away from what the items are. Which steps count, s, is, and starts with the last one, which is
+    the recommendation itself (eq. 6 holds it against the target, too).
     """
 
     def __init__(self, items: int, steps: int, width: int, dim: int, weight: float) -> None:
@@ -33,6 +36,7 @@ class Alignment(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("texts", torch.zeros(items, dim))
         self.steps = nn.Parameter(torch.zeros(steps))
+        nn.init.constant_(self.steps[-1:], LAST)
 
     def place(self, embeddings: NDArray[np.float32]) -> Self:
         """Lay the items out by their texts, float32 [N, D]. Raises TrainingError if there are too few dimensions."""

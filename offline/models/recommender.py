@@ -61,6 +61,24 @@ class Recommender(nn.Module):
         self.inputs.initialise()
         self.register_load_state_dict_pre_hook(_older_names)  # type: ignore[no-untyped-call] # torch's own
 
+    def stand_on(self, backbone: Recommender) -> None:
+        """Take over a trained backbone and leave it alone: what training chooses from here on only reads reasoning.
+
+        It starts as good as the backbone: A of eq. 3 is zero and g of eq. 4 one number, which the norm of eq. 5 takes out.
+        """
+        assert self.fusion is not None
+        assert backbone.norm is not None
+        for own, theirs in (
+            (self.inputs, backbone.inputs),
+            (self.backbone, backbone.backbone),
+            (self.decoder, backbone.decoder),
+            (self.fusion.norm, backbone.norm),
+        ):
+            own.load_state_dict(theirs.state_dict())
+            own.requires_grad_(requires_grad=False)
+        for made in (self.fusion.out.weight, self.fusion.out.bias, self.fusion.gate.weight):
+            nn.init.zeros_(made)
+
     @property
     def item_codes(self) -> Tensor:
         """Semantic IDs int64 [N + 1, L], row i for item i."""

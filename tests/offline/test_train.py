@@ -16,7 +16,7 @@ from offline.models.alignment import Alignment
 from offline.models.recommender import Recommender, parameters
 from offline.objective import Objective
 from offline.prepare import prepare
-from offline.recipe import AlignmentRecipe, PrepareRecipe, Recipe, Variant, reads_reasoning
+from offline.recipe import BACKBONES, AlignmentRecipe, PrepareRecipe, Recipe, Variant, reads_reasoning
 from offline.sample import write_sample
 from offline.stage import Stage
 from offline.tokenize import load_codes
@@ -43,7 +43,7 @@ def recipe(ablation: dict[str, Any] | None = None, **changes: Any) -> Recipe:
         "model": tiny.recipe(dropout=0.1).model_dump(),
         "train": {"catalogue_weight": 0.5} | train,
         "sasrec": tiny.SASREC,
-        "tiger": tiny.TIGER | {"dropout": 0.1, "train": train | {"batch": 64}},
+        "tiger": tiny.TIGER | {"dropout": 0.1, "train": train | {"batch": 64, "start": "scratch"}},
         "ablation": ablation or {},
     }
     return Recipe.model_validate(body)
@@ -130,15 +130,19 @@ def test_the_first_models_train_as_they_always_have(
     assert "optimizer" not in known["train"]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant, start", [*((v, "scratch") for v in VARIANTS), ("scoter_h", "backbone")])
 def test_an_interrupted_run_goes_on_bit_for_bit(
     upstream: tuple[Stage, Stage, Stage],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     variant: Variant,
+    start: str,
 ) -> None:
     """Cut in the first epoch, at the end of one, within a later one, and between an epoch's log and its checkpoint."""
-    whole = train(tmp_path / "whole", variant, *upstream, recipe())
+    standing: dict[str, Any] = {"start": "backbone"} if start == "backbone" else {}
+    whole = train(tmp_path / "whole", variant, *upstream, recipe(**standing))
+    if standing:
+        train(tmp_path / "parts", BACKBONES[variant], *upstream, recipe())
 
     def cut(method: str, epoch: int, call: int) -> None:
         real, calls = getattr(training._Run, method), 0
@@ -154,14 +158,15 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
         with monkeypatch.context() as patch:
             patch.setattr(training._Run, method, interrupted)
             with pytest.raises(KeyboardInterrupt):
-                train(tmp_path / "parts", variant, *upstream, recipe())
+                train(tmp_path / "parts", variant, *upstream, recipe(**standing))
 
     cut("_loss", 0, 2)
     cut("_one_epoch", 1, 1)
     cut("_loss", 1, 3)
     cut("_checkpoint", 3, 1)
     assert not list((tmp_path / "parts").glob(f"train-{variant}-*[!l]/model.json"))
-    resumed = train(tmp_path / "parts", variant, *upstream, recipe())
+    resumed = train(tmp_path / "parts", variant, *upstream, recipe(**standing))
+    assert (whole.folder / "model.json").read_bytes() == (resumed.folder / "model.json").read_bytes()
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(resumed)[name]), name
     keep = ("epoch", "loss", "ndcg@10")
@@ -216,6 +221,72 @@ def test_a_refit_trains_as_long_as_it_is_told(upstream: tuple[Stage, Stage, Stag
     assert about["validation"] is None
 
 
+@pytest.mark.parametrize("variant", ["scoter_h", "scoter_s"])
+def test_a_model_can_stand_on_its_backbone(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, variant: Variant, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = recipe(epochs=3, start="backbone", learning_rate=0.1)
+    alone = train(tmp_path, BACKBONES[variant], *upstream, recipe(epochs=3, learning_rate=0.1))
+    fused = train(tmp_path, variant, *upstream, settings)
+    assert f"train-{BACKBONES[variant]}: up to date" in capsys.readouterr().out
+    before, after = weights(alone), weights(fused)
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after["fusion." + name if name.startswith("norm.") else name]), name
+    about = json.loads((fused.folder / "model.json").read_text(encoding="utf-8"))
+    best = json.loads((alone.folder / "model.json").read_text(encoding="utf-8"))["validation"]
+    assert about["validation_before"] == best
+    assert about["validation"]["ndcg@10"] == max(
+        [best["ndcg@10"], *(row["ndcg@10"] for row in training_log(fused.folder))]
+    )
+    assert about["parameters"] == sum(p.numel() for p in load_model(fused.folder, upstream[1]).parameters())
+    made, own = load_model(fused.folder, upstream[1]), load_model(alone.folder, upstream[1])
+    history, none = torch.tensor([[0, 0, 0, 1, 2, 3]]), torch.zeros(1, 0, dtype=torch.int64)
+    with torch.inference_mode():
+        steps = made.project(torch.randn(1, STEPS, WIDTH))
+        withheld = made.recommend(history, none, 5, steps, torch.tensor([False]))
+        expected = own.recommend(history, none, 5)
+    assert torch.equal(withheld.items, expected.items)  # whatever it has learnt: without H it is the backbone
+    torch.testing.assert_close(withheld.scores, expected.scores)
+
+
+def test_what_stands_on_a_backbone_trains_what_reads_reasoning(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the backbone alone was better, and its weights are the ones to keep."""
+    kept: list[dict[str, torch.Tensor]] = []
+    real = training._Run._finish
+
+    def watched(run: training._Run) -> None:
+        kept.append({name: tensor.clone() for name, tensor in run.model.state_dict().items()})
+        real(run)
+
+    monkeypatch.setattr(training._Run, "_finish", watched)
+    monkeypatch.setattr(training._Run, "_measured", lambda run: {"ndcg@10": 1.0 / (1 + run.epoch)})
+    stage = train(tmp_path, "scoter_h", *upstream, recipe(epochs=2, start="backbone"))
+    assert best_epoch(stage.folder) == 0
+    assert len(training_log(stage.folder)) == 2
+    changed = {name for name, tensor in weights(stage).items() if not torch.equal(tensor, kept[-1][name])}
+    assert changed == {
+        *(f"adapter.{name}" for name in ("project.weight", "project.bias", "norm.weight", "norm.bias", "position")),
+        *(f"fusion.{part}.{name}" for part in ("query", "key_value", "out", "gate") for name in ("weight", "bias")),
+    }
+
+
+def test_a_refit_of_what_stands_on_a_backbone_stands_on_a_refitted_one(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path
+) -> None:
+    settings = recipe(epochs=2, start="backbone")
+    alone = train(tmp_path, "hstu", *upstream, settings)
+    refitted = train(tmp_path, "hstu", *upstream, settings, refit_epochs=best_epoch(alone.folder))
+    for epochs in (0, 2):  # 0: nothing that was learnt about reading H was better than the backbone
+        stage = train(tmp_path, "scoter_h", *upstream, settings, refit_epochs=epochs)
+        assert len(training_log(stage.folder)) == epochs
+        assert best_epoch(stage.folder) == epochs
+        after = weights(stage)
+        assert torch.equal(after["decoder.start.weight"], weights(refitted)["decoder.start.weight"])
+        assert after["fusion.out.weight"].any() == (epochs > 0)
+
+
 def test_weights_are_not_read_with_other_semantic_ids_than_their_own(
     upstream: tuple[Stage, Stage, Stage], tmp_path: Path
 ) -> None:
@@ -258,7 +329,7 @@ def test_a_model_that_compares_with_item_texts_keeps_them(
     expected = Alignment(len(texts), STEPS, WIDTH, 3, 2.0).place(texts)
     torch.testing.assert_close(made.alignment.texts, expected.texts)
     assert made.alignment.weight == 2.0
-    assert made.alignment.steps.any()  # it has learnt which steps count
+    assert made.alignment.steps[:-1].any()  # it has learnt which steps count
     assert train(tmp_path, variant, prepared, embedded, reasoned, recipe(epochs=2)).folder != stage.folder
 
 
