@@ -7,7 +7,7 @@ again exactly, so that what was left out leaves no trace, not even a rounding er
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 UNIT = 2520  # divisible by every distance up to 10
+_TOGETHER = 1 << 15  # items whose pairs, some hundred bytes for each item, are in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,18 @@ class Neighbours:
     weights: Weights
 
     @classmethod
-    def fit(cls, sequences: Sequence[NDArray[np.int32]], num_items: int, weights: Weights | None = None) -> Self:
-        """Count over sequences of item indices 1..num_items, oldest first."""
+    def fit(cls, sequences: Iterable[NDArray[np.int32]], num_items: int, weights: Weights | None = None) -> Self:
+        """Count over sequences of item indices 1..num_items, oldest first; memory goes with the pairs that differ."""
         weights = weights or Weights()
-        flat, owner = flatten(sequences)
         size = num_items + 1
-        _, source, target, value = _pairs(flat, owner, weights)
-        counts = table(value, source, target, (size, size))
-        return cls(counts, np.bincount(flat, minlength=size).astype(np.int64), weights)
+        counts = sparse.csr_array((size, size), dtype=np.int64)
+        frequency = np.zeros(size, np.int64)
+        for some in _portions(sequences):
+            flat, owner = flatten(some)
+            _, source, target, value = _pairs(flat, owner, weights)
+            counts = counts + table(value, source, target, (size, size))
+            frequency += np.bincount(flat, minlength=size)
+        return cls(counts, frequency, weights)
 
     def score(
         self, histories: Sequence[NDArray[np.int32]], leave_out: Sequence[NDArray[np.int32]] | None = None
@@ -99,6 +104,20 @@ class Neighbours:
         asked = rows[at] == keys  # the rest starts from items outside the histories
         own: sparse.csr_array = table(value[asked], at[asked], target[asked], (len(rows), size))[inverse]
         return own
+
+
+def _portions(sequences: Iterable[NDArray[np.int32]]) -> Iterator[list[NDArray[np.int32]]]:
+    """The sequences in lists of about `_TOGETHER` items."""
+    some: list[NDArray[np.int32]] = []
+    items = 0
+    for sequence in sequences:
+        some.append(sequence)
+        items += len(sequence)
+        if items >= _TOGETHER:
+            yield some
+            some, items = [], 0
+    if some:
+        yield some
 
 
 def flatten(sequences: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

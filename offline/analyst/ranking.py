@@ -58,11 +58,11 @@ class Ranking:
     def __init__(
         self, dataset: Dataset, catalogue: Catalogue, *, weights: Weights | None = None, seed: int = 7
     ) -> None:
-        self._training = [dataset.training(user) for user in range(len(dataset.users))]
+        self._dataset = dataset
         self._catalogue = catalogue
         self._size = catalogue.size
-        self._interactions = sum(map(len, self._training))
-        self.neighbours = Neighbours.fit(self._training, dataset.num_items, weights)
+        self.neighbours = self._fitted(weights)
+        self._interactions = int(self.neighbours.frequency.sum())
         self._sold: list[int] = self.neighbours.frequency.tolist()
         # Equal scores are told apart by lot: item indices follow the order of purchase, and must decide nothing.
         self._lot = np.random.default_rng(seed).random(self._size, dtype=np.float32)
@@ -99,13 +99,17 @@ class Ranking:
     def _after(self) -> Neighbours:
         """What comes right after."""
         weights = Weights(window=2, backward=0.0, source_power=0.25, target_power=0.05, recency=_LATEST)
-        return Neighbours.fit(self._training, self._size - 1, weights)
+        return self._fitted(weights)
 
     @cached_property
     def _around(self) -> Neighbours:
         """What comes within a few items, before or after, against how common it is."""
         weights = Weights(window=4, backward=1.0, source_power=0.25, target_power=0.3)
-        return Neighbours.fit(self._training, self._size - 1, weights)
+        return self._fitted(weights)
+
+    def _fitted(self, weights: Weights | None) -> Neighbours:
+        users = range(len(self._dataset.users))
+        return Neighbours.fit((self._dataset.training(user) for user in users), self._dataset.num_items, weights)
 
     @cached_property
     def _order(self) -> NDArray[np.int32]:
@@ -204,7 +208,7 @@ class Ranking:
             return self._matching(self._catalogue.categories, shoppers, mixes, owner, items)
         sold = self._sold_to_others(shoppers, owner, items)
         if channel == "popular":
-            popular: NDArray[np.float32] = (np.log1p(sold) / np.log1p(len(self._training))).astype(np.float32)
+            popular: NDArray[np.float32] = (np.log1p(sold) / np.log1p(len(self._dataset.users))).astype(np.float32)
             return popular
         flat, row = flatten([s.history for s in shoppers])
         level = np.log1p(self._sold_to_others(shoppers, row, flat))

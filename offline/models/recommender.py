@@ -64,7 +64,7 @@ class Recommender(nn.Module):
     def stand_on(self, backbone: Recommender) -> None:
         """Take over a trained backbone and leave it alone: what training chooses from here on only reads reasoning.
 
-        It starts as good as the backbone: A of eq. 3 is zero and g of eq. 4 one number, which the norm of eq. 5 takes out.
+        It starts as good: A of eq. 3 is zero, and g of eq. 4 one number for all, which the norm of eq. 5 takes out.
         """
         assert self.fusion is not None
         assert backbone.norm is not None

@@ -1,3 +1,4 @@
+import tracemalloc
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from offline import cooccurrence
 from offline.cooccurrence import UNIT, Neighbours, Weights
 
 Sequences = list[NDArray[np.int32]]
@@ -49,6 +51,31 @@ def test_counts_match_a_count_by_hand(data: Sequences) -> None:
     for (i, j), value in _counts(data, WEIGHTS).items():
         expected[i, j] = value
     np.testing.assert_array_equal(counts, expected)
+
+
+@given(sequences, st.integers(1, 9))
+def test_counts_do_not_depend_on_how_many_are_counted_together(data: Sequences, together: int) -> None:
+    whole = Neighbours.fit(data, N, WEIGHTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cooccurrence, "_TOGETHER", together)
+        parts = Neighbours.fit(iter(data), N, WEIGHTS)
+    assert parts.counts.has_sorted_indices
+    for one, other in ((parts.counts.indptr, whole.counts.indptr), (parts.counts.indices, whole.counts.indices)):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(parts.counts.data, whole.counts.data)
+    np.testing.assert_array_equal(parts.frequency, whole.frequency)
+
+
+def test_memory_goes_with_the_pairs_and_not_with_the_users() -> None:
+    def peak(users: int) -> int:
+        random = np.random.default_rng(0)
+        tracemalloc.start()
+        Neighbours.fit((random.integers(1, 51, 8).astype(np.int32) for _ in range(users)), 50)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(64_000) < peak(8_000) * 1.1
 
 
 @given(sequences, st.data())
