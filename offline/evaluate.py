@@ -82,8 +82,9 @@ def evaluate(
         _show_exactness(exactness)
 
     settings: dict[str, Any] = {"recipe": recipe.evaluate.model_dump(), "name": recipe.name}
-    if recipe.search.widen:  # left out otherwise, so that evaluations from before there was a choice stay valid
-        settings["search"] = recipe.search.model_dump()
+    # Left out where it is the default, so that evaluations from before there was a choice stay valid.
+    if search := recipe.search.model_dump(exclude_defaults=True):
+        settings["search"] = search
     return run_stage(work, "evaluate", VERSION, settings, upstream, build)
 
 
@@ -139,9 +140,10 @@ class ByBeam:
 
     @property
     def scoring(self) -> str:
-        """The beam's width, and how much wider its first levels are."""
-        widen = "".join(f" x{times}" for times in self.recipe.search.widen)
-        return f"beam {self.recipe.model.beam}{widen}"
+        """The beam's width, how much wider its first levels are, and the share of item vectors in the order."""
+        search = self.recipe.search
+        rerank = f" rerank {search.rerank:g}" if search.rerank and self.model.item_vectors() is not None else ""
+        return f"beam {self.recipe.model.beam}" + "".join(f" x{times}" for times in search.widen) + rerank
 
     def rank(self, asked: Asked, *, masked: bool) -> NDArray[np.int64]:
         """As `Ranker.rank`, of the users that the history is of."""
@@ -152,7 +154,7 @@ class ByBeam:
             self.recipe.model.beam,
             mask_history=masked,
             use_reasoning=self.use_reasoning,
-            widen=self.recipe.search.widen,
+            search=self.recipe.search,
             batch=self.recipe.evaluate.batch,
             progress=f"{self.name} beam",
         )
@@ -201,6 +203,10 @@ def _model(
     rank = ranks(exact, asked.targets[sample])
     rows.append(Row(name, labels, "masked", reads, "exact", seed, rank))
     beam = served.masked[sample]
+    if recipe.search.rerank:  # exact is what decodes best
+        searched = recipe.search.model_copy(update={"rerank": 0.0})
+        plain = ByBeam(model, history.take(sample), recipe.model_copy(update={"search": searched}), reads, name)
+        beam = plain.rank(asked.take(sample), masked=True)
     return rows, {
         "model": name,
         "labels": labels,

@@ -145,7 +145,7 @@ def _write_model(
     written: int,
 ) -> ModelEntry:
     layout = recipe.export.layout
-    graph = fused_graph(model, layout, recipe.search.widen)
+    graph = fused_graph(model, layout, recipe.search)
     file = f"models/{name}/1/model.onnx"
     path = release / file
     path.parent.mkdir(parents=True)

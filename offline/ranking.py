@@ -41,6 +41,10 @@ class Asked:
         histories = [dataset.history(int(user), split) for user in users]
         return cls(users, histories, np.array([dataset.target(int(user), split) for user in users], np.int64))
 
+    def take(self, rows: NDArray[np.int64]) -> Asked:
+        """The same of some of the users."""
+        return Asked(self.users[rows], [self.histories[row] for row in rows], self.targets[rows])
+
 
 class Ranker(Protocol):
     """Puts the catalogue in order for users."""

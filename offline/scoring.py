@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,6 +15,7 @@ from offline.batches import left_pad
 from offline.models.recommender import Recommender
 from offline.prepare import Dataset
 from offline.reason.output import present
+from offline.recipe import PLAIN_SEARCH, SearchRecipe
 from offline.stage import console
 from offline.trie import packed_alive
 
@@ -59,14 +59,14 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Items best first and their log-probabilities; `exact` says where the first k are provably the best of all."""
+    """Items best first and their scores; see `Beam` for `bound`."""
 
     items: NDArray[np.int64]  # [U, N]
     scores: NDArray[np.float32]  # [U, N]
     bound: NDArray[np.float32]  # [U]
 
     def exact(self, k: int) -> NDArray[np.bool_]:
-        """Where nothing that was pruned can belong into the first k, bool [U]."""
+        """Where nothing that was pruned can belong into the first k by log p, bool [U]; not after a rerank."""
         return self.scores[:, k - 1] >= self.bound
 
 
@@ -78,13 +78,13 @@ def score_beam(
     *,
     mask_history: bool,
     use_reasoning: bool = True,
-    widen: Sequence[int] = (),
+    search: SearchRecipe = PLAIN_SEARCH,
     eligible: NDArray[np.bool_] | None = None,
     batch: int = 256,
     device: torch.device | None = None,
     progress: str | None = None,
 ) -> Scored:
-    """Rank by the trie beam, whose first levels keep `widen` times the width.
+    """Rank by the trie beam, as `search` has it.
 
     With `mask_history` no item the user has already had is returned; with `eligible` [N], only items of which it says
     True.
@@ -106,7 +106,7 @@ def score_beam(
             steps = model.project(torch.from_numpy(matrix.astype(np.float32)).to(device))
             has_reasoning = torch.from_numpy(present(matrix) & use_reasoning).to(device)
         allowed = None if alive is None else alive.expand(len(items), -1)
-        beam = model.recommend(items, seen, width, steps, has_reasoning, widen, allowed)
+        beam = model.recommend(items, seen, width, steps, has_reasoning, search, allowed)
         parts.append((beam.items.cpu(), beam.scores.cpu(), beam.bound.cpu()))
     found = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
     return Scored(found[0], found[1], found[2])
@@ -124,7 +124,7 @@ def score_exact(
     device: torch.device | None = None,
     progress: str | None = None,
 ) -> NDArray[np.int64]:
-    """The exact first k of the whole catalogue, or of its `eligible` [N] items, int64 [U, k].
+    """The exact first k by log p of the whole catalogue, or of its `eligible` [N] items, int64 [U, k].
 
     A prefix's log-probability is never below that of an item under it. So a beam whose k-th item is not below the
     best prefix it pruned has found the true first k; where it has not, the beam is widened until it has.

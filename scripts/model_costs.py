@@ -50,7 +50,7 @@ def main(
         model = Recommender(settings, variant, catalogue, shape).eval()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            write_onnx(fused_graph(model, "projected", settings.search.widen), "projected", path)
+            write_onnx(fused_graph(model, "projected", settings.search), "projected", path)
             alone = _seconds(path, _requests(model, 1, random), seconds)
             together = _seconds(path, _requests(model, batch, random), seconds)
             print(

@@ -6,6 +6,9 @@ all of whose items are excluded, before the beam is cut: a beam of N therefore r
 
 A filter comes as one bit per node of the trie: what it leaves nothing of is masked in the same way, and only
 candidates are looked up. Scores stay normalised over the children of the whole trie, whatever is masked.
+
+What was found can be put in another order: by a mixture of log p and the product of query and item vector. The two are
+trained on the same items by different losses and err on different ones.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from offline.models.decoder import Cache, Memory, SidDecoder
+from offline.recipe import PLAIN_SEARCH, SearchRecipe
 from offline.trie import Trie
 
 MISSING = -torch.inf
@@ -69,8 +73,8 @@ class TrieTables(nn.Module):
 class Beam:
     """The best items found.
 
-    `bound` is the highest score of anything that was pruned on the way: the first k are provably the exact top k as
-    soon as the k-th score is not below it.
+    `bound` is the highest log p of anything that was pruned on the way: unless they were put in another order, the
+    first k are provably the exact top k as soon as the k-th score is not below it.
     """
 
     items: Tensor  # int64 [B, N], 0 where not valid
@@ -88,15 +92,19 @@ def beam_search(
     query: Tensor,
     vectors: Sequence[Tensor] | None,
     width: int,
-    widen: Sequence[int] = (),
+    search: SearchRecipe = PLAIN_SEARCH,
     allowed: Tensor | None = None,
 ) -> Beam:
     """The `width` best items after encoder outputs `sequence` [B, T, d].
 
     present bool [B, T]; exclude int64 [B, E], item indices that must not be returned, 0 for none; query [B, q] and the
-    vectors of the trie's nodes that it is compared with, by level, [n, q] each, if the model has any; `widen`, how many
-    times the width the first levels keep; allowed uint8 [B, A], the nodes that may be entered (see
-    `TrieTables.alive`). Which of them lead to an item is for the caller to say: the beam does not look ahead.
+    vectors of the trie's nodes that it is compared with, by level, [n, q] each, if the model has any; `search`, how
+    many times the width the first levels keep, and w in
+
+        score(i) = (1 - w) log p(i) + w q . v_i
+
+    of which a model that has no vectors has the first term alone; allowed uint8 [B, A], the nodes that may be entered
+    (see `TrieTables.alive`). Which of them lead to an item is for the caller to say: the beam does not look ahead.
     """
     memory: Memory = decoder.memory(sequence)
     visible = present[:, None, None, :] | (
@@ -117,7 +125,7 @@ def beam_search(
         reached = _mask_dead(tables, level, node, reached, dead[level])
         if allowed is not None:
             reached = torch.where(tables.alive(level, children.flatten(1), allowed), reached, MISSING)
-        wanted = width * widen[level] if level < min(len(widen), tables.depth - 1) else width
+        wanted = width * search.widen[level] if level < min(len(search.widen), tables.depth - 1) else width
         keep = min(wanted, tables.sizes[level], reached.shape[1])
         best, place = torch.topk(reached, min(keep + 1, reached.shape[1]), dim=1)
         if best.shape[1] > keep:
@@ -128,6 +136,11 @@ def beam_search(
             parent = place // tables.fanout[level]  # [B, W']
             cache = [(_follow(key, parent), _follow(value, parent)) for key, value in cache]
             token = decoder.token(level, tables.table("code", level)[node])
+    if search.rerank and vectors is not None:
+        near = (vectors[-1][node] @ query[:, :, None]).squeeze(-1)  # a leaf's vector is its item's
+        mixed = (1 - search.rerank) * score + search.rerank * near
+        score, place = torch.topk(torch.where(score > MISSING, mixed, MISSING), score.shape[1], dim=1)
+        node = node.gather(1, place)
     valid = score > MISSING
     items = torch.where(valid, tables.item[node], 0)
     return _pad(Beam(items, score, valid, bound), width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from offline.models.beam import beam_search
 from offline.models.recommender import Recommender
+from offline.recipe import PLAIN_SEARCH, SearchRecipe
 
 OPSET = 20
 Outputs = tuple[Tensor, ...]
@@ -23,10 +24,10 @@ OUTPUTS = ("item", "score", "valid")
 class FusedGraph(nn.Module):
     """A trained model as it is served; what does not depend on the request is computed once, at export."""
 
-    def __init__(self, model: Recommender, widen: Sequence[int] = ()) -> None:
+    def __init__(self, model: Recommender, search: SearchRecipe = PLAIN_SEARCH) -> None:
         super().__init__()
         self.model = model
-        self.widen = tuple(widen)
+        self.search = search
         with torch.no_grad():
             vectors = model.node_vectors()
         self.inputs = model.inputs.served()
@@ -56,7 +57,7 @@ class FusedGraph(nn.Module):
             self.model.query(context[:, -1:], steps, has_reasoning)[:, 0],
             list(self.vectors) if self.vectors is not None else None,
             self.model.recipe.beam,
-            self.widen,
+            self.search,
             allowed,
         )
         return beam.items, beam.scores, beam.valid, *explained
@@ -90,11 +91,13 @@ class RawGraph(FusedGraph):
         return self.rank(history, exclude, allowed, self.model.project(reasoning), has_reasoning)
 
 
-def fused_graph(model: Recommender, layout: Literal["projected", "raw"], widen: Sequence[int] = ()) -> FusedGraph:
-    """The graph that fits the model and the layout of its H blobs; `widen` as in `beam_search`."""
+def fused_graph(
+    model: Recommender, layout: Literal["projected", "raw"], search: SearchRecipe = PLAIN_SEARCH
+) -> FusedGraph:
+    """The graph that fits the model and the layout of its H blobs; `search` as in `beam_search`."""
     if model.adapter is None:
-        return PlainGraph(model, widen)
-    return ProjectedGraph(model, widen) if layout == "projected" else RawGraph(model, widen)
+        return PlainGraph(model, search)
+    return ProjectedGraph(model, search) if layout == "projected" else RawGraph(model, search)
 
 
 def reasoning_width(model: Recommender, layout: Literal["projected", "raw"]) -> int:

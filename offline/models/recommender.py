@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,16 @@ from offline.models.fusion import Adapter, Fusion
 from offline.models.hstu import HSTU
 from offline.models.inputs import CodeTokens, ItemVectors
 from offline.models.sasrec import SASRec
-from offline.recipe import BACKBONES, ModelRecipe, Recipe, TigerRecipe, Variant, reads_reasoning
+from offline.recipe import (
+    BACKBONES,
+    PLAIN_SEARCH,
+    ModelRecipe,
+    Recipe,
+    SearchRecipe,
+    TigerRecipe,
+    Variant,
+    reads_reasoning,
+)
 from offline.trie import Trie, build_trie
 
 
@@ -67,15 +75,11 @@ class Recommender(nn.Module):
         It starts as good: A of eq. 3 is zero, and g of eq. 4 one number for all, which the norm of eq. 5 takes out.
         """
         assert self.fusion is not None
-        assert backbone.norm is not None
-        for own, theirs in (
-            (self.inputs, backbone.inputs),
-            (self.backbone, backbone.backbone),
-            (self.decoder, backbone.decoder),
-            (self.fusion.norm, backbone.norm),
-        ):
-            own.load_state_dict(theirs.state_dict())
-            own.requires_grad_(requires_grad=False)
+        parts = {"inputs": "inputs", "backbone": "backbone", "decoder": "decoder", "norm": "fusion.norm"}
+        for theirs, own in parts.items():
+            part = self.get_submodule(own)
+            part.load_state_dict(backbone.get_submodule(theirs).state_dict())
+            part.requires_grad_(requires_grad=False)
         for made in (self.fusion.out.weight, self.fusion.out.bias, self.fusion.gate.weight):
             nn.init.zeros_(made)
 
@@ -150,18 +154,18 @@ class Recommender(nn.Module):
         width: int,
         steps: Tensor | None = None,
         has_reasoning: Tensor | None = None,
-        widen: Sequence[int] = (),
+        search: SearchRecipe = PLAIN_SEARCH,
         allowed: Tensor | None = None,
     ) -> Beam:
         """The best `width` items: history int64 [B, T], exclude int64 [B, E], steps [B, K, p], bool [B].
 
-        The first levels keep `widen` times as many; `allowed` uint8 [B, A] is a filter over the trie's nodes (see
+        How they are searched for, `search` says; `allowed` uint8 [B, A] is a filter over the trie's nodes (see
         `TrieTables.alive`).
         """
         sequence, present = self.encode(history)
         context = self.fuse(sequence, steps, has_reasoning)
         query, vectors = self.query(context[:, -1:], steps, has_reasoning)[:, 0], self.node_vectors()
-        return beam_search(self.decoder, self.tables, context, present, exclude, query, vectors, width, widen, allowed)
+        return beam_search(self.decoder, self.tables, context, present, exclude, query, vectors, width, search, allowed)
 
 
 def parameters(model: nn.Module) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from offline.models.beam import Beam
 from offline.models.recommender import Recommender
-from offline.recipe import Variant
+from offline.recipe import SearchRecipe, Variant
 from offline.trie import packed_alive
 from service.filters import Filters
 from service.release.catalogue import Catalogue, Item
@@ -119,7 +119,9 @@ def test_a_filtered_beam_is_full_whenever_enough_is_left(
     exclude[2:] = torch.tensor(banned, dtype=torch.int64)
     history = tiny.histories(made, 1, seed).expand(4, -1)
     with torch.inference_mode():
-        beam = made.recommend(history, exclude, width, widen=widen, allowed=torch.from_numpy(np.stack(masks)))
+        beam = made.recommend(
+            history, exclude, width, search=SearchRecipe(widen=widen), allowed=torch.from_numpy(np.stack(masks))
+        )
     eligible, everything = set(np.flatnonzero(chosen.items).tolist()), set(range(1, items + 1))
     left = [eligible, eligible - set(banned), eligible - set(banned), everything - set(banned)]
     for row, allowed in enumerate(left):
@@ -153,10 +155,38 @@ def test_wider_first_levels_find_what_a_narrow_beam_prunes() -> None:
         history = tiny.histories(made, ROWS, seed)
         narrow = search(made, history, nothing(ROWS), 3)
         with torch.inference_mode():
-            wide = made.recommend(history, nothing(ROWS), 3, widen=(4, 3, 2))
+            wide = made.recommend(history, nothing(ROWS), 3, search=SearchRecipe(widen=[4, 3, 2]))
         assert (wide.scores.sum(1) >= narrow.scores.sum(1) - 1e-4).all()
         better += int((wide.scores.sum(1) > narrow.scores.sum(1) + 1e-4).sum())
     assert better > 5
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+@pytest.mark.parametrize("variant", PLAIN)
+def test_what_was_found_can_be_ordered_by_item_vectors_too(variant: Variant, share: float) -> None:
+    """Also where less is left than the beam is wide."""
+    made = tiny.model(60, variant=variant)
+    history = tiny.histories(made, ROWS)
+    exclude = torch.arange(1, 51).expand(ROWS, -1)
+    for width, banned in ((15, nothing(ROWS)), (15, exclude)):
+        plain = search(made, history, banned, width)
+        with torch.inference_mode():
+            found = made.recommend(history, banned, width, search=SearchRecipe(rerank=share))
+            sequence, _ = made.encode(history)
+            state = made.fuse(sequence, None, None)[:, -1]
+            near = [state @ made.embed(items).T for items in plain.items]  # [ROWS, width] for each row's items
+        assert torch.equal(found.valid, plain.valid)
+        for row in range(ROWS):
+            kept = plain.valid[row]
+            items = plain.items[row][kept]
+            expected = plain.scores[row][kept]
+            if variant != "tiger":  # which knows items by their codes alone
+                expected = (1 - share) * expected + share * near[row][row][kept]
+            best = expected.sort(descending=True)
+            torch.testing.assert_close(found.scores[row][kept], best.values, atol=1e-4, rtol=1e-4)
+            assert torch.equal(found.items[row][kept], items[best.indices])
+            assert torch.isneginf(found.scores[row][~kept]).all()
+            assert not found.items[row][~kept].any()
 
 
 def test_exclusion_leaves_the_other_scores_as_they_were() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from offline.models.fused import FusedGraph, fused_graph, reasoning_width, write_onnx
 from offline.models.recommender import Recommender
-from offline.recipe import BACKBONES, Variant
+from offline.recipe import BACKBONES, SearchRecipe, Variant
 from offline.trie import packed_alive
 from tests.offline.models import tiny
 
@@ -29,9 +29,9 @@ GRAPHS: list[tuple[Variant, Layout]] = [
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[FusedGraph, Path]:
     variant, layout = request.param
     small = {"layers": 1} if BACKBONES[variant] == "tiger" else {"blocks": 1, "decoder_layers": 1}
-    widen = (3, 2) if variant == "hstu" else ()
+    search = SearchRecipe(widen=[3, 2] if variant == "hstu" else [], rerank=0.4 if layout == "raw" else 0.0)
     alignment = 4 if layout == "raw" or variant == "scoter_t" else 0
-    graph = fused_graph(tiny.model(80, 4, 6, variant=variant, alignment=alignment, **small), layout, widen)
+    graph = fused_graph(tiny.model(80, 4, 6, variant=variant, alignment=alignment, **small), layout, search)
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     write_onnx(graph, layout, path)
     return graph, path
