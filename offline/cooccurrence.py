@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 UNIT = 2520  # divisible by every distance up to 10
-_TOGETHER = 1 << 15  # items whose pairs, some hundred bytes for each item, are in memory at a time
+_TOGETHER = 1 << 15  # items that are counted at a time
+_PAIRS = 1 << 19  # pairs that are looked up at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,25 @@ class Neighbours:
         `leave_out[b]` is the sequence that row b's user put into `fit`: its counts are taken out before row b is
         scored, in the pairs and in the frequencies.
         """
+        bounds = self._shares(histories)
+        if len(bounds) < 2:
+            return self._score_sparse(histories, leave_out)
+        parts = [
+            self._score_sparse(histories[a:b], leave_out[a:b] if leave_out is not None else None)
+            for a, b in zip([0, *bounds], bounds, strict=False)
+        ]
+        return cast("sparse.csr_array", sparse.vstack(parts, format="csr"))
+
+    def _shares(self, histories: Sequence[NDArray[np.int32]]) -> list[int]:
+        """Ends of runs of histories that look up about `_PAIRS` pairs each: popular items go with thousands."""
+        pairs = np.diff(self.counts.indptr)
+        looked_up = np.cumsum([pairs[history].sum() for history in histories])
+        last = np.flatnonzero(np.diff(looked_up // _PAIRS)) + 1
+        return [*last.tolist(), *([len(histories)] if len(histories) else [])]
+
+    def _score_sparse(
+        self, histories: Sequence[NDArray[np.int32]], leave_out: Sequence[NDArray[np.int32]] | None
+    ) -> sparse.csr_array:
         size = len(self.frequency)
         flat, row = flatten(histories)
         if not len(flat):

@@ -66,6 +66,19 @@ def test_counts_do_not_depend_on_how_many_are_counted_together(data: Sequences, 
     np.testing.assert_array_equal(parts.frequency, whole.frequency)
 
 
+@given(sequences, st.integers(1, 40), st.booleans())
+def test_scores_do_not_depend_on_how_many_are_looked_up_together(data: Sequences, pairs: int, leave: bool) -> None:
+    known = Neighbours.fit(data, N, WEIGHTS)
+    own = data if leave else None
+    whole = known.score_sparse(data, own)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cooccurrence, "_PAIRS", pairs)
+        parts = known.score_sparse(data, own)
+    assert (parts.shape, parts.dtype, parts.has_sorted_indices) == (whole.shape, whole.dtype, True)
+    for one, other in ((parts.indptr, whole.indptr), (parts.indices, whole.indices), (parts.data, whole.data)):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_memory_goes_with_the_pairs_and_not_with_the_users() -> None:
     def peak(users: int) -> int:
         random = np.random.default_rng(0)
