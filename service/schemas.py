@@ -81,7 +81,7 @@ class RankedItem(BaseModel):
     rank: int = Field(description="1 is best.")
     id: str
     title: str
-    score: float = Field(description="Log-probability; comparable within one response only.")
+    score: float = Field(description="What items are ranked by; comparable within one response only.")
 
 
 class Step(BaseModel):
