@@ -32,6 +32,7 @@ _DEFAULTS: dict[str, Any] = Recipe(name="").model_dump(mode="json")
 
 # What a backbone alone does not read: it is the same model whatever these say.
 _FUSION = (
+    "start",
     "fusion_heads",
     "fusion_dropout",
     "gate_bias",
@@ -48,18 +49,22 @@ class Setting:
 
     model: str
     what: str  # what is taken away or put in another's place: "full", "mean", "shuffled", ... or "lambda 0.05"
-    aligned: bool  # items score by how near their texts lie to the steps, too
-    chains: str  # who wrote the chains under which template; empty for what reads none
-    template: str
     recipe: str
     base: str  # digest of all that a table of ablations keeps the same
     key: str  # digest of everything
+    search: str = ""  # where it is not the plain beam
+    chains: str = ""  # who wrote the chains under which template; empty for what reads none
+    template: str = ""
+    aligned: bool = False  # items score by how near their texts lie to the steps, too
+    stands: bool = False  # on its trained backbone
 
     @property
     def name(self) -> str:
         """As a table calls it."""
         name = NAMES.get(self.model, f"{self.model} (RecBole)") + (" + text alignment" if self.aligned else "")
-        more = [part for part in (self.chains, "" if self.what == "full" else TAKEN.get(self.what, self.what)) if part]
+        name += f" on its trained {NAMES[BACKBONE[self.model]]}" if self.stands else ""
+        taken = "" if self.what == "full" else TAKEN.get(self.what, self.what)
+        more = [part for part in (self.chains, taken, self.search) if part]
         return name + (f" ({', '.join(more)})" if more else "")
 
 
@@ -84,13 +89,14 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
     model: str = row["model"]
     name = str(recipe.get("name", ""))
     if model not in BACKBONE:
-        return Setting(model, "full", aligned=False, chains="", template="", recipe=name, base=model, key=model)
+        return Setting(model, "full", name, model, model)
     backbone = BACKBONE[model]
-    sections = ["prepare", "tokenize", *(["tiger", "model"] if backbone == "tiger" else ["model", "train"])]
+    sections = ["prepare", "tokenize", "search"]
+    sections += ["tiger", "model"] if backbone == "tiger" else ["model", "train"]
     if backbone == "sasrec":
         sections.append("sasrec")
     made = {section: _section(recipe, section) for section in sections}
-    ablation = _section(recipe, "ablation")
+    ablation, search = _section(recipe, "ablation"), _search(made["search"])
     if model == backbone:
         for section in (made["model"], made.get("tiger", {})):
             for unread in _FUSION:
@@ -101,7 +107,7 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
         what = "matched" if ablation["matched"] else "full"
         base = _digest({**made, "model name": model})
         key = _digest({"base": base, "what": what})
-        return Setting(model, what, aligned=False, chains="", template="", recipe=name, base=base, key=key)
+        return Setting(model, what, name, base, key, search)
     training = made["tiger"]["train"] if backbone == "tiger" else made["train"]
     weight = training.pop("contrastive_weight", LAMBDA)
     reason = _section(recipe, "reason")
@@ -123,7 +129,15 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
     base = _digest({**made, "model name": model, "reason": kept, **source, "teacher writes": writer == "teacher"})
     key = _digest({"base": base, "what": what, "ablation": ablation, "weight": weight, "writer": writer})
     chains = f"{_writer(recipe, writer)}, {template}"
-    return Setting(model, what, bool(alignment["dim"]), chains, template, name, base, key)
+    aligned, stands = bool(alignment["dim"]), training["start"] == "backbone"
+    return Setting(model, what, name, base, key, search, chains, template, aligned, stands)
+
+
+def _search(section: dict[str, Any]) -> str:
+    """How the beam was searched and ordered."""
+    widen = "".join(f" x{times}" for times in section["widen"])
+    parts = [f"first levels{widen}" if widen else "", f"rerank {section['rerank']:g}" if section["rerank"] else ""]
+    return ", ".join(part for part in parts if part)
 
 
 def _what(ablation: dict[str, Any], weight: float, writer: str) -> str:
