@@ -14,6 +14,7 @@ The K steps between the two are what becomes H; `Overall Analysis` and `Summary`
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -43,6 +44,7 @@ _SPECIAL = re.compile(r"[\\.^$|?*+()\[\]{}]")
 _WORD = re.compile(r"\w+")
 _LOOPING_WORDS = 24  # a section of this many words...
 _LOOPING = 0.3  # ... has a larger share of different ones, unless its writer got stuck
+_SAYING_WORDS, _SAYING = 4, 2 / 3  # and of this many words no single one is so large a share
 # Words by which a chain written with hindsight gives away that it was.
 _ADMISSIONS = re.compile(
     r"\b(?:(?:was|were|been|am|are) (?:told|informed)\b"
@@ -149,13 +151,20 @@ def parse(text: str, template: Sequence[str]) -> Chain:
         if len(section) > MAX_CHARS:
             raise AnswerError(f"{name!r} has more than {MAX_CHARS} characters")
         words = [word.casefold() for word in _WORD.findall(section)]
-        if len(words) >= _LOOPING_WORDS and len(set(words)) < _LOOPING * len(words):
+        if _stuck(words):
             raise AnswerError(f"{name!r} goes in circles")
         said = " ".join(words)
         if said in seen:
             raise AnswerError(f"{name!r} copies {seen[said]!r}")
         seen[said] = name
     return Chain(sections[0], tuple(sections[1:-1]), sections[-1])
+
+
+def _stuck(words: Sequence[str]) -> bool:
+    """Whether whoever wrote this repeated himself: a few phrases over and over, or one word."""
+    if len(words) >= _SAYING_WORDS and max(Counter(words).values()) >= _SAYING * len(words):
+        return True
+    return len(words) >= _LOOPING_WORDS and len(set(words)) < _LOOPING * len(words)
 
 
 def admission(chain: Chain) -> str | None:

@@ -94,6 +94,7 @@ def _edited(edit: Callable[[list[str]], object]) -> str:
         (_edited(lambda p: p.__setitem__(2, f"{TEMPLATE[1]}: ...")), "'User Interest Extraction' has less than"),
         (_edited(lambda p: p.__setitem__(2, f"{TEMPLATE[1]}: {'word ' * 400}")), "'User Interest Extraction' has more"),
         (_edited(lambda p: p.__setitem__(2, f"{TEMPLATE[1]}: {'soap and soap, ' * 20}")), "goes in circles"),
+        (_edited(lambda p: p.__setitem__(2, f"{TEMPLATE[1]}: lovely lovely Lovely lovely soap")), "goes in circles"),
         (_edited(lambda p: p.__setitem__(3, f"{TEMPLATE[2]}: **{CHAIN.steps[0].upper()}**")), "copies"),
     ],
 )
