@@ -5,8 +5,9 @@ has no such stage.
 
     control = "shuffled"    each user has another user's chains, the same user's for every split: what is left of a lift
                             does not come from reasoning about the user
-    control = "successors"  step j is the text of the item that fits j-th best by co-occurrence, counted as for the
-                            `analyst`: what is left of a lift can be had without writing chains
+    control = "successors"  the steps are the texts of the K items that fit best by co-occurrence, counted as for the
+                            `analyst`, the best one last, where a chain has its recommendation: what is left of a lift
+                            can be had without writing chains
     steps = "mean"          K = 1: the mean of the steps
     steps = "last"          K = 1: the last step
     steps = "whole"         K = 1: the embedding of the chain as one text (encoders cut texts at their own length)
@@ -45,6 +46,8 @@ def ablate(work: Path, prepared: Stage, tokens: Stage, reasoned: Stage, recipe: 
     if what.steps == "each" and what.control == "none":
         return reasoned
     settings: dict[str, Any] = {"steps": what.steps, "control": what.control}
+    if what.control == "successors":
+        settings["last"] = "best"  # which came first, before
     if what.steps == "whole":
         settings |= {"encoder": recipe.reason.encoder, "precision": recipe.reason.precision}
     upstream = [prepared, reasoned, *([tokens] if what.control == "successors" else [])]
@@ -111,7 +114,7 @@ def _collapsed(
 def _named(names: list[str], what: AblationRecipe) -> list[str]:
     """The template of what is left."""
     if what.control == "successors":
-        names = [f"Successor {place}" for place in range(1, len(names) + 1)]
+        names = [f"Successor {place}" for place in range(len(names), 0, -1)]
     if what.steps == "each":
         return names
     return names[-1:] if what.steps == "last" else [" -> ".join(names)]
@@ -143,11 +146,11 @@ class _Successors:
         self._dataset, self._training, self._steps = dataset, training, steps
 
     def of(self, users: NDArray[np.int64], split: str) -> tuple[NDArray[np.float32], list[list[str]]]:
-        """The K best for each user, as vectors [B, K, D] and titles."""
+        """The K best for each user, the best one last, as vectors [B, K, D] and titles."""
         histories = [self._dataset.history(int(user), split) for user in users]
         scores = self._neighbours.score(histories, [self._training[user] for user in users])
         scores[:, 0] = -np.inf
         for row, history in enumerate(histories):
             scores[row, history] = -np.inf
-        best = np.argsort(-scores, axis=1, kind="stable")[:, : self._steps]
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : self._steps][:, ::-1]
         return self._vectors[best - 1], [[self._dataset.items[i - 1].title for i in row] for row in best.tolist()]

@@ -123,7 +123,7 @@ def test_successors_are_the_best_unseen_items_of_the_knn_that_never_met_the_user
         scores[history] = -1
         scores[0] = -1
         names = [dataset.items[i].title for i in range(dataset.num_items)]
-        ranked = np.argsort(-scores, kind="stable").tolist()[:K]
+        ranked = np.argsort(-scores, kind="stable").tolist()[:K][::-1]
         assert titles[user] == [names[i - 1] for i in ranked]
         np.testing.assert_allclose(found[user], vectors[np.array(ranked) - 1], atol=5e-3)
 
