@@ -141,8 +141,8 @@ class ByBeam:
     @property
     def scoring(self) -> str:
         """The beam's width, how much wider its first levels are, and the share of item vectors in the order."""
-        search = self.recipe.search
-        rerank = f" rerank {search.rerank:g}" if search.rerank and self.model.item_vectors() is not None else ""
+        search = self.model.searched(self.recipe.search)
+        rerank = f" rerank {search.rerank:g}" if search.rerank else ""
         return f"beam {self.recipe.model.beam}" + "".join(f" x{times}" for times in search.widen) + rerank
 
     def rank(self, asked: Asked, *, masked: bool) -> NDArray[np.int64]:

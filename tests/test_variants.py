@@ -42,7 +42,8 @@ RECIPE = {
     "sasrec": tiny.SASREC | {"blocks": 1},
     "tiger": tiny.TIGER | {"layers": 1, "train": TRAIN},
     "alignment": {"dim": AXES},
-    "train": TRAIN | {"catalogue_weight": 0.5},
+    "train": TRAIN | {"catalogue_weight": 0.5, "start": "backbone"},
+    "search": {"rerank": 0.4},
     "evaluate": {"users": 40, "exact_users": 20},
     "export": {"warmup_requests": 6, "dtype": "float32"},
 }
@@ -130,9 +131,11 @@ def test_the_release_holds_all_models_and_says_what_they_are(work: Path) -> None
 
 def test_the_report_has_a_line_for_every_model(work: Path) -> None:
     report = json.loads((release(work) / "report" / "report.json").read_text(encoding="utf-8"))
-    masked = {(r["model"], r["reasoning"]) for r in report["results"] if r["scoring"] == "beam 12"}
+    how = {v: "beam 12" + ("" if BACKBONES[v] == "tiger" else " rerank 0.4") for v in VARIANTS}
+    masked = {(r["model"], r["reasoning"]) for r in report["results"] if r["scoring"] == how.get(r["model"])}
     assert masked == {(v, False) for v in VARIANTS} | {(v, True) for v in VARIANTS if reads_reasoning(v)}
     assert [row["model"] for row in report["beam"]] == list(VARIANTS)
+    assert {row["model"] for row in report["against_backbone"]} == {v for v in VARIANTS if reads_reasoning(v)}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -157,6 +160,7 @@ def test_the_service_answers_what_the_trained_model_ranks(
                 made.recipe.beam,
                 steps,
                 has,
+                Recipe.model_validate(RECIPE).search,
             )
         body = ask(client, user_id=dataset.users[user], model=variant, reasoning=reasoning, k=10)
         assert (body["model"], body["reasoning"]["used"], body["degraded"]) == (variant, used, [])

@@ -103,7 +103,7 @@ def beam_search(
 
         score(i) = (1 - w) log p(i) + w q . v_i
 
-    of which a model that has no vectors has the first term alone; allowed uint8 [B, A], the nodes that may be entered
+    for which there have to be vectors; allowed uint8 [B, A], the nodes that may be entered
     (see `TrieTables.alive`). Which of them lead to an item is for the caller to say: the beam does not look ahead.
     """
     memory: Memory = decoder.memory(sequence)
@@ -136,7 +136,8 @@ def beam_search(
             parent = place // tables.fanout[level]  # [B, W']
             cache = [(_follow(key, parent), _follow(value, parent)) for key, value in cache]
             token = decoder.token(level, tables.table("code", level)[node])
-    if search.rerank and vectors is not None:
+    if search.rerank:
+        assert vectors is not None
         near = (vectors[-1][node] @ query[:, :, None]).squeeze(-1)  # a leaf's vector is its item's
         mixed = (1 - search.rerank) * score + search.rerank * near
         score, place = torch.topk(torch.where(score > MISSING, mixed, MISSING), score.shape[1], dim=1)

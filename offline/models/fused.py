@@ -27,7 +27,7 @@ class FusedGraph(nn.Module):
     def __init__(self, model: Recommender, search: SearchRecipe = PLAIN_SEARCH) -> None:
         super().__init__()
         self.model = model
-        self.search = search
+        self.search = model.searched(search)
         with torch.no_grad():
             vectors = model.node_vectors()
         self.inputs = model.inputs.served()

@@ -165,7 +165,12 @@ class Recommender(nn.Module):
         sequence, present = self.encode(history)
         context = self.fuse(sequence, steps, has_reasoning)
         query, vectors = self.query(context[:, -1:], steps, has_reasoning)[:, 0], self.node_vectors()
-        return beam_search(self.decoder, self.tables, context, present, exclude, query, vectors, width, search, allowed)
+        how = self.searched(search)
+        return beam_search(self.decoder, self.tables, context, present, exclude, query, vectors, width, how, allowed)
+
+    def searched(self, search: SearchRecipe) -> SearchRecipe:
+        """What of `search` applies: who knows items by their codes alone has no second way to put them in order."""
+        return search if self.catalogue() is not None else search.model_copy(update={"rerank": 0.0})
 
 
 def parameters(model: nn.Module) -> int:
