@@ -364,7 +364,7 @@ class _Spent:
 
 
 def _rate(count: int, seconds: float) -> float:
-    return round(count / max(seconds, 1e-9), 1)
+    return float(f"{count / max(seconds, 1e-9):.3g}")  # a small model may take minutes for one user
 
 
 def _per_million(usage: Usage, asked: int) -> dict[str, float] | None:
