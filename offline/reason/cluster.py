@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -71,6 +72,8 @@ class Ray:
         started = not ray.is_initialized()
         try:
             if started:
+                # By itself Ray starts workers at 15: beside anything else that computes they would stand still.
+                os.environ.setdefault("RAY_worker_niceness", "0")
                 ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
             logging.getLogger("ray.data").setLevel(logging.WARNING)  # it tells of every run that ends well
             context = ray.data.DataContext.get_current()

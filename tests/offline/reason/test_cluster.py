@@ -10,10 +10,12 @@ import pytest
 
 from offline.errors import LLMError, StageError
 from offline.reason import stage as module
+from offline.reason.chains import Asking
+from offline.reason.chunks import Chunks
 from offline.reason.cluster import Ray
-from offline.reason.engines import Local
+from offline.reason.engines import Job, Local
 from offline.stage import Stage
-from tests.offline.reason.scripted import Characters, Script, build, lines
+from tests.offline.reason.scripted import Characters, Niceness, Script, build, lines
 from tests.offline.reason.test_stage import contents
 
 # Ray uses what Ray has deprecated.
@@ -60,6 +62,18 @@ def _built(prepared: Stage, script: Script, texts: int = sys.maxsize) -> Any:
     characters = Characters(place / "texts", killed_after=texts)
     build(place / "out", place / "kept", prepared.folder, script, characters, Ray(workers=2))
     return contents(place / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_cluster_of_its_own_does_not_wait_for_other_work(prepared: Stage, script: Script, tmp_path: Path) -> None:
+    """The first test here, while no cluster runs: Ray would have its workers give way to everything else."""
+    chunks = Chunks(tmp_path / "chunks")
+    chunks.cut(((0, text) for text in ("one", "two")), 2)
+    job = Job(prepared.folder, chunks.folder, script.writer(), Asking(("A", "B"), 10), Niceness())
+    ((_, found),) = Ray(workers=1).encode(job, chunks.names())
+    assert found.shape[0] == 2
+    assert (found == os.nice(0)).all()
 
 
 @pytest.mark.slow
