@@ -113,11 +113,13 @@ class Lines:
         ]
 
     def backbone(self, line: Line) -> Line | None:
-        """The backbone alone, under the same switches and from the same runs."""
-        for other in self.full(line.dataset, BACKBONE[line.setting.model], line.labels, line.history):
-            if line.names & other.names:
-                return other
-        return None
+        """The backbone alone, under the same switches and from the same runs.
+
+        Of a backbone that was changed, which is measured by itself: the one of the same recipe otherwise.
+        """
+        found = self.full(line.dataset, BACKBONE[line.setting.model], line.labels, line.history)
+        beside = next((other for other in found if line.names & other.names), None)
+        return beside or next((other for other in found if other.setting.base == line.setting.base), None)
 
 
 def paired(first: Line, second: Line, metric: str = f"recall@{TOP}") -> tuple[float, float]:

@@ -39,6 +39,8 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (recipe, strength) in ABLATIONS.items():
         stage = evaluated(folder / name, recipe, {("hstu", False): 0.2, ("scoter_h", True): strength})
         keep(stage, name, folder / "docs")
+    wide = evaluated(folder / "matched", {"ablation": {"matched": True}}, {("hstu", False): 0.24})
+    keep(wide, "matched", folder / "docs")
     write_results(folder / "docs")
     return folder / "docs"
 
@@ -124,6 +126,9 @@ def test_what_is_taken_away_stands_beside_the_whole(docs: Path) -> None:
     assert row(docs, section, "w/o contrastive")[-1] == "*.1091 / .0590*"
     assert row(docs, section, "HSTU")[-1] == "*.0930 / .0502*"
     assert row(docs, "## Controls", "beauty | SCoTER-H (chains by analyst, five-step, kNN successors")[-1] == "1"
+    wider = row(docs, "## Controls", "beauty | HSTU (as many parameters as with fusion)")
+    assert wider[4].startswith("+")  # though no backbone was measured beside it
+    assert wider[-1] == "1"
 
 
 def test_weights_groups_and_templates_have_their_figures(docs: Path) -> None:
