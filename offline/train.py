@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,12 @@ def train(
     reads = reads_reasoning(variant)
     backbone: Stage | None = None
     if reads and recipe.training(variant).start == "backbone":
-        alone = recipe.model_copy(update={"ablation": recipe.ablation.model_copy(update={"matched": False})})
-        backbone = train(work, BACKBONES[variant], prepared, tokens, reasoned, alone, processes=processes)
+        # Unwidened: what is compared with a matched backbone stands on the usual one.
+        usual = recipe.model_copy(update={"ablation": recipe.ablation.model_copy(update={"matched": False})})
+        alone = partial(train, work, BACKBONES[variant], prepared, tokens, reasoned, usual, processes=processes)
+        backbone = alone()
         if refit_epochs is not None:
-            epochs = best_epoch(backbone.folder)
-            backbone = train(
-                work, BACKBONES[variant], prepared, tokens, reasoned, alone, refit_epochs=epochs, processes=processes
-            )
+            backbone = alone(refit_epochs=best_epoch(backbone.folder))
     upstream = [prepared, tokens, *([reasoned] if reads else []), *([backbone] if backbone is not None else [])]
     if recipe.ablation.matched and not reads:
         steps, width = load_reasoning(reasoned.folder, "train").shape[1:]
@@ -120,7 +120,7 @@ def _settings(recipe: Recipe, variant: Variant) -> dict[str, Any]:
         case "hstu":
             pass
     if reads_reasoning(variant) and recipe.alignment.dim:
-        settings["alignment"] = recipe.alignment.model_dump() | {"first": "last"}  # all steps alike, before
+        settings["alignment"] = recipe.alignment.model_dump() | {"first": "last"}  # the step that counts at the start
     if reads_reasoning(variant) and not recipe.ablation.position:
         settings["position"] = False
     return settings

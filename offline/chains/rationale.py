@@ -44,7 +44,7 @@ _SPECIAL = re.compile(r"[\\.^$|?*+()\[\]{}]")
 _WORD = re.compile(r"\w+")
 _LOOPING_WORDS = 24  # a section of this many words...
 _LOOPING = 0.3  # ... has a larger share of different ones, unless its writer got stuck
-_SAYING_WORDS, _SAYING = 4, 2 / 3  # and of this many words no single one is so large a share
+_ONE_WORD_OF, _ONE_WORD = 4, 2 / 3  # of this many words no single one has so large a share
 # Words by which a chain written with hindsight gives away that it was.
 _ADMISSIONS = re.compile(
     r"\b(?:(?:was|were|been|am|are) (?:told|informed)\b"
@@ -162,7 +162,7 @@ def parse(text: str, template: Sequence[str]) -> Chain:
 
 def _stuck(words: Sequence[str]) -> bool:
     """Whether whoever wrote this repeated himself: a few phrases over and over, or one word."""
-    if len(words) >= _SAYING_WORDS and max(Counter(words).values()) >= _SAYING * len(words):
+    if len(words) >= _ONE_WORD_OF and max(Counter(words).values()) >= _ONE_WORD * len(words):
         return True
     return len(words) >= _LOOPING_WORDS and len(set(words)) < _LOOPING * len(words)
 
