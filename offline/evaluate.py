@@ -203,7 +203,7 @@ def _model(
     rank = ranks(exact, asked.targets[sample])
     rows.append(Row(name, labels, "masked", reads, "exact", seed, rank))
     beam = served.masked[sample]
-    if recipe.search.rerank:  # exact is what decodes best
+    if model.searched(recipe.search).rerank:  # exact is what decodes best
         searched = recipe.search.model_copy(update={"rerank": 0.0})
         plain = ByBeam(model, history.take(sample), recipe.model_copy(update={"search": searched}), reads, name)
         beam = plain.rank(asked.take(sample), masked=True)
