@@ -30,7 +30,7 @@ from offline.page import write_page
 from offline.prepare import Dataset, dataset_name, load_dataset
 from offline.ranking import TOP, Asked, ByScores, Ranker, Row, measure, save_ranks
 from offline.reason.output import load_reasoning
-from offline.recipe import BACKBONES, Recipe, Variant
+from offline.recipe import BACKBONES, Recipe, Variant, reads_reasoning
 from offline.scoring import History, score_beam, score_exact
 from offline.significance import difference
 from offline.stage import Stage, console, run_stage, stage_seconds, write_json
@@ -49,10 +49,11 @@ class Trained:
 
 
 def evaluate(
-    work: Path, prepared: Stage, tokens: Stage, reasoned: Stage, trained: Sequence[Trained], recipe: Recipe
+    work: Path, prepared: Stage, tokens: Stage, reasoned: Stage | None, trained: Sequence[Trained], recipe: Recipe
 ) -> Stage:
-    """Run the stage."""
-    upstream = [prepared, tokens, reasoned, *(t.stage for t in trained)]
+    """Run the stage. Backbones alone need nothing `reasoned`."""
+    read = [reasoned] if reasoned is not None and any(reads_reasoning(t.variant) for t in trained) else []
+    upstream = [prepared, tokens, *read, *(t.stage for t in trained)]
 
     def build(folder: Path) -> None:
         dataset = load_dataset(prepared.folder)
@@ -180,12 +181,12 @@ class _Kept:
 
 
 def _model(
-    trained: Trained, dataset: Dataset, asked: Asked, tokens: Stage, reasoned: Stage, recipe: Recipe
+    trained: Trained, dataset: Dataset, asked: Asked, tokens: Stage, reasoned: Stage | None, recipe: Recipe
 ) -> tuple[list[Row], dict[str, Any]]:
     model = load_model(trained.stage.folder, tokens)
     name, labels, seed = trained.variant, trained.labels, recipe.training(trained.variant).seed
     reads = model.adapter is not None
-    reasoning = load_reasoning(reasoned.folder, "test") if reads else None
+    reasoning = load_reasoning(reasoned.folder, "test") if reasoned is not None and reads else None
     history = History.of(dataset, "test", asked.users, recipe.model.length, reasoning)
     rows: list[Row] = []
     served = _Kept(ByBeam(model, history, recipe, reads, name))

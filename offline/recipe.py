@@ -205,7 +205,7 @@ class TrainRecipe(_Section):
     schedule: Literal["constant", "cosine"] = "constant"
     epochs: int = Field(300, ge=1)
     patience: int = Field(20, ge=1)  # validations without a better NDCG@10
-    validate_every: int = Field(1, ge=1)  # epochs
+    validate_every: int = Field(1, ge=1)  # epochs; after the last one too
     validation_users: int = Field(0, ge=0)  # 0: all
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     catalogue_weight: float = Field(0.0, ge=0)  # auxiliary cross-entropy over all items

@@ -16,7 +16,7 @@ from offline.export import Parts, export
 from offline.prepare import prepare
 from offline.reason import reason
 from offline.reason.engines import Engine
-from offline.recipe import Recipe
+from offline.recipe import Recipe, reads_reasoning
 from offline.stage import Stage
 from offline.tokenize import tokenize
 from offline.train import best_epoch, train
@@ -39,7 +39,8 @@ def run(
 
     Stages whose output is up to date are skipped. `discover` runs if the recipe wants chains under the template that it
     finds (`also` are templates for it to compare with), `distill` if students are to write and none are named; each
-    also if it is `last`. `engine` does the work of `reason`: this process, if none is given.
+    also if it is `last`. Backbones alone are trained and evaluated without any reasoning being written; a release has
+    it. `engine` does the work of `reason`: this process, if none is given.
     Models are trained by that many `processes`.
     """
     prepared = prepare(work, data, recipe.prepare)
@@ -52,16 +53,11 @@ def run(
         return tokens.folder
     if last == "discover":
         return _discovered(work, prepared, tokens, recipe, also).folder
-    chosen = _chosen(work, prepared, tokens, recipe, also)
-    students = None
-    if last == "distill" or (recipe.reason.writer == "student" and not recipe.reason.students):
-        students = distill(work, prepared, chosen.template, recipe, chosen.upstream)
-        if last == "distill":
-            return students.folder
-    reasoned = reason(work, prepared, recipe, chosen.template, distilled=students, engine=engine)
-    if last == "reason":
-        return reasoned.folder
-    reasoned = ablate(work, prepared, tokens, reasoned, recipe)
+    reasoned: Stage | None = None
+    if last in {"distill", "reason", "export"} or _reads_reasoning(recipe):
+        reasoned = _reasoned(work, prepared, tokens, recipe, last, also, engine)
+        if last in {"distill", "reason"}:
+            return reasoned.folder
     stages = (prepared, tokens, reasoned)
     served = {variant: train(work, variant, *stages, recipe, processes=processes) for variant in recipe.models}
     trained = [Trained(variant, "train", stage) for variant, stage in served.items()]
@@ -75,7 +71,33 @@ def run(
     evaluated = evaluate(work, prepared, tokens, reasoned, trained, recipe)
     if last == "evaluate":
         return evaluated.folder
+    assert reasoned is not None
     return export(work, Parts(prepared, tokens, reasoned, served, evaluated), recipe)
+
+
+def _reads_reasoning(recipe: Recipe) -> bool:
+    """Whether anything that is trained depends on H; a matched backbone's size does."""
+    return recipe.ablation.matched or any(reads_reasoning(variant) for variant in recipe.models)
+
+
+def _reasoned(
+    work: Path,
+    prepared: Stage,
+    tokens: Stage,
+    recipe: Recipe,
+    last: Last,
+    also: Sequence[Path],
+    engine: Engine | None,
+) -> Stage:
+    """The chains that models are trained on, or the stage on the way to them that is `last`."""
+    chosen = _chosen(work, prepared, tokens, recipe, also)
+    students = None
+    if last == "distill" or (recipe.reason.writer == "student" and not recipe.reason.students):
+        students = distill(work, prepared, chosen.template, recipe, chosen.upstream)
+        if last == "distill":
+            return students
+    reasoned = reason(work, prepared, recipe, chosen.template, distilled=students, engine=engine)
+    return reasoned if last == "reason" else ablate(work, prepared, tokens, reasoned, recipe)
 
 
 def run_compare(work: Path, data: Path, recipe: Recipe) -> Path:

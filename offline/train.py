@@ -57,7 +57,7 @@ def train(
     variant: Variant,
     prepared: Stage,
     tokens: Stage,
-    reasoned: Stage,
+    reasoned: Stage | None,
     recipe: Recipe,
     *,
     refit_epochs: int | None = None,
@@ -65,11 +65,14 @@ def train(
 ) -> Stage:
     """Run the stage. Raises TrainingError when the loss is not finite.
 
+    Backbones alone need nothing `reasoned`, unless they are to be as large as with fusion.
+
     With `refit_epochs` the validation items are training targets too; nothing is left to select on then, so it
     trains for that many epochs, which an earlier run chose. `processes` share each batch, one to a GPU where there are
     any. A model that starts from its backbone has that trained first, if it is not yet.
     """
     reads = reads_reasoning(variant)
+    assert reasoned is not None or not (reads or recipe.ablation.matched)
     backbone: Stage | None = None
     if reads and recipe.training(variant).start == "backbone":
         # Unwidened: what is compared with a matched backbone stands on the usual one.
@@ -78,14 +81,15 @@ def train(
         backbone = alone()
         if refit_epochs is not None:
             backbone = alone(refit_epochs=best_epoch(backbone.folder))
-    upstream = [prepared, tokens, *([reasoned] if reads else []), *([backbone] if backbone is not None else [])]
-    if recipe.ablation.matched and not reads:
+    read = reasoned if reads else None
+    upstream = [prepared, tokens, *(stage for stage in (read, backbone) if stage is not None)]
+    if reasoned is not None and recipe.ablation.matched and not reads:
         steps, width = load_reasoning(reasoned.folder, "train").shape[1:]
         recipe = matched(recipe, variant, load_codes(tokens.folder), (steps, width))
     settings = _settings(recipe, variant) | {"refit_epochs": refit_epochs}
 
     def build(folder: Path) -> None:
-        what = (folder, variant, prepared, tokens, reasoned if reads else None, backbone, recipe, refit_epochs)
+        what = (folder, variant, prepared, tokens, read, backbone, recipe, refit_epochs)
         if processes == 1:
             _train(*what)
         else:
@@ -258,7 +262,8 @@ class _Run:
                 self.before = self._validate()  # the backbone may be as good as it gets
             while self.epoch < self.last_epoch and self.stale < settings.patience:
                 row = self._one_epoch(lambda: progress.advance(bar))
-                if self.validation is not None and self.epoch % settings.validate_every == 0:
+                due = self.epoch % settings.validate_every == 0 or self.epoch == self.last_epoch
+                if self.validation is not None and due:
                     row |= self._validate()
                 if self.crew.first:
                     self._log(row)
@@ -269,8 +274,6 @@ class _Run:
         if self.validation is None:
             self.best_epoch = self.epoch
             self._keep_weights()
-        elif self.best["ndcg@10"] < 0:
-            raise TrainingError(f"no validation was reached in {self.epoch} epochs: lower train.validate_every")
         if self.crew.first:
             self._finish()
 

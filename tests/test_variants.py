@@ -199,3 +199,13 @@ def test_another_choice_of_models_trains_none_of_them_again(work: Path) -> None:
     assert {p.name for p in (work / "work").glob("train-*")} == before
     report = json.loads((evaluated / "report.json").read_text(encoding="utf-8"))
     assert [row["model"] for row in report["beam"]] == ["tiger", "scoter_t"]
+
+
+def test_backbones_alone_are_trained_and_measured_where_no_chain_was_ever_written(work: Path, tmp_path: Path) -> None:
+    changed = RECIPE | {"models": ["hstu"]}
+    evaluated = run(tmp_path, work / "data", Recipe.model_validate(changed), "evaluate")
+    report = json.loads((evaluated / "report.json").read_text(encoding="utf-8"))
+    assert [row["model"] for row in report["beam"]] == ["hstu"]
+    assert not list(tmp_path.glob("reason*"))
+    both = run(work / "work", work / "data", Recipe.model_validate(changed), "evaluate")
+    assert both.name == evaluated.name  # chains that are there make it no other evaluation

@@ -9,7 +9,7 @@ import pytest
 from offline import run as module
 from offline.chains.template import MANUAL, Template
 from offline.discover import stage as discovery
-from offline.recipe import ReasonRecipe, Recipe
+from offline.recipe import AblationRecipe, ReasonRecipe, Recipe
 from offline.run import run
 from offline.stage import Stage
 
@@ -19,7 +19,7 @@ Called = list[tuple[str, tuple[Any, ...]]]
 
 @pytest.fixture
 def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Called:
-    """The stages up to `reason`, which only note what they were given."""
+    """Stages that only note what they were given."""
     calls: Called = []
     (tmp_path / "template.json").write_text(json.dumps({"steps": STEPS}), encoding="utf-8")
 
@@ -30,7 +30,7 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Called:
 
         return called_with
 
-    for name in ("prepare", "tokenize", "distill", "reason"):
+    for name in ("prepare", "tokenize", "distill", "reason", "train", "evaluate", "export"):
         monkeypatch.setattr(module, name, stage(name))
     monkeypatch.setattr(discovery, "discover", stage("discover"))
     return calls
@@ -55,3 +55,22 @@ def test_nothing_is_discovered_that_nobody_asked_for(tmp_path: Path, called: Cal
 def test_a_student_is_distilled_when_it_is_to_write(tmp_path: Path, called: Called) -> None:
     run(tmp_path, tmp_path, Recipe(name="toy", reason=ReasonRecipe(writer="student")), "reason")
     assert [name for name, _ in called] == ["prepare", "tokenize", "distill", "reason"]
+
+
+@pytest.mark.parametrize("last", ["train", "evaluate"])
+def test_no_chain_is_written_for_a_backbone_alone(tmp_path: Path, called: Called, last: module.Last) -> None:
+    run(tmp_path, tmp_path, Recipe(name="toy", models=["hstu"]), last)
+    assert "reason" not in [name for name, _ in called]
+    called.clear()
+    run(tmp_path, tmp_path, Recipe(name="toy", models=["hstu", "scoter_h"]), last)
+    assert "reason" in [name for name, _ in called]
+
+
+def test_a_release_of_a_backbone_alone_has_chains(tmp_path: Path, called: Called) -> None:
+    run(tmp_path, tmp_path, Recipe(name="toy", models=["hstu"]))
+    assert [name for name, _ in called] == ["prepare", "tokenize", "reason", "train", "evaluate", "export"]
+
+
+def test_a_backbone_as_large_as_with_fusion_has_chains_to_be_as_large_as(tmp_path: Path, called: Called) -> None:
+    run(tmp_path, tmp_path, Recipe(name="toy", models=["hstu"], ablation=AblationRecipe(matched=True)), "train")
+    assert [name for name, _ in called] == ["prepare", "tokenize", "reason", "train"]

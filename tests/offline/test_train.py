@@ -94,6 +94,18 @@ def test_training_learns_and_says_what_it_did(
     assert not (stage.folder / "checkpoint.pt").exists()
 
 
+def test_the_last_epoch_is_validated_whatever_the_rhythm(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
+    stage = train(tmp_path, "hstu", *upstream, recipe(epochs=3, validate_every=2))
+    assert ["ndcg@10" in row for row in training_log(stage.folder)] == [False, True, True]
+    assert best_epoch(train(tmp_path, "hstu", *upstream, recipe(epochs=1, validate_every=5)).folder) == 1
+
+
+def test_a_backbone_alone_needs_no_chains(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
+    prepared, tokens, _ = upstream
+    stage = train(tmp_path, "hstu", prepared, tokens, None, recipe(epochs=1))
+    assert train(tmp_path, "hstu", *upstream, recipe(epochs=1)).folder == stage.folder
+
+
 def test_users_without_a_chain_are_trained_without(
     upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
