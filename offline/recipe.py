@@ -170,6 +170,8 @@ class ModelRecipe(_Section):
 
     length: int = Field(20, ge=2)  # T, most recent interactions
     dim: int = Field(50, ge=4)  # d_item
+    # Item vectors are also a linear map of what the semantic IDs were made of: texts, or who was bought together.
+    features: bool = False
     blocks: int = Field(2, ge=1)
     heads: int = Field(1, ge=1)
     qk_dim: int = Field(50, ge=4)  # per head

@@ -36,6 +36,7 @@ from offline.batches import TrainingRows, prefix_rows, training_rows
 from offline.crew import Crew, launch
 from offline.errors import TrainingError
 from offline.metrics import ranks, summary
+from offline.models.inputs import ItemVectors
 from offline.models.matched import matched
 from offline.models.recommender import Recommender, parameters
 from offline.objective import Objective
@@ -44,7 +45,7 @@ from offline.reason.output import load_reasoning, present
 from offline.recipe import BACKBONES, Recipe, Variant, reads_reasoning
 from offline.scoring import History, score_beam
 from offline.stage import Stage, console, run_stage, write_json
-from offline.tokenize import codes_digest, load_codes, load_embeddings
+from offline.tokenize import codes_digest, load_codes, load_embeddings, load_features
 
 VERSION = 2
 
@@ -85,7 +86,9 @@ def train(
     upstream = [prepared, tokens, *(stage for stage in (read, backbone) if stage is not None)]
     if reasoned is not None and recipe.ablation.matched and not reads:
         steps, width = load_reasoning(reasoned.folder, "train").shape[1:]
-        recipe = matched(recipe, variant, load_codes(tokens.folder), (steps, width))
+        features = _features(recipe, variant, prepared, tokens)
+        size = features.shape[1] if features is not None else 0
+        recipe = matched(recipe, variant, load_codes(tokens.folder), (steps, width), size)
     settings = _settings(recipe, variant) | {"refit_epochs": refit_epochs}
 
     def build(folder: Path) -> None:
@@ -115,6 +118,8 @@ def _settings(recipe: Recipe, variant: Variant) -> dict[str, Any]:
         "model": recipe.model.model_dump(),
         "train": optimisation,
     }
+    if not recipe.model.features:
+        del settings["model"]["features"]
     match BACKBONES[variant]:
         case "tiger":
             settings["model"] = {"length": recipe.model.length, "beam": recipe.model.beam}
@@ -128,6 +133,13 @@ def _settings(recipe: Recipe, variant: Variant) -> dict[str, Any]:
     if reads_reasoning(variant) and not recipe.ablation.position:
         settings["position"] = False
     return settings
+
+
+def _features(recipe: Recipe, variant: Variant, prepared: Stage, tokens: Stage) -> NDArray[np.float32] | None:
+    """What item vectors also read, [N, F], if they do."""
+    if BACKBONES[variant] == "tiger" or not recipe.model.features:
+        return None
+    return load_features(tokens.folder, load_dataset(prepared.folder))
 
 
 def training_log(folder: Path) -> list[dict[str, Any]]:
@@ -160,8 +172,10 @@ def load_model(folder: Path, tokens: Stage) -> Recommender:
             f"again ({error.error_count()} settings differ, the first: {'.'.join(map(str, error.errors()[0]['loc']))})"
         ) from error
     reasoning = tuple(about["reasoning"]) if about["reasoning"] else None
-    model = Recommender(recipe, about["variant"], load_codes(tokens.folder), reasoning)
-    model.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
+    weights = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
+    features = weights["inputs.features"].shape[1] if "inputs.features" in weights else 0
+    model = Recommender(recipe, about["variant"], load_codes(tokens.folder), reasoning, features)
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -227,7 +241,10 @@ class _Run:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.codes = codes_digest(tokens.folder)
         codes = load_codes(tokens.folder, self.dataset.num_items)
-        self.model = Recommender(recipe, variant, codes, shape)
+        features = _features(recipe, variant, prepared, tokens)
+        self.model = Recommender(recipe, variant, codes, shape, features.shape[1] if features is not None else 0)
+        if features is not None and isinstance(self.model.inputs, ItemVectors):
+            self.model.inputs.place(features)
         if self.model.alignment is not None:
             self.model.alignment.place(load_embeddings(tokens.folder, self.dataset.num_items))
         self.parameters = parameters(self.model)

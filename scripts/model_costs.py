@@ -47,7 +47,8 @@ def main(
             continue
         torch.manual_seed(0)
         shape = (STEPS, WIDTH) if reads_reasoning(variant) else None
-        model = Recommender(settings, variant, catalogue, shape).eval()
+        features = WIDTH if settings.model.features and BACKBONES[variant] != "tiger" else 0
+        model = Recommender(settings, variant, catalogue, shape, features).eval()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             write_onnx(fused_graph(model, "projected", settings.search), "projected", path)

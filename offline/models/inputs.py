@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from offline.models.backbone import Inputs
 
 
 class ItemVectors(nn.Module):
-    """An item is the sum of its id embedding and its L code embeddings (A.1, HSTU)."""
+    """An item is the sum of its id embedding and its L code embeddings (A.1, HSTU).
 
-    def __init__(self, item_codes: Tensor, codebook: int, dim: int) -> None:
+    With `features`, the width of what the codes were made of, a linear map of that is added: our addition.
+    """
+
+    def __init__(self, item_codes: Tensor, codebook: int, dim: int, features: int = 0) -> None:
         super().__init__()
         self.item_codes: Tensor
         self.register_buffer("item_codes", item_codes, persistent=False)  # [N + 1, L]
         self.items = nn.Embedding(len(item_codes), dim)
         self.codes = nn.ModuleList(nn.Embedding(codebook, dim) for _ in range(item_codes.shape[1]))
+        self.features: Tensor
+        self.read: nn.Linear | None = None
+        if features:
+            self.register_buffer("features", torch.zeros(len(item_codes), features))
+            self.read = nn.Linear(features, dim, bias=False)
 
     def initialise(self) -> None:
         """Draw the weights; not where they are made, or models of the same seed would differ from those there are."""
         for table in [self.items, *self.codes]:
             nn.init.normal_(table.weight, std=0.02)
+        if self.read is not None:
+            nn.init.normal_(self.read.weight, std=0.02)
+
+    def place(self, features: NDArray[np.float32]) -> None:
+        """Take what the codes were made of, float32 [N, F]; about their mean, and of length 1 on average.
+
+        Rows of zeros, of items that nothing is known of, stay so.
+        """
+        given = torch.from_numpy(features)
+        known = given.any(1)
+        centred = given - given[known].mean(0)
+        length = centred[known].square().sum(1).mean().sqrt().clamp(min=1e-6)
+        self.features[1:] = torch.where(known[:, None], centred / length, 0.0)
 
     def forward(self, history: Tensor) -> tuple[Tensor, Tensor]:
         """See `offline.models.backbone.Inputs`."""
@@ -30,12 +53,14 @@ class ItemVectors(nn.Module):
     def embed(self, items: Tensor) -> Tensor:
         """Item indices [...] -> vectors [..., d_item]."""
         codes = self.item_codes[items]
-        return self.items(items) + sum(table(codes[..., level]) for level, table in enumerate(self.codes))
+        vectors = self.items(items) + sum(table(codes[..., level]) for level, table in enumerate(self.codes))
+        return vectors if self.read is None else vectors + self.read(self.features[items])
 
     def catalogue(self) -> Tensor:
         """Vectors of all items [N, d_item], row i - 1 for item i."""
         codes = self.item_codes[1:]
-        return self.items.weight[1:] + sum(table(codes[:, level]) for level, table in enumerate(self.codes))
+        vectors = self.items.weight[1:] + sum(table(codes[:, level]) for level, table in enumerate(self.codes))
+        return vectors if self.read is None else vectors + self.read(self.features[1:])
 
     def served(self) -> Inputs:
         """The same with the sums taken beforehand."""

@@ -9,16 +9,18 @@ from offline.models.recommender import Recommender, parameters
 from offline.recipe import BACKBONES, Recipe, Variant, reads_reasoning
 
 
-def matched(recipe: Recipe, variant: Variant, codes: NDArray[np.integer], reasoning: tuple[int, int]) -> Recipe:
+def matched(
+    recipe: Recipe, variant: Variant, codes: NDArray[np.integer], reasoning: tuple[int, int], features: int = 0
+) -> Recipe:
     """The recipe with d_item raised until the backbone has as many parameters as its fused variant, or nearest to that.
 
-    codes int64 [N, L]; reasoning is (K, D).
+    codes int64 [N, L]; reasoning is (K, D); `features` as for a `Recommender`.
     """
     fused = next(v for v, backbone in BACKBONES.items() if backbone == variant and reads_reasoning(v))
-    wanted = parameters(Recommender(recipe, fused, codes, reasoning))
+    wanted = parameters(Recommender(recipe, fused, codes, reasoning, features))
 
     def size(dim: int) -> int:
-        return parameters(Recommender(_widened(recipe, variant, dim), variant, codes, None))
+        return parameters(Recommender(_widened(recipe, variant, dim), variant, codes, None, features))
 
     low = _dim(recipe, variant)
     high = low + 1

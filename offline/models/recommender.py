@@ -33,11 +33,17 @@ from offline.trie import Trie, build_trie
 class Recommender(nn.Module):
     """One of the variants; those that read reasoning are made for `reasoning=(K, D)`.
 
-    `causal` says that the output at a position depends on no later one.
+    `features` is the width of what the codes were made of, where the recipe has `model.features`. `causal` says that
+    the output at a position depends on no later one.
     """
 
     def __init__(
-        self, recipe: Recipe, variant: Variant, codes: NDArray[np.integer], reasoning: tuple[int, int] | None
+        self,
+        recipe: Recipe,
+        variant: Variant,
+        codes: NDArray[np.integer],
+        reasoning: tuple[int, int] | None,
+        features: int = 0,
     ) -> None:
         super().__init__()
         assert (reasoning is not None) == reads_reasoning(variant)
@@ -51,9 +57,11 @@ class Recommender(nn.Module):
         shape: TigerRecipe | ModelRecipe = recipe.tiger if is_tiger else recipe.model
         self.dim = shape.dim
         self.inputs: CodeTokens | ItemVectors
-        self.inputs = (
-            CodeTokens(item_codes, codebook, self.dim) if is_tiger else ItemVectors(item_codes, codebook, self.dim)
-        )
+        if is_tiger:
+            self.inputs = CodeTokens(item_codes, codebook, self.dim)
+        else:
+            assert bool(features) == recipe.model.features
+            self.inputs = ItemVectors(item_codes, codebook, self.dim, features)
         self.backbone = _backbone(recipe, variant, self.inputs)
         # TIGER's encoder ends in a norm of its own.
         self.norm = nn.LayerNorm(self.dim) if reasoning is None and not is_tiger else None

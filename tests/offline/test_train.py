@@ -13,9 +13,10 @@ import torch
 from offline import train as training
 from offline.errors import StageError, TrainingError
 from offline.models.alignment import Alignment
+from offline.models.inputs import CodeTokens
 from offline.models.recommender import Recommender, parameters
 from offline.objective import Objective
-from offline.prepare import prepare
+from offline.prepare import load_dataset, prepare
 from offline.recipe import BACKBONES, AlignmentRecipe, PrepareRecipe, Recipe, Variant, reads_reasoning
 from offline.sample import write_sample
 from offline.stage import Stage
@@ -297,6 +298,32 @@ def test_a_refit_of_what_stands_on_a_backbone_stands_on_a_refitted_one(
         after = weights(stage)
         assert torch.equal(after["decoder.start.weight"], weights(refitted)["decoder.start.weight"])
         assert after["fusion.out.weight"].any() == (epochs > 0)
+
+
+@pytest.mark.parametrize("variant", ["hstu", "scoter_h", "tiger"])
+def test_what_codes_were_made_of_is_read_if_the_recipe_says_so(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, variant: Variant
+) -> None:
+    prepared, tokens, reasoned = upstream
+    embedded = Stage("tokenize", "embedded", tmp_path / "embedded")
+    shutil.copytree(tokens.folder, embedded.folder)
+    items = load_dataset(prepared.folder).num_items
+    told = tiny.texts(items)
+    np.save(embedded.folder / "embeddings.npy", told)
+    shape = recipe().model.model_copy(update={"features": True})
+    settings = recipe(epochs=1, start="scratch" if variant == "tiger" else "backbone")
+    settings = settings.model_copy(update={"model": shape})
+    stage = train(tmp_path / "work", variant, prepared, embedded, reasoned, settings)
+    made = load_model(stage.folder, embedded)
+    if isinstance(made.inputs, CodeTokens):  # knows items by their codes alone, whatever the recipe says
+        assert train(tmp_path / "work", variant, prepared, embedded, reasoned, recipe(epochs=1)).folder == stage.folder
+        return
+    assert torch.allclose(made.inputs.features[1:].mean(0), torch.zeros(tiny.WIDTH), atol=1e-6)
+    assert made.inputs.features[1:].any(1).all()
+    assert made.inputs.read is not None
+    np.save(embedded.folder / "collaborative.npy", told[:, :3])
+    again = train(tmp_path / "other", variant, prepared, embedded, reasoned, settings)
+    assert load_model(again.folder, embedded).inputs.features.shape == (items + 1, 3)
 
 
 def test_weights_are_not_read_with_other_semantic_ids_than_their_own(

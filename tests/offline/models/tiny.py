@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offline.models.inputs import ItemVectors
 from offline.models.recommender import Recommender
 from offline.recipe import BACKBONES, ModelRecipe, Recipe, Variant, reads_reasoning
 
@@ -78,11 +79,14 @@ def model(
     torch.manual_seed(seed)
     codes = random_codes(items, levels, codebook, seed)
     shape = (STEPS, WIDTH) if reads_reasoning(variant) else None
-    made = Recommender(whole(variant, levels, codebook, **changes), variant, codes, shape)
+    body = whole(variant, levels, codebook, **changes)
+    made = Recommender(body, variant, codes, shape, WIDTH if body.model.features else 0)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.5)
+    if body.model.features and isinstance(made.inputs, ItemVectors):
+        made.inputs.place(texts(items, seed))
     if made.alignment is not None:
         made.alignment.place(texts(items, seed))
         torch.nn.init.normal_(made.alignment.steps)
