@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from offline.models.fused import fused_graph, reasoning_width, write_onnx
 from offline.models.recommender import Recommender, parameters
-from offline.recipe import Variant, load_recipe, reads_reasoning
+from offline.recipe import BACKBONES, Variant, load_recipe, reads_reasoning
 
 STEPS, WIDTH = 5, 384  # K and D
 SEEN = 9  # items of a history, and as many excluded
