@@ -57,11 +57,13 @@ class Setting:
     template: str = ""
     aligned: bool = False  # items score by how near their texts lie to the steps, too
     stands: bool = False  # on its trained backbone
+    features: bool = False  # item vectors read what the semantic IDs were made of
 
     @property
     def name(self) -> str:
         """As a table calls it."""
-        name = NAMES.get(self.model, f"{self.model} (RecBole)") + (" + text alignment" if self.aligned else "")
+        name = NAMES.get(self.model, f"{self.model} (RecBole)") + (" + item features" if self.features else "")
+        name += " + text alignment" if self.aligned else ""
         name += f" on its trained {NAMES[BACKBONE[self.model]]}" if self.stands else ""
         taken = "" if self.what == "full" else TAKEN.get(self.what, self.what)
         more = [part for part in (self.chains, taken, self.search) if part]
@@ -91,11 +93,8 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
     if model not in BACKBONE:
         return Setting(model, "full", name, model, model)
     backbone = BACKBONE[model]
-    sections = ["prepare", "tokenize", "search"]
-    sections += ["tiger", "model"] if backbone == "tiger" else ["model", "train"]
-    if backbone == "sasrec":
-        sections.append("sasrec")
-    made = {section: _section(recipe, section) for section in sections}
+    made = _made(recipe, backbone)
+    features = made["model"].get("features", False)
     ablation, search = _section(recipe, "ablation"), _search(made["search"])
     if model == backbone:
         for section in (made["model"], made.get("tiger", {})):
@@ -107,7 +106,7 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
         what = "matched" if ablation["matched"] else "full"
         base = _digest({**made, "model name": model})
         key = _digest({"base": base, "what": what})
-        return Setting(model, what, name, base, key, search)
+        return Setting(model, what, name, base, key, search, features=features)
     training = made["tiger"]["train"] if backbone == "tiger" else made["train"]
     weight = training.pop("contrastive_weight", LAMBDA)
     reason = _section(recipe, "reason")
@@ -130,7 +129,19 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
     key = _digest({"base": base, "what": what, "ablation": ablation, "weight": weight, "writer": writer})
     chains = f"{_writer(recipe, writer)}, {template}"
     aligned, stands = bool(alignment["dim"]), training["start"] == "backbone"
-    return Setting(model, what, name, base, key, search, chains, template, aligned, stands)
+    return Setting(model, what, name, base, key, search, chains, template, aligned, stands, features)
+
+
+def _made(recipe: dict[str, Any], backbone: str) -> dict[str, Any]:
+    """The sections that such a backbone is made by."""
+    sections = ["prepare", "tokenize", "search"]
+    sections += ["tiger", "model"] if backbone == "tiger" else ["model", "train"]
+    if backbone == "sasrec":
+        sections.append("sasrec")
+    made = {section: _section(recipe, section) for section in sections}
+    if backbone == "tiger":
+        del made["model"]["features"]  # it knows items by their codes alone
+    return made
 
 
 def _search(section: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from tests.offline.results.made import evaluated
 
 ROOT = Path(__file__).parents[3]
 PLAIN = {("knn", False): 0.15, ("hstu", False): 0.2, ("scoter_h", True): 0.3, ("scoter_h", False): 0.22}
+STRONG = {("hstu", False): 0.5, ("scoter_h", True): 0.9}
 ABLATIONS: dict[str, tuple[dict[str, Any], float]] = {
     "shuffled": ({"ablation": {"control": "shuffled"}}, 0.2),
     "successors": ({"ablation": {"control": "successors"}}, 0.25),
@@ -115,6 +116,20 @@ def test_targets_say_by_how_much(docs: Path) -> None:
     gone = row(docs, "## Targets", "that lift with another user's H")
     assert gone[-1] == "met"
     assert gone[2].startswith("+0.0%, p 1 ")
+
+
+def test_a_single_draw_is_no_headline_where_there_are_several_seeds(docs: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "docs"
+    shutil.copytree(docs, copied)
+    write_results(copied)
+    before = row(copied, "## Targets", "HSTU on beauty, Recall@10")
+    lucky = evaluated(
+        tmp_path / "lucky", {"model": {"features": True}}, {("hstu", False): 0.5, ("scoter_h", True): 0.9}
+    )
+    keep(lucky, "lucky", copied)
+    write_results(copied)
+    assert row(copied, "## Targets", "HSTU on beauty, Recall@10") == before
+    assert row(copied, "## Targets", "SCoTER-H over its own HSTU on beauty")[2].endswith("(3 runs)")
 
 
 def test_what_is_taken_away_stands_beside_the_whole(docs: Path) -> None:
