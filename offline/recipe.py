@@ -17,6 +17,7 @@ from offline.errors import RecipeError
 
 BackboneName = Literal["hstu", "tiger", "sasrec"]
 BaselineName = Literal["LightGCN", "Caser", "HGN", "BERT4Rec", "SASRec"]
+Feature = Literal["text", "collaborative"]
 Variant = Literal["hstu", "scoter_h", "tiger", "scoter_t", "sasrec", "scoter_s"]
 BACKBONES: dict[Variant, BackboneName] = {
     "hstu": "hstu",
@@ -170,8 +171,8 @@ class ModelRecipe(_Section):
 
     length: int = Field(20, ge=2)  # T, most recent interactions
     dim: int = Field(50, ge=4)  # d_item
-    # Item vectors are also a linear map of what the semantic IDs were made of: texts, or who was bought together.
-    features: bool = False
+    # What item vectors read besides ids and codes: the text's embedding, and who was bought near whom in training.
+    features: list[Feature] = []
     blocks: int = Field(2, ge=1)
     heads: int = Field(1, ge=1)
     qk_dim: int = Field(50, ge=4)  # per head
@@ -185,6 +186,13 @@ class ModelRecipe(_Section):
     fusion_dropout: float = Field(0.1, ge=0, lt=1)
     gate_bias: float = 0.0  # b_g of eq. 4 at the start; above 0 favours the sequence over the reasoning
     beam: int = Field(20, ge=1)
+
+    @field_validator("features")
+    @classmethod
+    def _features_are_named_once(cls, features: list[Feature]) -> list[Feature]:
+        if len(set(features)) < len(features):
+            raise ValueError(f"{', '.join(features)} names a feature twice")
+        return features
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> Self:

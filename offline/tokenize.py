@@ -72,17 +72,6 @@ def load_embeddings(folder: Path, num_items: int) -> NDArray[np.float32]:
     return vectors
 
 
-def load_features(folder: Path, dataset: Dataset) -> NDArray[np.float32]:
-    """What the semantic IDs were made of, float32 [N, F]: of an item without text, what its neighbours are.
-
-    Raises StageError as `load_embeddings`.
-    """
-    if (folder / "collaborative.npy").is_file():
-        vectors: NDArray[np.float32] = np.load(folder / "collaborative.npy", allow_pickle=False)
-        return vectors
-    return _with_neighbours(dataset, load_embeddings(folder, dataset.num_items))
-
-
 def codes_digest(folder: Path) -> str:
     """What tells one set of semantic IDs from another: weights mean nothing with any but their own."""
     return hashlib.sha256(load_codes(folder).tobytes()).hexdigest()
@@ -99,7 +88,7 @@ def _build(folder: Path, prepared: Stage, recipe: TokenizeRecipe) -> None:
         vectors = collaborative_embeddings(_sequences(dataset), dataset.num_items, recipe.width, recipe.seed)
         np.save(folder / "collaborative.npy", vectors)
     else:
-        vectors = _with_neighbours(dataset, texts)
+        vectors = with_neighbours(dataset, texts)
     _check_vectors(vectors, source)
     found = _quantizer(folder, recipe).fit(vectors)
     check_collapse(found, vectors, recipe.codebook)
@@ -142,8 +131,8 @@ def _build(folder: Path, prepared: Stage, recipe: TokenizeRecipe) -> None:
     console.print(f"  {len(codes)} items, {codes.shape[1]} codes each, {shared} collisions resolved")
 
 
-def _with_neighbours(dataset: Dataset, texts: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Text embeddings [N, D], and those of the items bought beside it for an item without text."""
+def with_neighbours(dataset: Dataset, texts: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Text embeddings [N, D], and what was bought beside it in place of an item without text."""
     without = np.array([not item.text for item in dataset.items])
     return neighbour_means(_sequences(dataset), texts, without) if without.any() else texts
 

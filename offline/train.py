@@ -35,6 +35,7 @@ from torch import Tensor
 from offline.batches import TrainingRows, prefix_rows, training_rows
 from offline.crew import Crew, launch
 from offline.errors import TrainingError
+from offline.features import item_features
 from offline.metrics import ranks, summary
 from offline.models.inputs import ItemVectors
 from offline.models.matched import matched
@@ -45,7 +46,7 @@ from offline.reason.output import load_reasoning, present
 from offline.recipe import BACKBONES, Recipe, Variant, reads_reasoning
 from offline.scoring import History, score_beam
 from offline.stage import Stage, console, run_stage, write_json
-from offline.tokenize import codes_digest, load_codes, load_embeddings, load_features
+from offline.tokenize import codes_digest, load_codes, load_embeddings
 
 VERSION = 2
 
@@ -86,7 +87,7 @@ def train(
     upstream = [prepared, tokens, *(stage for stage in (read, backbone) if stage is not None)]
     if reasoned is not None and recipe.ablation.matched and not reads:
         steps, width = load_reasoning(reasoned.folder, "train").shape[1:]
-        features = _features(recipe, variant, prepared, tokens)
+        features = _features(recipe, variant, load_dataset(prepared.folder), tokens, refit=refit_epochs is not None)
         size = features.shape[1] if features is not None else 0
         recipe = matched(recipe, variant, load_codes(tokens.folder), (steps, width), size)
     settings = _settings(recipe, variant) | {"refit_epochs": refit_epochs}
@@ -135,11 +136,13 @@ def _settings(recipe: Recipe, variant: Variant) -> dict[str, Any]:
     return settings
 
 
-def _features(recipe: Recipe, variant: Variant, prepared: Stage, tokens: Stage) -> NDArray[np.float32] | None:
-    """What item vectors also read, [N, F], if they do."""
+def _features(
+    recipe: Recipe, variant: Variant, dataset: Dataset, tokens: Stage, *, refit: bool
+) -> NDArray[np.float32] | None:
+    """Of every item [N, F], if its vector reads any."""
     if BACKBONES[variant] == "tiger" or not recipe.model.features:
         return None
-    return load_features(tokens.folder, load_dataset(prepared.folder))
+    return item_features(recipe.model.features, dataset, tokens.folder, recipe.tokenize, include_validation=refit)
 
 
 def training_log(folder: Path) -> list[dict[str, Any]]:
@@ -241,7 +244,7 @@ class _Run:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.codes = codes_digest(tokens.folder)
         codes = load_codes(tokens.folder, self.dataset.num_items)
-        features = _features(recipe, variant, prepared, tokens)
+        features = _features(recipe, variant, self.dataset, tokens, refit=refit)
         self.model = Recommender(recipe, variant, codes, shape, features.shape[1] if features is not None else 0)
         if features is not None and isinstance(self.model.inputs, ItemVectors):
             self.model.inputs.place(features)

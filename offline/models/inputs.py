@@ -13,7 +13,7 @@ from offline.models.backbone import Inputs
 class ItemVectors(nn.Module):
     """An item is the sum of its id embedding and its L code embeddings (A.1, HSTU).
 
-    With `features`, the width of what the codes were made of, a linear map of that is added: our addition.
+    With features, F = `features` of them, a linear map of those is added: our addition.
     """
 
     def __init__(self, item_codes: Tensor, codebook: int, dim: int, features: int = 0) -> None:
@@ -36,15 +36,8 @@ class ItemVectors(nn.Module):
             nn.init.normal_(self.read.weight, std=0.02)
 
     def place(self, features: NDArray[np.float32]) -> None:
-        """Take what the codes were made of, float32 [N, F]; about their mean, and of length 1 on average.
-
-        Rows of zeros, of items that nothing is known of, stay so.
-        """
-        given = torch.from_numpy(features)
-        known = given.any(1)
-        centred = given - given[known].mean(0)
-        length = centred[known].square().sum(1).mean().sqrt().clamp(min=1e-6)
-        self.features[1:] = torch.where(known[:, None], centred / length, 0.0)
+        """Take the items' features, float32 [N, F]."""
+        self.features[1:] = torch.from_numpy(features)
 
     def forward(self, history: Tensor) -> tuple[Tensor, Tensor]:
         """See `offline.models.backbone.Inputs`."""

@@ -33,8 +33,8 @@ from offline.trie import Trie, build_trie
 class Recommender(nn.Module):
     """One of the variants; those that read reasoning are made for `reasoning=(K, D)`.
 
-    `features` is the width of what the codes were made of, where the recipe has `model.features`. `causal` says that
-    the output at a position depends on no later one.
+    `features` is how many an item has, where the recipe names any. `causal` says that the output at a position depends
+    on no later one.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Recommender(nn.Module):
         if is_tiger:
             self.inputs = CodeTokens(item_codes, codebook, self.dim)
         else:
-            assert bool(features) == recipe.model.features
+            assert bool(features) == bool(recipe.model.features)
             self.inputs = ItemVectors(item_codes, codebook, self.dim, features)
         self.backbone = _backbone(recipe, variant, self.inputs)
         # TIGER's encoder ends in a norm of its own.
