@@ -38,7 +38,9 @@ RECIPE = {
     "name": "variants",
     "models": list(VARIANTS),
     "tokenize": {"levels": 2, "codebook": 16},  # fewer levels, shorter graphs, quicker exports
-    "model": tiny.recipe(length=6, blocks=1, decoder_layers=1, beam=12).model_dump(),
+    "model": tiny.recipe(
+        length=6, blocks=1, decoder_layers=1, beam=12, features=["text", "collaborative"]
+    ).model_dump(),
     "sasrec": tiny.SASREC | {"blocks": 1},
     "tiger": tiny.TIGER | {"layers": 1, "train": TRAIN},
     "alignment": {"dim": AXES},

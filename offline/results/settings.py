@@ -57,12 +57,13 @@ class Setting:
     template: str = ""
     aligned: bool = False  # items score by how near their texts lie to the steps, too
     stands: bool = False  # on its trained backbone
-    features: bool = False  # item vectors read what the semantic IDs were made of
+    features: tuple[str, ...] = ()  # that item vectors read
 
     @property
     def name(self) -> str:
         """As a table calls it."""
-        name = NAMES.get(self.model, f"{self.model} (RecBole)") + (" + item features" if self.features else "")
+        name = NAMES.get(self.model, f"{self.model} (RecBole)")
+        name += f" + {' and '.join(self.features)} features" if self.features else ""
         name += " + text alignment" if self.aligned else ""
         name += f" on its trained {NAMES[BACKBONE[self.model]]}" if self.stands else ""
         taken = "" if self.what == "full" else TAKEN.get(self.what, self.what)
@@ -94,7 +95,7 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
         return Setting(model, "full", name, model, model)
     backbone = BACKBONE[model]
     made = _made(recipe, backbone)
-    features = made["model"].get("features", False)
+    features = tuple(made["model"].get("features", ()))
     ablation, search = _section(recipe, "ablation"), _search(made["search"])
     if model == backbone:
         for section in (made["model"], made.get("tiger", {})):

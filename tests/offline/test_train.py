@@ -12,8 +12,9 @@ import torch
 
 from offline import train as training
 from offline.errors import StageError, TrainingError
+from offline.features import item_features
 from offline.models.alignment import Alignment
-from offline.models.inputs import CodeTokens
+from offline.models.inputs import ItemVectors
 from offline.models.recommender import Recommender, parameters
 from offline.objective import Objective
 from offline.prepare import load_dataset, prepare
@@ -301,29 +302,27 @@ def test_a_refit_of_what_stands_on_a_backbone_stands_on_a_refitted_one(
 
 
 @pytest.mark.parametrize("variant", ["hstu", "scoter_h", "tiger"])
-def test_what_codes_were_made_of_is_read_if_the_recipe_says_so(
+def test_item_vectors_read_the_features_that_the_recipe_names(
     upstream: tuple[Stage, Stage, Stage], tmp_path: Path, variant: Variant
 ) -> None:
-    prepared, tokens, reasoned = upstream
-    embedded = Stage("tokenize", "embedded", tmp_path / "embedded")
-    shutil.copytree(tokens.folder, embedded.folder)
-    items = load_dataset(prepared.folder).num_items
-    told = tiny.texts(items)
-    np.save(embedded.folder / "embeddings.npy", told)
-    shape = recipe().model.model_copy(update={"features": True})
-    settings = recipe(epochs=1, start="scratch" if variant == "tiger" else "backbone")
-    settings = settings.model_copy(update={"model": shape})
-    stage = train(tmp_path / "work", variant, prepared, embedded, reasoned, settings)
-    made = load_model(stage.folder, embedded)
-    if isinstance(made.inputs, CodeTokens):  # knows items by their codes alone, whatever the recipe says
-        assert train(tmp_path / "work", variant, prepared, embedded, reasoned, recipe(epochs=1)).folder == stage.folder
+    start = "scratch" if variant == "tiger" else "backbone"
+    plain = recipe(epochs=1, start=start)
+    shape = plain.model.model_copy(update={"features": ["collaborative"]})
+    settings = plain.model_copy(update={"model": shape})
+    stage = train(tmp_path, variant, *upstream, settings)
+    same = train(tmp_path, variant, *upstream, plain).folder == stage.folder
+    made = load_model(stage.folder, upstream[1])
+    if variant == "tiger":  # knows items by their codes alone, whatever the recipe says
+        assert same
         return
-    assert torch.allclose(made.inputs.features[1:].mean(0), torch.zeros(tiny.WIDTH), atol=1e-6)
-    assert made.inputs.features[1:].any(1).all()
-    assert made.inputs.read is not None
-    np.save(embedded.folder / "collaborative.npy", told[:, :3])
-    again = train(tmp_path / "other", variant, prepared, embedded, reasoned, settings)
-    assert load_model(again.folder, embedded).inputs.features.shape == (items + 1, 3)
+    assert not same
+    dataset = load_dataset(upstream[0].folder)
+    features = item_features(["collaborative"], dataset, tmp_path, settings.tokenize, include_validation=False)
+    assert isinstance(made.inputs, ItemVectors)
+    assert torch.equal(made.inputs.features[1:], torch.from_numpy(features))
+    again = load_model(train(tmp_path, variant, *upstream, settings, refit_epochs=1).folder, upstream[1])
+    assert isinstance(again.inputs, ItemVectors)
+    assert not torch.equal(again.inputs.features, made.inputs.features)  # bought together once more
 
 
 def test_weights_are_not_read_with_other_semantic_ids_than_their_own(

@@ -32,11 +32,13 @@ def test_where_a_model_starts_is_no_matter_to_its_backbone() -> None:
 
 
 def test_what_item_vectors_read_is_said_of_whoever_has_item_vectors() -> None:
-    plain, featured = ({"model": {"features": features}} for features in (False, True))
+    plain, featured = ({"model": {"features": features}} for features in ([], ["text"]))
     for model, reasoning in (("hstu", False), ("scoter_h", True)):
         one, other = (told(model, reasoning=reasoning, **sections) for sections in (plain, featured))
         assert one[1] != other[1]
-        assert other[0] == one[0].replace("HSTU", "HSTU + item features").replace("-H", "-H + item features")
+        assert other[0] == one[0].replace("HSTU", "HSTU + text features").replace("-H", "-H + text features")
+    both = told("hstu", reasoning=False, model={"features": ["text", "collaborative"]})
+    assert both[0] == "HSTU + text and collaborative features"
     assert told("tiger", reasoning=False, **plain) == told("tiger", reasoning=False, **featured)
 
 

@@ -124,7 +124,7 @@ def test_a_single_draw_is_no_headline_where_there_are_several_seeds(docs: Path, 
     write_results(copied)
     before = row(copied, "## Targets", "HSTU on beauty, Recall@10")
     lucky = evaluated(
-        tmp_path / "lucky", {"model": {"features": True}}, {("hstu", False): 0.5, ("scoter_h", True): 0.9}
+        tmp_path / "lucky", {"model": {"features": ["text"]}}, {("hstu", False): 0.5, ("scoter_h", True): 0.9}
     )
     keep(lucky, "lucky", copied)
     write_results(copied)
