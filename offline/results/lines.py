@@ -19,6 +19,7 @@ from offline.significance import Difference, Spread, difference, spread
 Drawn = tuple[int, str]
 # The switches that a single figure is quoted under.
 LABELS, HISTORY = "train", "masked"
+SEEDS = 3  # that a headline wants
 SWITCHES = [
     ("train", "masked"),
     ("train", "not masked"),
@@ -120,6 +121,11 @@ class Lines:
         found = self.full(line.dataset, BACKBONE[line.setting.model], line.labels, line.history)
         beside = next((other for other in found if line.names & other.names), None)
         return beside or next((other for other in found if other.setting.base == line.setting.base), None)
+
+
+def repeated(found: list[Line]) -> list[Line]:
+    """Lines of enough seeds for a headline, or all where none has: a single lucky draw is no result."""
+    return [line for line in found if len(line.seeds) >= SEEDS] or found
 
 
 def paired(first: Line, second: Line, metric: str = f"recall@{TOP}") -> tuple[float, float]:

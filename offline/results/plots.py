@@ -16,7 +16,7 @@ from offline.results.ablations import by_weight
 from offline.results.lines import Line, Lines, gain
 from offline.results.patterns import TEMPLATES, by_template
 from offline.results.settings import NAMES
-from offline.results.sparsity import FIGURES, by_group, grouped
+from offline.results.sparsity import FIGURES, by_group, drawn
 
 _METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
 _COLORS = {"recall@10": "#4477aa", "ndcg@10": "#ee8866"}
@@ -26,9 +26,9 @@ def plots(lines: Lines) -> dict[str, Figure]:
     """Those that there are runs for, by file name."""
     found: dict[str, Figure] = {}
     for dataset, title in FIGURES.items():
-        pairs = grouped(lines, dataset)
-        if pairs:
-            found[f"figure-{title[-1]}"] = _groups(*pairs[0])
+        plotted = drawn(lines, dataset)
+        if plotted is not None:
+            found[f"figure-{title[-1]}"] = _groups(*plotted)
         weights = by_weight(lines, dataset)
         if len(weights) > 1:
             found[f"figure-5-{dataset}"] = _weights(weights)

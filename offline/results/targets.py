@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offline.results.lines import Line, Lines, compare, gain
+from offline.results.lines import Line, Lines, compare, gain, repeated
 from offline.results.markdown import decimals
 
 # R@10 of the paper's SCoTER-H over its HSTU (Table 1).
 LIFT = {"beauty": 0.2763, "sports": 0.3190}
-SEEDS = 3  # that a headline wants
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ def _reached(lines: Lines, model: str, metric: str, wanted: float) -> Target:
 
 def _lift(lines: Lines, dataset: str, wanted: float) -> Target:
     what, told = f"SCoTER-H over its own HSTU on {dataset}, relative Recall@10", f"≥ +{wanted:.1%}"
-    pairs = [(line, lines.backbone(line)) for line in _repeated(lines.full(dataset, "scoter_h"))]
+    pairs = [(line, lines.backbone(line)) for line in repeated(lines.full(dataset, "scoter_h"))]
     lifts = [(line, gain(line, other)) for line, other in pairs if other is not None]
     if not lifts:
         return Target(what, told, "", "not measured yet")
@@ -74,12 +73,7 @@ def _gone(lines: Lines) -> Target:
 
 
 def _best(found: list[Line], metric: str) -> Line | None:
-    return max(_repeated(found), key=lambda line: line.mean(metric), default=None)
-
-
-def _repeated(found: list[Line]) -> list[Line]:
-    """Lines of enough seeds for a headline, or all where none has: a single lucky draw is no result."""
-    return [line for line in found if len(line.seeds) >= SEEDS] or found
+    return max(repeated(found), key=lambda line: line.mean(metric), default=None)
 
 
 def _seeds(line: Line) -> str:

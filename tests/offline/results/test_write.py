@@ -14,6 +14,7 @@ from offline.errors import DataError
 from offline.recipe import Recipe
 from offline.results.lines import Lines, compare, gain, paired
 from offline.results.runs import keep, load_runs
+from offline.results.sparsity import drawn
 from offline.results.write import write_results
 from tests.offline.results.made import evaluated
 
@@ -130,6 +131,11 @@ def test_a_single_draw_is_no_headline_where_there_are_several_seeds(docs: Path, 
     write_results(copied)
     assert row(copied, "## Targets", "HSTU on beauty, Recall@10") == before
     assert row(copied, "## Targets", "SCoTER-H over its own HSTU on beauty")[2].endswith("(3 runs)")
+    lines = Lines(load_runs(copied)[0])
+    plotted = drawn(lines, "beauty")
+    assert plotted is not None
+    assert plotted[0].seeds == [(1, ""), (2, ""), (3, "")]
+    assert f"{plotted[0].setting.name}, against its backbone:\n\n![Gain by group" in page(copied)
 
 
 def test_what_is_taken_away_stands_beside_the_whole(docs: Path) -> None:
