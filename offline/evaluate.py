@@ -186,6 +186,7 @@ def _model(
     model = load_model(trained.stage.folder, tokens)
     name, labels, seed = trained.variant, trained.labels, recipe.training(trained.variant).seed
     reads = model.adapter is not None
+    assert reasoned is not None or not reads
     reasoning = load_reasoning(reasoned.folder, "test") if reasoned is not None and reads else None
     history = History.of(dataset, "test", asked.users, recipe.model.length, reasoning)
     rows: list[Row] = []
