@@ -67,6 +67,12 @@ StoreOption = Annotated[
 ]
 
 
+KeepOption = Annotated[
+    str | None,
+    typer.Option(
+        "--keep", help="Keep the figures under this name in docs/results, as `scoter results add` does.", metavar="NAME"
+    ),
+]
 ProcessesOption = Annotated[int, typer.Option(min=1, help="Processes that train a model together, one to a GPU.")]
 
 
@@ -193,9 +199,14 @@ def train(
 
 
 @app.command()
-def evaluate(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out")) -> None:
-    """Stage 5: Recall and NDCG on the test split, beside popularity and kNN; writes report.html."""
-    _run_to("evaluate", recipe, data, work)
+def evaluate(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out"), keep: KeepOption = None) -> None:
+    """Stage 5: Recall and NDCG on the test split, beside popularity and kNN; writes report.html.
+
+    Each model is measured once, whatever it is compared with: recipes that share a work folder share what is trained
+    and measured.
+    """
+    _keepable(keep)
+    _keep(_run_to("evaluate", recipe, data, work), keep)
 
 
 @app.command()
@@ -229,18 +240,22 @@ def baselines(
             envvar="SCOTER_BASELINES",
         ),
     ] = Path(".baselines"),
+    keep: KeepOption = None,
 ) -> None:
     """Train RecBole's baselines on the same split and measure them by the same evaluator; see docs/baselines.md."""
+    _keepable(keep)
     chosen = load_recipe(recipe)
     from offline.baselines.run import run_baselines
 
     folder = run_baselines(work, data, chosen, environment)
     console.print(f"[green]✓[/] {escape(str(folder / 'report.json'))}", soft_wrap=True)
+    _keep(folder, keep)
 
 
 results = typer.Typer(no_args_is_help=True, help="Keep the figures of runs, and write docs/results.md from them.")
 app.add_typer(results, name="results")
 
+DOCS = Path("docs/results")
 DocsOption = Annotated[Path, typer.Option(help="Folder of kept runs; the page is written beside it.")]
 
 
@@ -250,16 +265,29 @@ def results_add(
         Path, typer.Argument(help="Folder of a finished stage, or a work folder that has a single evaluation.")
     ],
     name: Annotated[str, typer.Option(help="What to call the run.")],
-    docs: DocsOption = Path("docs/results"),
+    docs: DocsOption = DOCS,
 ) -> None:
     """Copy a run's figures, curves, recipe and ranks; no weights, nothing that says who a user is."""
-    from offline.results.runs import keep
+    _keep(stage, name, docs)
 
-    console.print(f"[green]✓[/] {escape(str(keep(stage, name, docs)))}", soft_wrap=True)
+
+def _keepable(name: str | None) -> None:
+    """Refuse what cannot name a run before hours are spent on it."""
+    if name is not None:
+        from offline.results.runs import check_name
+
+        check_name(name)
+
+
+def _keep(stage: Path, name: str | None, docs: Path = DOCS) -> None:
+    if name is not None:
+        from offline.results.runs import keep
+
+        console.print(f"[green]✓[/] {escape(str(keep(stage, name, docs)))}", soft_wrap=True)
 
 
 @results.command("write")
-def results_write(docs: DocsOption = Path("docs/results")) -> None:
+def results_write(docs: DocsOption = DOCS) -> None:
     """Write the page and its plots anew."""
     from offline.results.write import write_results
 

@@ -11,8 +11,9 @@ from offline.ablate import ablate
 from offline.chains.template import Template, template
 from offline.distill.compare import compare
 from offline.distill.run import distill
-from offline.evaluate import Trained, evaluate
+from offline.evaluate import evaluate
 from offline.export import Parts, export
+from offline.measure import Trained
 from offline.prepare import prepare
 from offline.reason import reason
 from offline.reason.engines import Engine

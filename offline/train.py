@@ -43,7 +43,7 @@ from offline.models.recommender import Recommender, parameters
 from offline.objective import Objective
 from offline.prepare import Dataset, load_dataset
 from offline.reason.output import load_reasoning, present
-from offline.recipe import BACKBONES, Recipe, Variant, reads_reasoning
+from offline.recipe import BACKBONES, Recipe, TrainRecipe, Variant, reads_reasoning
 from offline.scoring import History, score_beam
 from offline.stage import Stage, console, run_stage, write_json
 from offline.tokenize import codes_digest, load_codes, load_embeddings
@@ -113,6 +113,8 @@ def _settings(recipe: Recipe, variant: Variant) -> dict[str, Any]:
         del optimisation["optimizer"]
     if optimisation["start"] == "scratch" or not reads_reasoning(variant):
         del optimisation["start"]
+    if not reads_reasoning(variant):  # it has no such term: models of every lambda stand beside the same backbone
+        optimisation["contrastive_weight"] = TrainRecipe().contrastive_weight
     settings: dict[str, Any] = {
         "variant": variant,
         "codebook": recipe.tokenize.codebook,

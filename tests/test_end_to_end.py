@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from offline.batches import left_pad
 from offline.models.recommender import Recommender
 from offline.prepare import Dataset, load_dataset
 from offline.publish import latest_release, publish
-from offline.ranking import load_ranks
+from offline.ranking import Row, load_ranks
 from offline.reason import load_reasoning
 from offline.recipe import Recipe
 from offline.run import run
@@ -33,7 +34,7 @@ from tests.offline.models import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first test runs all stages
 
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "name": "end-to-end",
     "tokenize": {"codebook": 16},
     "model": tiny.recipe(length=8, blocks=1, decoder_layers=1, beam=12).model_dump(),
@@ -98,7 +99,8 @@ def test_every_stage_leaves_its_output_and_a_second_run_does_nothing(work: Path)
     assert run(folder, work / "data", Recipe.model_validate(RECIPE)) == latest_release(folder)
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
     names = {p.name.rpartition("-")[0] for p in folder.iterdir() if "-" in p.name}
-    assert names == {"prepare", "tokenize", "reason", "train-hstu", "train-scoter_h", "evaluate", "export"}
+    models = {f"{stage}-{model}" for stage in ("train", "measure") for model in ("hstu", "scoter_h")}
+    assert names == {"prepare", "tokenize", "reason", *models, "evaluate", "export"}
 
 
 @pytest.mark.parametrize("reasoning", [True, False])
@@ -232,3 +234,23 @@ def test_a_damaged_release_is_refused_by_name(work: Path, tmp_path: Path) -> Non
     graph.write_bytes(graph.read_bytes()[:-100])
     with pytest.raises(ReleaseCorrupt, match=r"scoter_h/1/model\.onnx"):
         Release.open(release)
+
+
+def of_hstu(evaluated: Path) -> list[Row]:
+    return [row for row in load_ranks(evaluated / "ranks.npz")[1] if row.model == "hstu"]
+
+
+def test_a_backbone_is_measured_once_whatever_it_is_compared_with(work: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    shutil.copytree(work / "work", folder)
+    before = {path.name for path in folder.iterdir()}
+    other = Recipe.model_validate(RECIPE | {"train": RECIPE["train"] | {"contrastive_weight": 0.5}})
+    evaluated = run(folder, work / "data", other, "evaluate")
+    new = sorted(path.name.rpartition("-")[0] for path in folder.iterdir() if path.name not in before)
+    assert new == ["evaluate", "measure-scoter_h", "train-scoter_h"]
+    for here, there in zip(of_hstu(evaluated), of_hstu(stage(work, "evaluate")), strict=True):
+        np.testing.assert_array_equal(here.rank, there.rank)
+    report = json.loads((evaluated / "report.json").read_text(encoding="utf-8"))
+    assert {told["model"] for told in report["beam"]} == {"hstu", "scoter_h"}
+    assert report["seconds"]["evaluate train-scoter_h"] > 0
+    assert [row["users"] for row in report["results"] if row["scoring"] == "exact"] == [50, 50]

@@ -20,8 +20,9 @@ import numpy as np
 from offline.baselines.environment import environment
 from offline.baselines.exchange import read_lists
 from offline.baselines.train import train_baseline, trained
-from offline.evaluate import about, chosen, show
+from offline.evaluate import about, show
 from offline.groups import Groups
+from offline.measure import chosen
 from offline.metrics import ranks, summary
 from offline.prepare import Dataset, load_dataset, prepare
 from offline.ranking import Asked, ByList, Row, depth, measure, save_ranks

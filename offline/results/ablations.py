@@ -120,7 +120,7 @@ def weights(lines: Lines, plots: set[str]) -> str:
                     name("beauty"),
                     under("train", f"contrastive_weight = {weight:g}"),
                 ),
-                *measured(f"beauty-lambda-{weight:g}.toml", "beauty", f"beauty-lambda-{weight:g}"),
+                measured(f"beauty-lambda-{weight:g}.toml", "beauty", f"beauty-lambda-{weight:g}"),
             )
         ]
         parts.append(missing("other weights; on beauty", *commands, KEEP))
@@ -146,5 +146,5 @@ def _commands(dataset: str, model: str, absent: list[str]) -> list[str]:
         if model != "scoter_h":
             edits.append(f'1 i models = ["{BACKBONE[model]}", "{model}"]')
             edits[1] = edits[1].replace(r"^\[train\]", r"^\[tiger.train\]")
-        commands += [recipe("beauty", called, *edits), *measured(f"{called}.toml", dataset, called)]
+        commands += [recipe("beauty", called, *edits), measured(f"{called}.toml", dataset, called)]
     return [*commands, KEEP]

@@ -26,9 +26,6 @@ def last(section: str, line: str) -> str:
     return rf"$ a \\n[{section}]\n{line}"
 
 
-def measured(recipe_name: str, dataset: str, called: str, stage: str = "evaluate") -> list[str]:
-    """Run a recipe up to its figures and keep them."""
-    return [
-        f"scoter {stage} {recipe_name} --data data/{dataset} --work out/{called}",
-        f"scoter results add out/{called} --name {called}",
-    ]
+def measured(recipe_name: str, dataset: str, called: str, stage: str = "evaluate") -> str:
+    """Run a recipe up to its figures and keep them; what recipes of a data set have in common is done once."""
+    return f"scoter {stage} {recipe_name} --data data/{dataset} --work out/{dataset} --keep {called}"

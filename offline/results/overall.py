@@ -65,7 +65,7 @@ def _more_seeds(lines: Lines, dataset: str) -> str:
     for seed in left:
         called = f"{dataset}-seed-{seed}"
         edits = [name(dataset), under("train", f"seed = {seed}"), under("evaluate", "refit = true")]
-        commands += [recipe("beauty", called, *edits), *measured(f"{called}.toml", dataset, called)]
+        commands += [recipe("beauty", called, *edits), measured(f"{called}.toml", dataset, called)]
     told = " and ".join(map(str, left))
     return missing(f"HSTU and SCoTER-H with seed{'s' if len(left) > 1 else ''} {told}", *commands, KEEP)
 
@@ -122,7 +122,7 @@ def _commands(dataset: str, absent: list[str]) -> list[str]:
         models = ", ".join(f'"{model}"' for model in ours)
         called = f"{dataset}-" + "-".join(model.replace("_", "-") for model in ours)
         edits = [name(dataset), rf"1 i models = [{models}]", refit]
-        commands += [recipe("beauty", called, *edits), *measured(f"{called}.toml", dataset, called)]
+        commands += [recipe("beauty", called, *edits), measured(f"{called}.toml", dataset, called)]
     theirs = [model for model in absent if model not in BACKBONE]
     if theirs:
         called = f"{dataset}-baselines"
@@ -130,6 +130,6 @@ def _commands(dataset: str, absent: list[str]) -> list[str]:
         edits = [name(dataset), refit, last("baselines", f"models = [{chosen}]")]
         commands += [
             recipe("beauty", called, *edits),
-            *measured(f"{called}.toml", dataset, called, "baselines"),
+            measured(f"{called}.toml", dataset, called, "baselines"),
         ]
     return [*commands, KEEP]

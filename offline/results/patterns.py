@@ -54,7 +54,7 @@ def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
         called = "-".join(["beauty", template, *(model.replace("_", "-") for model in models)])
         both = ", ".join(f'"{one}"' for model in models for one in (BACKBONE[model], model))
         edits = [name("beauty"), f"1 i models = [{both}]", under("reason", f'template = "{template}"')]
-        commands += [recipe("beauty", called, *edits), *measured(f"{called}.toml", "beauty", called)]
+        commands += [recipe("beauty", called, *edits), measured(f"{called}.toml", "beauty", called)]
     if absent:
         told = ", ".join(f"{one} ({' and '.join(NAMES[model] for model in models)})" for one, models in absent.items())
         parts.append(missing(told, *commands, KEEP))
@@ -87,7 +87,7 @@ def discovery(runs: Sequence[Run], lines: Lines, paper: dict[str, Any]) -> str:
             "scoter discover beauty --data data/beauty --work out/discover",
             "scoter results add out/discover/discover-* --name beauty-discover",
             recipe("beauty", "beauty-transfer", name("beauty"), under("reason", 'template = "template.json"')),
-            *measured("beauty-transfer.toml", "beauty", "beauty-transfer"),
+            measured("beauty-transfer.toml", "beauty", "beauty-transfer"),
             KEEP,
         )
     )

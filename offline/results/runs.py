@@ -95,14 +95,19 @@ class Run:
                 yield row
 
 
+def check_name(name: str) -> None:
+    """Raise DataError if a run cannot be called that."""
+    if not _NAME.fullmatch(name):
+        raise DataError(f"{name!r} cannot name a run: take lower-case letters, digits, '.' and '-'")
+
+
 def keep(stage: Path, name: str, docs: Path) -> Path:
     """Copy a stage's figures into `docs` under a name, and list it. Returns the JSON file.
 
     `stage` is the folder of a finished stage, or a work folder that has a single evaluation. Raises DataError if there
     is nothing to keep, or if the name is taken by figures that differ.
     """
-    if not _NAME.fullmatch(name):
-        raise DataError(f"{name!r} cannot name a run: take lower-case letters, digits, '.' and '-'")
+    check_name(name)
     stage = _stage(stage)
     record = _json(stage / "stage.json")
     found = {path.name: _json(path) for path in (stage / kept for kept in _KEPT) if path.is_file()}

@@ -74,7 +74,7 @@ def _figure(lines: Lines, dataset: str, title: str, paper: dict[str, dict[str, f
         image = f"![Gain by group on {dataset}](results/figure-{title[-1]}.svg)"
         parts.append(f"{plotted[0].setting.name}, against its backbone:\n\n{image}")
     if not parts:
-        commands = measured("beauty" if dataset == "beauty" else f"{dataset}.toml", dataset, dataset)
+        commands = [measured("beauty" if dataset == "beauty" else f"{dataset}.toml", dataset, dataset)]
         parts.append(missing(f"a report on {dataset} with figures by group (`report.json` has them)", *commands, KEEP))
     return section(f"{title}: by groups of users and items, {dataset}", *parts, level=3)
 
@@ -110,5 +110,5 @@ def efficiency(runs: Sequence[Run], paper: dict[str, Any]) -> str:
         "costs is in [load.md](load.md)."
     )
     if not rows:
-        return section("Table 9: time", missing("a trained model", *measured("beauty", "beauty", "beauty"), KEEP))
+        return section("Table 9: time", missing("a trained model", measured("beauty", "beauty", "beauty"), KEEP))
     return section("Table 9: time", words, table(head, rows))

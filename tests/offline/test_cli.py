@@ -11,8 +11,10 @@ import pytest
 from offline import cli
 from offline.cli import main
 from offline.errors import StageError
+from offline.results.runs import load_runs
 from service.store.keys import RELEASE_POINTER
 from service.store.lmdb import LmdbStore
+from tests.offline.results.made import evaluated
 
 ROOT = Path(__file__).parents[2]
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
@@ -190,6 +192,26 @@ def test_each_stage_runs_up_to_itself(scoter: Scoter, data: Path, monkeypatch: p
     monkeypatch.setattr(cli, "_run_to", lambda *arguments, **_: calls.append(arguments))
     assert scoter(stage, "sample", "--data", data).code == 0
     assert calls == [(stage, "sample", data, Path("out"))]
+
+
+def test_an_evaluation_is_kept_under_the_name_it_is_given(
+    scoter: Scoter, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    work = tmp_path / "work"
+    stages: list[str] = []
+
+    def run_to(last: str, *_: Any, **__: Any) -> Path:
+        stages.append(last)
+        return evaluated(work, {}, {("hstu", False): 0.2})
+
+    monkeypatch.setattr(cli, "_run_to", run_to)
+    assert scoter("evaluate", "sample", "--data", data, "--keep", "first").code == 0
+    assert [run.name for run in load_runs(tmp_path / "docs" / "results")[0]] == ["first"]
+    outcome = scoter("evaluate", "sample", "--data", data, "--keep", "../first")
+    assert outcome.code == 1
+    assert "cannot name a run" in outcome.err
+    assert stages == ["evaluate"]  # nothing was evaluated for a name that cannot be
 
 
 @pytest.mark.parametrize("store", [None, "somewhere"])
