@@ -261,11 +261,6 @@ class TigerRecipe(_Section):
             raise ValueError(
                 "train.catalogue_weight must be 0: TIGER knows items by their codes and has no item vectors"
             )
-        if self.train.start == "backbone":
-            raise ValueError(
-                "train.start must be 'scratch': TIGER's encoder ends in a norm of its own, and with the fusion's norm "
-                "after it the backbone would no longer say what it was trained to say"
-            )
         return self
 
 

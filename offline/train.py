@@ -125,6 +125,8 @@ def _settings(recipe: Recipe, variant: Variant) -> dict[str, Any]:
         del settings["model"]["features"]
     match BACKBONES[variant]:
         case "tiger":
+            if reads_reasoning(variant):
+                settings["norm"] = "of the encoder"  # which it had two of, before
             settings["model"] = {"length": recipe.model.length, "beam": recipe.model.beam}
             settings["tiger"] = recipe.tiger.model_dump(exclude={"train"})
         case "sasrec":

@@ -34,10 +34,11 @@ class Fusion(nn.Module):
         g = sigmoid(W_g [h; A] + b_g)
         E = LayerNorm(g * h + (1 - g) * A)
 
-    Without reasoning the gate is closed (g = 1), so the same weights answer as the backbone alone.
+    Without reasoning the gate is closed (g = 1), so the same weights answer as the backbone alone. `norm` stands in for
+    LayerNorm where a backbone ends in another one.
     """
 
-    def __init__(self, dim: int, heads: int, dropout: float, gate_bias: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, gate_bias: float, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.head_dim = math.ceil(dim / heads)
@@ -47,7 +48,7 @@ class Fusion(nn.Module):
         self.out = nn.Linear(inner, dim)
         self.gate = nn.Linear(2 * dim, dim)
         nn.init.constant_(self.gate.bias, gate_bias)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim) if norm is None else norm
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, sequence: Tensor, steps: Tensor, has_reasoning: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,14 +63,15 @@ class Recommender(nn.Module):
             assert bool(features) == bool(recipe.model.features)
             self.inputs = ItemVectors(item_codes, codebook, self.dim, features)
         self.backbone = _backbone(recipe, variant, self.inputs)
-        # TIGER's encoder ends in a norm of its own.
+        # Fusion ends in the norm that the backbone alone ends in; TIGER's encoder has its own.
         self.norm = nn.LayerNorm(self.dim) if reasoning is None and not is_tiger else None
         self.adapter = None
         self.fusion = None
         self.alignment = None
         if reasoning is not None:
             self.adapter = Adapter(*reasoning, self.dim, position=recipe.ablation.position)
-            self.fusion = Fusion(self.dim, shape.fusion_heads, shape.fusion_dropout, shape.gate_bias)
+            norm = _tiger_norm(recipe, self.inputs) if isinstance(self.inputs, CodeTokens) else None
+            self.fusion = Fusion(self.dim, shape.fusion_heads, shape.fusion_dropout, shape.gate_bias, norm)
             if recipe.alignment.dim:
                 self.alignment = Alignment(len(codes), *reasoning, recipe.alignment.dim, recipe.alignment.weight)
         self.decoder = _decoder(recipe, self.inputs, levels)
@@ -83,11 +84,17 @@ class Recommender(nn.Module):
         It starts as good: A of eq. 3 is zero, and g of eq. 4 one number for all, which the norm of eq. 5 takes out.
         """
         assert self.fusion is not None
-        parts = {"inputs": "inputs", "backbone": "backbone", "decoder": "decoder", "norm": "fusion.norm"}
-        for theirs, own in parts.items():
-            part = self.get_submodule(own)
-            part.load_state_dict(backbone.get_submodule(theirs).state_dict())
-            part.requires_grad_(requires_grad=False)
+        last = "backbone.stack.final_layer_norm." if isinstance(self.inputs, CodeTokens) else "norm."
+        weights = {
+            f"fusion.norm.{name.removeprefix(last)}" if name.startswith(last) else name: value
+            for name, value in backbone.state_dict().items()
+        }
+        left = self.load_state_dict(weights, strict=False)
+        assert not left.unexpected_keys
+        assert all(name.startswith(("adapter.", "fusion.", "alignment.")) for name in left.missing_keys)
+        for name, parameter in self.named_parameters():
+            if name in weights:
+                parameter.requires_grad = False
         for made in (self.fusion.out.weight, self.fusion.out.bias, self.fusion.gate.weight):
             nn.init.zeros_(made)
 
@@ -212,7 +219,13 @@ def _backbone(recipe: Recipe, variant: Variant, inputs: ItemVectors | CodeTokens
             from offline.models.tiger import T5Encoder, t5_config  # noqa: PLC0415 - transformers takes seconds
 
             assert isinstance(inputs, CodeTokens)
-            return T5Encoder(t5_config(recipe.tiger, inputs.tokens.num_embeddings))
+            return T5Encoder(t5_config(recipe.tiger, inputs.tokens.num_embeddings), normed=not reads_reasoning(variant))
+
+
+def _tiger_norm(recipe: Recipe, inputs: CodeTokens) -> nn.Module:
+    from offline.models.tiger import last_norm, t5_config  # noqa: PLC0415 - transformers takes seconds
+
+    return last_norm(t5_config(recipe.tiger, inputs.tokens.num_embeddings))
 
 
 def _decoder(recipe: Recipe, inputs: ItemVectors | CodeTokens, levels: int) -> SidDecoder:

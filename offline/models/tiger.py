@@ -17,6 +17,7 @@ from transformers.models.t5.modeling_t5 import (
     T5Block,
     T5LayerCrossAttention,
     T5LayerFF,
+    T5LayerNorm,
     T5LayerSelfAttention,
     T5Stack,
 )
@@ -55,11 +56,16 @@ def _stack(config: T5Config) -> T5Stack:
 
 
 class T5Encoder(nn.Module):
-    """A bidirectional encoder of the history's tokens."""
+    """A bidirectional encoder of the history's tokens.
 
-    def __init__(self, config: T5Config) -> None:
+    It ends in its norm, or before it where the norm is to come after a fusion.
+    """
+
+    def __init__(self, config: T5Config, *, normed: bool = True) -> None:
         super().__init__()
         self.stack = _stack(config)
+        if not normed:
+            self.stack.final_layer_norm = nn.Identity()  # type: ignore[assignment] # so that T5's forward stays T5's
 
     def forward(self, x: Tensor, present: Tensor) -> Tensor:
         """x [B, S, d] token vectors; present bool [B, S], False for padding -> [B, S, d]."""
@@ -67,6 +73,11 @@ class T5Encoder(nn.Module):
         seen = present | (place == x.shape[1] - 1)  # an empty history still sees something
         encoded: Tensor = self.stack(inputs_embeds=x, attention_mask=seen).last_hidden_state
         return encoded
+
+
+def last_norm(config: T5Config) -> nn.Module:
+    """The norm that T5's encoder ends in."""
+    return T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
 
 
 class T5Decoder(nn.Module):

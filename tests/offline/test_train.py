@@ -45,7 +45,7 @@ def recipe(ablation: dict[str, Any] | None = None, **changes: Any) -> Recipe:
         "model": tiny.recipe(dropout=0.1).model_dump(),
         "train": {"catalogue_weight": 0.5} | train,
         "sasrec": tiny.SASREC,
-        "tiger": tiny.TIGER | {"dropout": 0.1, "train": train | {"batch": 64, "start": "scratch"}},
+        "tiger": tiny.TIGER | {"dropout": 0.1, "train": train | {"batch": 64}},
         "ablation": ablation or {},
     }
     return Recipe.model_validate(body)
@@ -235,7 +235,7 @@ def test_a_refit_trains_as_long_as_it_is_told(upstream: tuple[Stage, Stage, Stag
     assert about["validation"] is None
 
 
-@pytest.mark.parametrize("variant", ["scoter_h", "scoter_s"])
+@pytest.mark.parametrize("variant", ["scoter_h", "scoter_s", "scoter_t"])
 def test_a_model_can_stand_on_its_backbone(
     upstream: tuple[Stage, Stage, Stage], tmp_path: Path, variant: Variant, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,8 +244,10 @@ def test_a_model_can_stand_on_its_backbone(
     fused = train(tmp_path, variant, *upstream, settings)
     assert f"train-{BACKBONES[variant]}: up to date" in capsys.readouterr().out
     before, after = weights(alone), weights(fused)
+    last = "backbone.stack.final_layer_norm." if variant == "scoter_t" else "norm."
     for name, tensor in before.items():
-        assert torch.equal(tensor, after["fusion." + name if name.startswith("norm.") else name]), name
+        moved = f"fusion.norm.{name.removeprefix(last)}" if name.startswith(last) else name
+        assert torch.equal(tensor, after[moved]), name
     about = json.loads((fused.folder / "model.json").read_text(encoding="utf-8"))
     best = json.loads((alone.folder / "model.json").read_text(encoding="utf-8"))["validation"]
     assert about["validation_before"] == best
@@ -305,8 +307,7 @@ def test_a_refit_of_what_stands_on_a_backbone_stands_on_a_refitted_one(
 def test_item_vectors_read_the_features_that_the_recipe_names(
     upstream: tuple[Stage, Stage, Stage], tmp_path: Path, variant: Variant
 ) -> None:
-    start = "scratch" if variant == "tiger" else "backbone"
-    plain = recipe(epochs=1, start=start)
+    plain = recipe(epochs=1, start="backbone")
     shape = plain.model.model_copy(update={"features": ["collaborative"]})
     settings = plain.model_copy(update={"model": shape})
     stage = train(tmp_path, variant, *upstream, settings)

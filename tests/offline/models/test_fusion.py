@@ -35,6 +35,7 @@ def test_fusion_is_equations_3_to_5() -> None:
     attended, weights = reference(sequence, steps, steps)
     gate = torch.sigmoid(torch.cat([sequence, attended], -1) @ fusion.gate.weight.T + fusion.gate.bias)
     mixed = gate * sequence + (1 - gate) * attended
+    assert isinstance(fusion.norm, torch.nn.LayerNorm)
     expected = functional.layer_norm(mixed, (8,), fusion.norm.weight, fusion.norm.bias)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     again, attention = fusion(sequence, steps, torch.tensor([True, False, True]))
