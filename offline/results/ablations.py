@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from offline.results.commands import KEEP, last, measured, name, recipe, under
-from offline.results.lines import Line, Lines, gain
+from offline.results.lines import Line, Lines
 from offline.results.markdown import figure, missing, quoted, section, table
 from offline.results.overall import against
 from offline.results.settings import BACKBONE, LAMBDA, NAMES, TAKEN
@@ -46,22 +46,36 @@ def _table(lines: Lines, title: str, model: str, dataset: str, paper: dict[str, 
     whole_ones = lines.full(dataset, model)
     full = [line for line in whole_ones if _has(line, found)] or whole_ones[:1]
     for whole in full:
-        rows.append([whole.setting.name, str(len(whole.seeds)), figure(whole), "", quoted(paper["full"])])
+        rows.append([whole.setting.name, str(len(whole.seeds)), figure(whole), "", "", "", quoted(paper["full"])])
         for what in _STEPS:
             for line in found[what]:
                 if line.setting.base == whole.setting.base or what == "undistilled":
-                    drop = f"{gain(line, whole):+.1%}"
-                    cells = [str(len(line.seeds)), figure(line), drop, quoted(paper.get(what))]
+                    cells = [str(len(line.seeds)), figure(line), *_drop(line, whole), quoted(paper.get(what))]
                     rows.append([TAKEN[what], *cells])
         alone = lines.backbone(whole)
         if alone is not None:
-            cells = [str(len(alone.seeds)), figure(alone), f"{gain(alone, whole):+.1%}", quoted(paper["backbone"])]
+            cells = [str(len(alone.seeds)), figure(alone), *_drop(alone, whole), quoted(paper["backbone"])]
             rows.append([alone.setting.name, *cells])
     absent = [what for what in _STEPS if what in paper and not found[what]]
-    parts = [table(["Recall@10 / NDCG@10", "runs", "ours", "Recall@10 against full", "*paper*"], rows)] if rows else []
+    head = [
+        "Recall@10 / NDCG@10",
+        "runs",
+        "ours",
+        "Recall@10 against full, same seeds",
+        "95 % over users",
+        "p",
+        "*paper*",
+    ]
+    parts = [table(head, rows)] if rows else []
     if absent:
         parts.append(missing(", ".join(TAKEN[what] for what in absent), *_commands(dataset, model, absent)))
     return section(title, *parts, level=3)
+
+
+def _drop(line: Line, whole: Line) -> list[str]:
+    """What became of the whole's Recall@10: relative, the difference's interval, and p."""
+    _, _, relative, difference, p, _ = against(line, whole)
+    return [relative, difference, p]
 
 
 def _has(whole: Line, found: dict[str, list[Line]]) -> bool:
@@ -128,14 +142,14 @@ def weights(lines: Lines, plots: set[str]) -> str:
 
 
 def by_weight(lines: Lines, dataset: str) -> dict[float, Line]:
-    """SCoTER-H at each weight."""
-    found: dict[float, Line] = {}
+    """SCoTER-H at each weight, otherwise made alike; of several ways to make it, the one with most weights."""
+    found: dict[str, dict[float, Line]] = {}
     for line in lines.of(dataset):
         what = line.setting.what
         if line.setting.model == "scoter_h" and (what in {"full", "no-contrastive"} or what.startswith("lambda ")):
             weight = LAMBDA if what == "full" else 0.0 if what == "no-contrastive" else float(what.split(" ")[1])
-            found.setdefault(weight, line)
-    return found
+            found.setdefault(line.setting.base, {})[weight] = line
+    return max(found.values(), key=len, default={})
 
 
 def _commands(dataset: str, model: str, absent: list[str]) -> list[str]:

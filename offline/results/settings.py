@@ -142,6 +142,7 @@ def _made(recipe: dict[str, Any], backbone: str) -> dict[str, Any]:
     made = {section: _section(recipe, section) for section in sections}
     if backbone == "tiger":
         del made["model"]["features"]  # it knows items by their codes alone
+        made["search"]["rerank"] = 0.0
     return made
 
 
