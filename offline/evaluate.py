@@ -13,25 +13,22 @@ ranked; or not), `reasoning` (whether H was read), `scoring` (beam, or exact ove
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from offline.cooccurrence import Neighbours
 from offline.groups import Groups
 from offline.measure import Trained, chosen, load_exactness, load_measured, measure_model
 from offline.metrics import gains, hits
 from offline.page import write_page
 from offline.prepare import Dataset, dataset_name, load_dataset
-from offline.ranking import TOP, Asked, ByScores, Row, measure, save_ranks
+from offline.ranking import TOP, Asked, Row, save_ranks
 from offline.recipe import BACKBONES, Recipe
 from offline.significance import difference
 from offline.stage import Stage, console, run_stage, stage_seconds, write_json
 from offline.train import training_log
+from offline.untrained import load_untrained, measure_untrained
 
 VERSION = 3
 
@@ -39,14 +36,15 @@ VERSION = 3
 def evaluate(
     work: Path, prepared: Stage, tokens: Stage, reasoned: Stage | None, trained: Sequence[Trained], recipe: Recipe
 ) -> Stage:
-    """Run the stage, after measuring each model that is not measured yet. Backbones alone need nothing `reasoned`."""
+    """Run the stage, after measuring whatever is not measured yet. Backbones alone need nothing `reasoned`."""
+    counted = measure_untrained(work, prepared, recipe)
     measured = [measure_model(work, prepared, tokens, reasoned, model, recipe) for model in trained]
 
     def build(folder: Path) -> None:
         dataset = load_dataset(prepared.folder)
         asked = Asked.of(dataset, "test", chosen(dataset, recipe.evaluate.users))
         groups = Groups.of(dataset, asked.histories, asked.targets)
-        rows = untrained(dataset, asked)
+        rows = load_untrained(counted.folder)
         exactness: list[dict[str, Any]] = []
         for stage in measured:
             rows += load_measured(stage.folder)
@@ -70,7 +68,7 @@ def evaluate(
         _show_exactness(exactness)
 
     settings: dict[str, Any] = {"recipe": recipe.evaluate.model_dump(), "name": recipe.name}
-    return run_stage(work, "evaluate", VERSION, settings, [prepared, *measured], build)
+    return run_stage(work, "evaluate", VERSION, settings, [prepared, counted, *measured], build)
 
 
 def about(prepared: Stage, dataset: Dataset, asked: Asked, groups: Groups, recipe: Recipe) -> dict[str, Any]:
@@ -84,25 +82,6 @@ def about(prepared: Stage, dataset: Dataset, asked: Asked, groups: Groups, recip
         "settings": recipe.model_dump(),
         "groups": groups.told(),
     }
-
-
-def untrained(dataset: Dataset, asked: Asked) -> list[Row]:
-    """Popularity and the untrained co-occurrence kNN, under every switch."""
-    rows: list[Row] = []
-    for labels, known in (
-        ("train", [dataset.training(u) for u in range(len(dataset.users))]),
-        ("train+validation", [s[:-1] for s in dataset.sequences]),
-    ):
-        neighbours = Neighbours.fit(known, dataset.num_items)
-        rows += measure(ByScores(_popular(neighbours)), asked, model="popularity", labels=labels)
-        rows += measure(ByScores(neighbours.score), asked, model="knn", labels=labels)
-    return rows
-
-
-def _popular(neighbours: Neighbours) -> Callable[[Sequence[NDArray[np.int32]]], NDArray[np.float32]]:
-    """Scores that are the same for every user."""
-    frequency = neighbours.frequency.astype(np.float32)
-    return lambda histories: np.tile(frequency, (len(histories), 1))
 
 
 def against_backbone(rows: Sequence[Row]) -> list[dict[str, Any]]:

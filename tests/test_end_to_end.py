@@ -100,7 +100,7 @@ def test_every_stage_leaves_its_output_and_a_second_run_does_nothing(work: Path)
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
     names = {p.name.rpartition("-")[0] for p in folder.iterdir() if "-" in p.name}
     models = {f"{stage}-{model}" for stage in ("train", "measure") for model in ("hstu", "scoter_h")}
-    assert names == {"prepare", "tokenize", "reason", *models, "evaluate", "export"}
+    assert names == {"prepare", "tokenize", "reason", *models, "measure-untrained", "evaluate", "export"}
 
 
 @pytest.mark.parametrize("reasoning", [True, False])

@@ -42,7 +42,7 @@ RECIPE = {
         length=6, blocks=1, decoder_layers=1, beam=12, features=["text", "collaborative"]
     ).model_dump(),
     "sasrec": tiny.SASREC | {"blocks": 1},
-    "tiger": tiny.TIGER | {"layers": 1, "train": TRAIN},
+    "tiger": tiny.TIGER | {"layers": 1, "train": TRAIN | {"start": "backbone"}},
     "alignment": {"dim": AXES},
     "train": TRAIN | {"catalogue_weight": 0.5, "start": "backbone"},
     "search": {"rerank": 0.4},
