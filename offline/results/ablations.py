@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from offline.results.commands import KEEP, last, measured, name, recipe, under
@@ -145,11 +146,18 @@ def by_weight(lines: Lines, dataset: str) -> dict[float, Line]:
     """SCoTER-H at each weight, otherwise made alike; of several ways to make it, the one with most weights."""
     found: dict[str, dict[float, Line]] = {}
     for line in lines.of(dataset):
-        what = line.setting.what
-        if line.setting.model == "scoter_h" and (what in {"full", "no-contrastive"} or what.startswith("lambda ")):
-            weight = LAMBDA if what == "full" else 0.0 if what == "no-contrastive" else float(what.split(" ")[1])
+        weight = _weight(line.setting.what)
+        if line.setting.model == "scoter_h" and weight is not None:
             found.setdefault(line.setting.base, {})[weight] = line
     return max(found.values(), key=len, default={})
+
+
+def _weight(what: str) -> float | None:
+    """The weight of a model from which nothing else is taken away."""
+    if what in {"full", "no-contrastive"}:
+        return LAMBDA if what == "full" else 0.0
+    given = re.fullmatch(r"lambda (\S+)", what)
+    return float(given[1]) if given else None
 
 
 def _commands(dataset: str, model: str, absent: list[str]) -> list[str]:

@@ -39,7 +39,8 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stage = evaluated(folder / f"seed-{seed}", {"train": {"seed": seed}}, PLAIN)
         keep(stage, f"seed-{seed}", folder / "docs")
     for name, (recipe, strength) in ABLATIONS.items():
-        stage = evaluated(folder / name, recipe, {("hstu", False): 0.2, ("scoter_h", True): strength})
+        rows = {("hstu", False): 0.2, ("scoter_h", True): strength, ("scoter_h", False): 0.2}
+        stage = evaluated(folder / name, recipe, rows)
         keep(stage, name, folder / "docs")
     wide = evaluated(folder / "matched", {"ablation": {"matched": True}}, {("hstu", False): 0.24})
     keep(wide, "matched", folder / "docs")
