@@ -120,8 +120,18 @@ def weights(lines: Lines, plots: set[str]) -> str:
         found = by_weight(lines, dataset)
         if len(found) < 2:
             continue
-        rows = [[f"{weight:g}", str(len(line.seeds)), figure(line)] for weight, line in sorted(found.items())]
-        parts.append(f"{dataset}:\n\n" + table(["λ", "runs", "Recall@10 / NDCG@10"], rows))
+        usual = found.get(LAMBDA)
+        rows = [
+            [
+                f"{weight:g}",
+                str(len(line.seeds)),
+                figure(line),
+                *(["", "", ""] if usual is None or line is usual else _drop(line, usual)),
+            ]
+            for weight, line in sorted(found.items())
+        ]
+        head = ["λ", "runs", "Recall@10 / NDCG@10", f"Recall@10 against {LAMBDA:g}, same seeds", "95 % over users", "p"]
+        parts.append(f"{dataset}:\n\n" + table(head, rows))
         if f"figure-5-{dataset}" in plots:
             parts.append(f"![Recall@10 by λ on {dataset}](results/figure-5-{dataset}.svg)")
     if absent:
