@@ -15,13 +15,17 @@ TEMPLATES = ("two-step", "three-step", "five-step", "discovered")
 
 
 def by_template(lines: Lines, model: str) -> dict[str, tuple[Line, Line]]:
-    """A model on beauty with its backbone, by the template of its chains."""
-    found: dict[str, tuple[Line, Line]] = {}
+    """A model on beauty with its backbone, by the template of its chains, otherwise made alike.
+
+    Of several ways to make it: the one with most templates, and of those the one with most runs.
+    """
+    ways: dict[tuple[str, bool, bool], dict[str, tuple[Line, Line]]] = {}
     for line in lines.full("beauty", model):
         backbone = lines.backbone(line)
         if backbone is not None:
-            found.setdefault(line.setting.template, (line, backbone))
-    return found
+            way = (backbone.setting.key, line.setting.aligned, line.setting.stands)
+            ways.setdefault(way, {}).setdefault(line.setting.template, (line, backbone))
+    return max(ways.values(), key=lambda way: (len(way), sum(len(line.seeds) for line, _ in way.values())), default={})
 
 
 def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:

@@ -167,6 +167,17 @@ def test_weights_groups_and_templates_have_their_figures(docs: Path) -> None:
     assert row(docs, "## Table 9", "beauty | HSTU")[2:5] == ["4.0", "2", "7"]
 
 
+def test_of_several_ways_to_make_a_model_figure_3_takes_the_one_with_most_runs(tmp_path: Path) -> None:
+    """Not the first that was kept."""
+    narrow = {"model": {"dim": 32}}
+    keep(evaluated(tmp_path / "narrow", narrow, STRONG), "narrow", tmp_path / "docs")
+    for seed in (1, 2):
+        stage = evaluated(tmp_path / f"seed-{seed}", {"train": {"seed": seed}}, PLAIN)
+        keep(stage, f"seed-{seed}", tmp_path / "docs")
+    write_results(tmp_path / "docs")
+    assert row(tmp_path / "docs", "## Figure 3", "SCoTER-H | five-step")[2] == "2"
+
+
 def test_seeds_that_are_left_are_asked_for(docs: Path, tmp_path: Path) -> None:
     assert "HSTU and SCoTER-H with seed" not in page(docs)
     keep(evaluated(tmp_path / "work", {"train": {"seed": 2}}, PLAIN), "two", tmp_path / "docs")
