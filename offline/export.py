@@ -44,7 +44,7 @@ from service.release.manifest import (
 )
 from service.release.release import Release
 
-VERSION = 3
+VERSION = 4
 PARITY_ROWS = 64
 TOLERANCE = 1e-4
 

@@ -30,7 +30,7 @@ from offline.scoring import History, score_beam, score_exact
 from offline.stage import Stage, run_stage, write_json
 from offline.train import load_model
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ class Objective(nn.Module):
             node = tables.path[chosen, level]
             parent = tables.path[chosen, level - 1] if level else torch.zeros_like(chosen)
             of_nodes = vectors[level] if vectors is not None else None
-            _, likelihood = child_log_probabilities(tables, level, parent[:, None], scores[:, None], of_nodes, query)
+            _, likelihood, _ = child_log_probabilities(tables, level, parent[:, None], scores[:, None], of_nodes, query)
             likelihood = likelihood[:, 0]  # [M, F]
             slot = node - tables.table("first", level)[parent]
             picked = likelihood.gather(1, slot[:, None]).sum()

@@ -285,7 +285,7 @@ class SearchRecipe(_Section):
     """The beam as it is evaluated and served; a model that is trained already need not be trained again for it."""
 
     widen: list[Annotated[int, Field(ge=1)]] = []  # how many times `model.beam` the first levels keep
-    rerank: float = Field(0.0, ge=0, le=1)  # share of the item vectors' own product in the order of what was found
+    rerank: float = Field(0.0, ge=0, le=1)  # share of the item vectors' own product in the order of leaves
 
 
 PLAIN_SEARCH = SearchRecipe()

@@ -16,6 +16,7 @@ Each epoch is a line of JSON on standard output. Nothing but the job decides wha
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -38,6 +39,10 @@ def main(path: Path) -> None:
     job = json.loads(path.read_text(encoding="utf-8"))
     out = Path(job["out"])
     os.chdir(out)  # RecBole logs into the current folder
+    # One of RecBole's models switches it on for the whole process when it is imported: a search for NaN after every
+    # operation, which takes a third of the time on a CPU. A loss that is no number ends the run without it.
+    torch.autograd.set_detect_anomaly(False)
+    _keep_freed_memory()
     config = Config(model=job["model"], dataset=job["dataset"], config_dict=_settings(job))
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
@@ -73,6 +78,17 @@ def main(path: Path) -> None:
         ],
     }
     (out / "trained.json").write_text(json.dumps(trained, indent=2) + "\n", encoding="utf-8")
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse the memory of scores of a whole catalogue in place of mapping it anew: up to a quarter less time.
+
+    As `offline.train` does, which this environment has not.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc's
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for what is large
 
 
 def _settings(job: dict[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ all of whose items are excluded, before the beam is cut: a beam of N therefore r
 A filter comes as one bit per node of the trie: what it leaves nothing of is masked in the same way, and only
 candidates are looked up. Scores stay normalised over the children of the whole trie, whatever is masked.
 
-What was found can be put in another order: by a mixture of log p and the product of query and item vector. The two are
-trained on the same items by different losses and err on different ones.
+The leaves can be ordered, and cut, by a mixture of log p and the product of query and item vector. The two are trained
+on the same items by different losses and err on different ones.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class TrieTables(nn.Module):
 class Beam:
     """The best items found.
 
-    `bound` is the highest log p of anything that was pruned on the way: unless they were put in another order, the
-    first k are provably the exact top k as soon as the k-th score is not below it.
+    `bound` is the highest log p of any prefix that was pruned on the way, and where scores are log p, of any item: the
+    first k are then provably the exact top k as soon as the k-th score is not below it.
     """
 
     items: Tensor  # int64 [B, N], 0 where not valid
@@ -103,8 +103,9 @@ def beam_search(
 
         score(i) = (1 - w) log p(i) + w q . v_i
 
-    for which there have to be vectors; allowed uint8 [B, A], the nodes that may be entered
-    (see `TrieTables.alive`). Which of them lead to an item is for the caller to say: the beam does not look ahead.
+    by which the last level is cut and ordered, and for which there have to be vectors; allowed uint8 [B, A], the nodes
+    that may be entered (see `TrieTables.alive`). Which of them lead to an item is for the caller to say: the beam does
+    not look ahead.
     """
     memory: Memory = decoder.memory(sequence)
     visible = present[:, None, None, :] | (
@@ -118,17 +119,23 @@ def beam_search(
     bound = torch.full_like(score[:, 0], MISSING)
     for level in range(tables.depth):
         logits, cache = decoder.step(token, level, memory, visible, cache)  # [B, W, codebook]
-        children, child_scores = child_log_probabilities(
+        children, child_scores, near = child_log_probabilities(
             tables, level, node, logits, vectors[level] if vectors is not None else None, query
         )  # [B, W, F]
-        reached = (score[:, :, None] + child_scores).flatten(1)  # [B, W * F]
+        reached = score[:, :, None] + child_scores  # [B, W, F]
+        mixes = bool(search.rerank) and level + 1 == tables.depth
+        if mixes:
+            assert near is not None  # a leaf's vector is its item's
+            mixed = (1 - search.rerank) * reached + search.rerank * near
+            reached = torch.where(reached > MISSING, mixed, MISSING)
+        reached = reached.flatten(1)  # [B, W * F]
         reached = _mask_dead(tables, level, node, reached, dead[level])
         if allowed is not None:
             reached = torch.where(tables.alive(level, children.flatten(1), allowed), reached, MISSING)
         wanted = width * search.widen[level] if level < min(len(search.widen), tables.depth - 1) else width
         keep = min(wanted, tables.sizes[level], reached.shape[1])
         best, place = torch.topk(reached, min(keep + 1, reached.shape[1]), dim=1)
-        if best.shape[1] > keep:
+        if best.shape[1] > keep and not mixes:
             bound = torch.maximum(bound, best[:, keep])
         score, place = best[:, :keep], place[:, :keep]
         node = children.flatten(1).gather(1, place)  # [B, W']
@@ -136,12 +143,6 @@ def beam_search(
             parent = place // tables.fanout[level]  # [B, W']
             cache = [(_follow(key, parent), _follow(value, parent)) for key, value in cache]
             token = decoder.token(level, tables.table("code", level)[node])
-    if search.rerank:
-        assert vectors is not None
-        near = (vectors[-1][node] @ query[:, :, None]).squeeze(-1)  # a leaf's vector is its item's
-        mixed = (1 - search.rerank) * score + search.rerank * near
-        score, place = torch.topk(torch.where(score > MISSING, mixed, MISSING), score.shape[1], dim=1)
-        node = node.gather(1, place)
     valid = score > MISSING
     items = torch.where(valid, tables.item[node], 0)
     return _pad(Beam(items, score, valid, bound), width)
@@ -149,8 +150,10 @@ def beam_search(
 
 def child_log_probabilities(
     tables: TrieTables, level: int, node: Tensor, logits: Tensor, vectors: Tensor | None, query: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Children of `node` [..., W] and their log-probabilities, both [..., W, F]; absent children score -inf.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Children of `node` [..., W], their log-probabilities, and the products of query and vectors, all [..., W, F].
+
+    Absent children score -inf. There are no products where there are no vectors.
 
     A child's logit is the decoder's for its code (logits [..., W, codebook]) plus the product of the query [..., q]
     with the child's vector (vectors [n, q]). The first term generalises over items that share codes, the
@@ -158,9 +161,11 @@ def child_log_probabilities(
     """
     child, exists = tables.children_of(level, node)
     scores = logits.gather(-1, tables.table("code", level)[child])
+    near: Tensor | None = None
     if vectors is not None:
-        scores = scores + (vectors[child] @ query[..., None, :, None]).squeeze(-1)
-    return child, torch.log_softmax(scores.masked_fill(~exists, MISSING), dim=-1)
+        near = (vectors[child] @ query[..., None, :, None]).squeeze(-1)
+        scores = scores + near
+    return child, torch.log_softmax(scores.masked_fill(~exists, MISSING), dim=-1), near
 
 
 def _dead_nodes(tables: TrieTables, exclude: Tensor) -> list[Tensor]:

@@ -163,30 +163,39 @@ def test_wider_first_levels_find_what_a_narrow_beam_prunes() -> None:
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
 @pytest.mark.parametrize("variant", PLAIN)
-def test_what_was_found_can_be_ordered_by_item_vectors_too(variant: Variant, share: float) -> None:
-    """Also where less is left than the beam is wide."""
+def test_leaves_are_cut_and_ordered_by_item_vectors_too(variant: Variant, share: float) -> None:
+    """Of all items, where first levels keep every prefix; also where less is left than the beam is wide."""
     made = tiny.model(60, variant=variant)
     history = tiny.histories(made, ROWS)
     exclude = torch.arange(1, 51).expand(ROWS, -1)
-    for width, banned in ((15, nothing(ROWS)), (15, exclude)):
-        plain = search(made, history, banned, width)
+    every = torch.arange(1, 61)
+    with torch.inference_mode():
+        sequence, _ = made.encode(history)
+        near = made.fuse(sequence, None, None)[:, -1] @ made.embed(every).T  # [ROWS, 60]
+    expected = reference(made, history)  # [ROWS, 60]
+    if variant != "tiger":  # which knows items by their codes alone
+        expected = (1 - share) * expected + share * near
+    for banned, left in ((nothing(ROWS), 60), (exclude, 10)):
         with torch.inference_mode():
-            found = made.recommend(history, banned, width, search=SearchRecipe(rerank=share))
-            sequence, _ = made.encode(history)
-            state = made.fuse(sequence, None, None)[:, -1]
-            near = [state @ made.embed(items).T for items in plain.items]  # [ROWS, width] for each row's items
-        assert torch.equal(found.valid, plain.valid)
-        for row in range(ROWS):
-            kept = plain.valid[row]
-            items = plain.items[row][kept]
-            expected = plain.scores[row][kept]
-            if variant != "tiger":  # which knows items by their codes alone
-                expected = (1 - share) * expected + share * near[row][row][kept]
-            best = expected.sort(descending=True)
-            torch.testing.assert_close(found.scores[row][kept], best.values, atol=1e-4, rtol=1e-4)
-            assert torch.equal(found.items[row][kept], items[best.indices])
-            assert torch.isneginf(found.scores[row][~kept]).all()
-            assert not found.items[row][~kept].any()
+            found = made.recommend(history, banned, 15, search=SearchRecipe(widen=[8, 8, 8], rerank=share))
+        kept = min(left, 15)
+        best = expected[:, 60 - left :].sort(dim=1, descending=True)
+        torch.testing.assert_close(found.scores[:, :kept], best.values[:, :kept], atol=1e-4, rtol=1e-4)
+        assert torch.equal(found.items[:, :kept], best.indices[:, :kept] + 61 - left)
+        assert found.valid[:, :kept].all()
+        assert torch.isneginf(found.scores[:, kept:]).all()
+        assert not found.items[:, kept:].any()
+
+
+def test_what_item_vectors_put_first_need_not_be_what_decodes_best() -> None:
+    """The last level is not cut by log p before item vectors have their say."""
+    made = tiny.model(60, variant="hstu")
+    history = tiny.histories(made, ROWS)
+    plain = search(made, history, nothing(ROWS), 5)
+    with torch.inference_mode():
+        found = made.recommend(history, nothing(ROWS), 5, search=SearchRecipe(widen=[12, 12, 12], rerank=0.9))
+    assert any(set(found.items[row].tolist()) - set(plain.items[row].tolist()) for row in range(ROWS))
+    assert (found.bound <= plain.bound).all()  # nothing but prefixes, of which none was pruned
 
 
 def test_exclusion_leaves_the_other_scores_as_they_were() -> None:
