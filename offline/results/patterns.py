@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from offline.ranking import TOP
 from offline.results.commands import KEEP, measured, name, recipe, under
 from offline.results.lines import Line, Lines, gain
 from offline.results.markdown import decimals, figure, missing, quoted, section, table
@@ -17,7 +18,7 @@ TEMPLATES = ("two-step", "three-step", "five-step", "discovered")
 def by_template(lines: Lines, model: str) -> dict[str, tuple[Line, Line]]:
     """A model on beauty with its backbone, by the template of its chains, otherwise made alike.
 
-    Of several ways to make it: the one with most templates, and of those the one with most runs.
+    Of several ways to make it: the one with most templates, of those the one with most runs, and then the best.
     """
     ways: dict[tuple[str, bool, bool], dict[str, tuple[Line, Line]]] = {}
     for line in lines.full("beauty", model):
@@ -25,7 +26,12 @@ def by_template(lines: Lines, model: str) -> dict[str, tuple[Line, Line]]:
         if backbone is not None:
             way = (backbone.setting.key, line.setting.aligned, line.setting.stands)
             ways.setdefault(way, {}).setdefault(line.setting.template, (line, backbone))
-    return max(ways.values(), key=lambda way: (len(way), sum(len(line.seeds) for line, _ in way.values())), default={})
+
+    def known(way: dict[str, tuple[Line, Line]]) -> tuple[int, int, float]:
+        made = [line for line, _ in way.values()]
+        return len(made), sum(len(line.seeds) for line in made), max(line.mean(f"recall@{TOP}") for line in made)
+
+    return max(ways.values(), key=known, default={})
 
 
 def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:

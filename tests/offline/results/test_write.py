@@ -139,6 +139,21 @@ def test_a_single_draw_is_no_headline_where_there_are_several_seeds(docs: Path, 
     assert f"{plotted[0].setting.name}, against its backbone:\n\n![Gain by group" in page(copied)
 
 
+def test_a_target_names_the_search_that_reached_it(tmp_path: Path) -> None:
+    wide = {"widen": [2, 2], "rerank": 0.5}
+    for seed in (1, 2, 3):
+        for name, search, found in (("plain", {}, 0.4), ("wide", wide, 0.6)):
+            made = {"train": {"seed": seed}, "search": search}
+            keep(
+                evaluated(tmp_path / f"{name}-{seed}", made, {("hstu", False): found}),
+                f"{name}-{seed}",
+                tmp_path / "docs",
+            )
+    write_results(tmp_path / "docs")
+    reached = row(tmp_path / "docs", "## Targets", "HSTU on beauty, Recall@10")
+    assert reached[2].endswith("(3 runs; first levels x2 x2, rerank 0.5)")
+
+
 def test_what_is_taken_away_stands_beside_the_whole(docs: Path) -> None:
     section = "### Table 4: SCoTER-H on beauty"
     whole, mean = row(docs, section, "SCoTER-H"), row(docs, section, "w/o step-wise: mean")
