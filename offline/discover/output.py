@@ -62,18 +62,14 @@ def rejected_rows(readings: Mapping[str, Reading], users: Sequence[str]) -> Iter
 
 
 def write_found(folder: Path, evidence: dict[str, Any]) -> None:
-    """The template with its evidence, all of the evidence, the short of it, and the report."""
+    """Both templates with their evidence, all of the evidence, the short of it, and the report."""
     mined = evidence["mined"]
     write_json(folder / "evidence.json", evidence)
     own = {key: value for key, value in evidence.items() if key not in {"examples", "rejected"}}
     own["mine"] = {key: value for key, value in evidence["mine"].items() if key != "map"}
-    template = {
-        "steps": mined["steps"],
-        "dataset": evidence["dataset"],
-        "backend": evidence["backend"],
-        "evidence": own,
-    }
-    write_json(folder / "template.json", template)
+    for name, found in (("template", mined), ("top-k", evidence["single"])):
+        about = {"dataset": evidence["dataset"], "backend": evidence["backend"], "evidence": own}
+        write_json(folder / f"{name}.json", {"steps": found["steps"], **about})
     write_json(
         folder / "summary.json",
         {

@@ -10,6 +10,7 @@
 Output folder:
 
     template.json   `steps`, which `offline.chains.template.Template.load` reads, and the evidence for them
+    top-k.json      the same of the template from the best single chains: Table 2 trains a model on each
     evidence.json   every number that the report shows
     summary.json    the short of it
     report.html     for people
@@ -58,7 +59,7 @@ from offline.prepare import Dataset, dataset_name, load_dataset
 from offline.recipe import Recipe
 from offline.stage import Stage, console, run_stage, write_json
 
-VERSION = 1
+VERSION = 2
 EARLY = 50  # answers after which a backend that never kept to the format is asked no further
 TRIES = 3  # answers to the Mine prompt, of which the first that can be read is taken
 EXAMPLES = 3  # chains that the report shows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from offline.results.commands import KEEP, last, measured, name, recipe, under
@@ -32,51 +33,60 @@ _WHY = {
 }
 
 
-def ablations(lines: Lines, paper: dict[str, Any]) -> list[str]:
-    """Table 4 of beauty and sports, and Table 10."""
+def ablations(lines: Lines, paper: dict[str, Any], void: Mapping[str, str]) -> list[str]:
+    """Table 4 of beauty and sports, and Table 10; `void` says why something cannot be measured."""
     tables = (("Table 4", "scoter_h", "beauty"), ("Table 4", "scoter_h", "sports"), ("Table 10", "scoter_t", "beauty"))
     return [
-        _table(lines, f"{title}: {NAMES[model]} on {dataset}", model, dataset, paper["ablation"][model][dataset])
+        _table(lines, f"{title}: {NAMES[model]} on {dataset}", model, dataset, paper["ablation"][model][dataset], void)
         for title, model, dataset in tables
     ]
 
 
-def _table(lines: Lines, title: str, model: str, dataset: str, paper: dict[str, list[float]]) -> str:
+def _table(
+    lines: Lines, title: str, model: str, dataset: str, paper: dict[str, list[float]], void: Mapping[str, str]
+) -> str:
     rows: list[list[str]] = []
     found: dict[str, list[Line]] = {what: lines.having(dataset, model, what) for what in _STEPS}
     whole_ones = lines.full(dataset, model)
     full = [line for line in whole_ones if _has(line, found)] or whole_ones[:1]
     for whole in full:
-        rows.append([whole.setting.name, str(len(whole.seeds)), figure(whole), "", "", "", quoted(paper["full"])])
+        rows.append([lines.name(whole), str(len(whole.draws)), figure(whole), "", "", "", quoted(paper["full"])])
         for what in _STEPS:
             for line in found[what]:
                 if line.setting.base == whole.setting.base or what == "undistilled":
-                    cells = [str(len(line.seeds)), figure(line), *_drop(line, whole), quoted(paper.get(what))]
+                    cells = [str(len(line.draws)), figure(line), *_drop(line, whole), quoted(paper.get(what))]
                     rows.append([TAKEN[what], *cells])
         alone = lines.backbone(whole)
         if alone is not None:
-            cells = [str(len(alone.seeds)), figure(alone), *_drop(alone, whole), quoted(paper["backbone"])]
-            rows.append([alone.setting.name, *cells])
+            cells = [str(len(alone.draws)), figure(alone), *_drop(alone, whole), quoted(paper["backbone"])]
+            rows.append([lines.name(alone), *cells])
     absent = [what for what in _STEPS if what in paper and not found[what]]
     head = [
         "Recall@10 / NDCG@10",
         "runs",
         "ours",
-        "Recall@10 against full, same seeds",
+        "Recall@10 against full, same draws",
         "95 % over users",
         "p",
         "*paper*",
     ]
     parts = [table(head, rows)] if rows else []
-    if absent:
-        parts.append(missing(", ".join(TAKEN[what] for what in absent), *_commands(dataset, model, absent)))
-    return section(title, *parts, level=3)
+    return section(title, *parts, *_absent(dataset, model, absent, void), level=3)
 
 
 def _drop(line: Line, whole: Line) -> list[str]:
     """What became of the whole's Recall@10: relative, the difference's interval, and p."""
     _, _, relative, difference, p, _ = against(line, whole)
     return [relative, difference, p]
+
+
+def _absent(dataset: str, model: str, absent: list[str], void: Mapping[str, str]) -> list[str]:
+    """What there is no run of: why there is none, or the commands that would make it."""
+    left = [what for what in absent if what not in void]
+    told = [f"{TAKEN[what]}: {void[what]}" for what in absent if what in void]
+    if left:
+        told.append(missing(", ".join(TAKEN[what] for what in left), *_commands(dataset, model, left)))
+    return told
 
 
 def _has(whole: Line, found: dict[str, list[Line]]) -> bool:
@@ -87,8 +97,8 @@ def _has(whole: Line, found: dict[str, list[Line]]) -> bool:
     )
 
 
-def controls(lines: Lines) -> str:
-    """What keeps us honest, on every data set that has them."""
+def controls(lines: Lines, void: Mapping[str, str]) -> str:
+    """What keeps us honest, on every data set that has them; `void` says why something cannot be measured."""
     rows: list[list[str]] = []
     absent: list[str] = []
     for what in _WHY:
@@ -101,15 +111,13 @@ def controls(lines: Lines) -> str:
         for line in found:
             other = lines.backbone(line)
             if other is not None:
-                rows.append([line.dataset, line.setting.name, *against(line, other)])
+                rows.append([line.dataset, lines.name(line), *against(line, other)])
         if not found:
             absent.append(what)
     head = ["data set", "control", "Recall@10", "backbone", "relative", "difference, 95 % over users", "p", "runs"]
     parts = ["\n".join(f"- **{TAKEN[what]}.** {why}" for what, why in _WHY.items())]
-    parts += [table(head, rows)] if rows else []
-    if absent:
-        parts.append(missing(", ".join(TAKEN[what] for what in absent), *_commands("beauty", "scoter_h", absent)))
-    return section("Controls", *parts)
+    parts += [table(head, rows, text=2)] if rows else []
+    return section("Controls", *parts, *_absent("beauty", "scoter_h", absent, void))
 
 
 def weights(lines: Lines, plots: set[str]) -> str:
@@ -124,14 +132,15 @@ def weights(lines: Lines, plots: set[str]) -> str:
         rows = [
             [
                 f"{weight:g}",
-                str(len(line.seeds)),
+                str(len(line.draws)),
                 figure(line),
                 *(["", "", ""] if usual is None or line is usual else _drop(line, usual)),
             ]
             for weight, line in sorted(found.items())
         ]
-        head = ["λ", "runs", "Recall@10 / NDCG@10", f"Recall@10 against {LAMBDA:g}, same seeds", "95 % over users", "p"]
-        parts.append(f"{dataset}:\n\n" + table(head, rows))
+        head = ["λ", "runs", "Recall@10 / NDCG@10", f"Recall@10 against {LAMBDA:g}, same draws", "95 % over users", "p"]
+        made = lines.name(usual or next(iter(found.values())))
+        parts.append(f"{made}, on {dataset}:\n\n" + table(head, rows))
         if f"figure-5-{dataset}" in plots:
             parts.append(f"![Recall@10 by λ on {dataset}](results/figure-5-{dataset}.svg)")
     if absent:
@@ -153,13 +162,13 @@ def weights(lines: Lines, plots: set[str]) -> str:
 
 
 def by_weight(lines: Lines, dataset: str) -> dict[float, Line]:
-    """SCoTER-H at each weight, otherwise made alike; of several ways to make it, the one with most weights."""
+    """SCoTER-H at each weight, otherwise made alike; of several ways to make it, the one with most of the paper's."""
     found: dict[str, dict[float, Line]] = {}
     for line in lines.of(dataset):
         weight = _weight(line.setting.what)
         if line.setting.model == "scoter_h" and weight is not None:
             found.setdefault(line.setting.base, {})[weight] = line
-    return max(found.values(), key=len, default={})
+    return max(found.values(), key=lambda made: (len(made.keys() & set(LAMBDAS)), len(made)), default={})
 
 
 def _weight(what: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Lines of a table: the same model under the same switches, over all seeds it was trained with."""
+"""Lines of a table: the same model under the same switches, over all trainings of it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from offline.metrics import gains, hits
 from offline.ranking import TOP
+from offline.results.draws import Drawn, Draws
 from offline.results.runs import Run
 from offline.results.settings import BACKBONE, ORDER, Setting, setting
+from offline.results.ways import Ways
 from offline.significance import Difference, Spread, difference, spread
 
-# What was drawn by chance in a run: its seed, and its semantic IDs where those did not follow from the recipe.
-Drawn = tuple[int, str]
 # The switches that a single figure is quoted under.
 LABELS, HISTORY = "train", "masked"
-SEEDS = 3  # that a headline wants
+DRAWS = 3  # that a headline wants
 SWITCHES = [
     ("train", "masked"),
     ("train", "not masked"),
@@ -30,7 +30,7 @@ SWITCHES = [
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Rows that differ in nothing but the seed, in the order of the runs."""
+    """Rows that differ in nothing but the draw, in the order of the runs."""
 
     dataset: str
     setting: Setting
@@ -38,31 +38,31 @@ class Line:
     history: str
     rows: list[dict[str, Any]] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
-    seeds: list[Drawn | None] = field(default_factory=list)  # of each row; None: nothing in it is random
+    draws: list[Drawn | None] = field(default_factory=list)  # of each row; None: nothing in it is random
     names: set[str] = field(default_factory=set)  # of all runs that have such a row
 
-    def over_seeds(self, metric: str) -> Spread:
+    def over_draws(self, metric: str) -> Spread:
         """Of `recall@5`, `ndcg@5`, `recall@10` or `ndcg@10`."""
         return spread([row[metric] for row in self.rows])
 
     def mean(self, metric: str) -> float:
-        """Over seeds."""
-        return self.over_seeds(metric).mean
+        """Over draws."""
+        return self.over_draws(metric).mean
 
-    def group(self, name: str, metric: str, seeds: Sequence[Drawn | None]) -> NDArray[np.float64] | None:
-        """Mean over seeds of the metric in each group of `users` or `items`, float64 [groups], if runs have it."""
-        rows = [row for row, seed in zip(self.rows, self.seeds, strict=True) if seed in seeds]
+    def group(self, name: str, metric: str, draws: Sequence[Drawn | None]) -> NDArray[np.float64] | None:
+        """Mean over draws of the metric in each group of `users` or `items`, float64 [groups], if runs have it."""
+        rows = [row for row, draw in zip(self.rows, self.draws, strict=True) if draw in draws]
         found = [row["groups"][name][metric] for row in rows if "groups" in row]
         return np.mean(found, axis=0) if found else None
 
     def ranks(self) -> dict[Drawn | None, NDArray[np.int64]]:
-        """Where each user's target was ranked, by seed, of the runs that kept that."""
+        """Where each user's target was ranked, by draw, of the runs that kept that."""
         found: dict[Drawn | None, NDArray[np.int64]] = {}
-        for row, run, seed in zip(self.rows, self.runs, self.seeds, strict=True):
+        for row, run, draw in zip(self.rows, self.runs, self.draws, strict=True):
             for kept in run.ranks:
                 switches = {key: row[key] for key in ("model", "labels", "history", "reasoning", "scoring")}
                 if all(getattr(kept, key) == value for key, value in switches.items()):
-                    found[seed] = kept.rank
+                    found[draw] = kept.rank
         return found
 
 
@@ -71,19 +71,26 @@ class Lines:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._lines: dict[tuple[str, ...], Line] = {}
+        draws = Draws()
         for run in runs:
-            for row in run.results() if run.stage in {"evaluate", "baselines"} else ():
-                if row["scoring"] == "exact":  # of some of the users
-                    continue
+            if run.stage not in {"evaluate", "baselines"}:
+                continue
+            rows = [row for row in run.results() if row["scoring"] != "exact"]  # which is of some of the users
+            for row in rows:
                 how = setting(run.recipe, row)
                 key = (run.dataset, how.key, row["labels"], row["history"])
                 line = self._lines.setdefault(key, Line(run.dataset, how, row["labels"], row["history"]))
                 line.names.add(run.name)
-                seed = _seed(run, row)
-                if seed not in line.seeds:  # a backbone is measured again beside each of its variants
-                    line.seeds.append(seed)
+                draw = draws.of(run, rows, row)
+                if draw not in line.draws:  # a backbone is measured again beside each of its variants
+                    line.draws.append(draw)
                     line.rows.append(row)
                     line.runs.append(run)
+        self.ways = Ways([line.setting for line in self])
+
+    def name(self, line: Line) -> str:
+        """As a table calls it."""
+        return self.ways.name(line.setting)
 
     def __iter__(self) -> Iterator[Line]:
         return iter(self._lines.values())
@@ -124,45 +131,35 @@ class Lines:
 
 
 def repeated(found: list[Line]) -> list[Line]:
-    """Lines of enough seeds for a headline, or all where none has: a single lucky draw is no result."""
-    return [line for line in found if len(line.seeds) >= SEEDS] or found
+    """Lines of enough draws for a headline, or all where none has: a single lucky one is no result."""
+    return [line for line in found if len(line.draws) >= DRAWS] or found
 
 
 def paired(first: Line, second: Line, metric: str = f"recall@{TOP}") -> tuple[float, float]:
-    """Means of both over the seeds that they share; over all of their own where they share none."""
-    shared = [seed for seed in first.seeds if seed in second.seeds]
+    """Means of both over the draws that they share; over all of their own where they share none."""
+    shared = [draw for draw in first.draws if draw in second.draws]
     if not shared:
         return first.mean(metric), second.mean(metric)
     ours, theirs = (
-        float(np.mean([line.rows[line.seeds.index(seed)][metric] for seed in shared])) for line in (first, second)
+        float(np.mean([line.rows[line.draws.index(draw)][metric] for draw in shared])) for line in (first, second)
     )
     return ours, theirs
 
 
 def gain(first: Line, second: Line, metric: str = f"recall@{TOP}") -> float:
-    """Of the first over the second, relative, with the same seeds paired; 0 where the second is 0."""
+    """Of the first over the second, relative, with the same draws paired; 0 where the second is 0."""
     ours, theirs = paired(first, second, metric)
     return ours / theirs - 1 if theirs else 0.0
 
 
-def _seed(run: Run, row: dict[str, Any]) -> Drawn | None:
-    """What the row was trained with; reports of version 0.1.0 leave it to the recipe."""
-    if row["model"] not in BACKBONE or "seed" in row:
-        seed = row.get("seed")
-    else:
-        seed = run.recipe["tiger" if BACKBONE[row["model"]] == "tiger" else "train"]
-        seed = seed["train"]["seed"] if "train" in seed else seed["seed"]
-    return None if seed is None else (int(seed), run.ids)
-
-
 def compare(first: Line, second: Line, metric: str = f"recall@{TOP}") -> Difference | None:
-    """First against second over the same users, with the same seeds paired; None where runs kept no ranks."""
+    """First against second over the same users, with the same draws paired; None where runs kept no ranks."""
     of_user = hits if metric.startswith("recall") else gains
     ours, theirs = first.ranks(), second.ranks()
-    seeds = [seed for seed in ours if seed in theirs]
-    if not seeds:
+    shared = [draw for draw in ours if draw in theirs]
+    if not shared:
         return None
-    both = [np.stack([ranks[seed] for seed in seeds]) for ranks in (ours, theirs)]
+    both = [np.stack([ranks[draw] for draw in shared]) for ranks in (ours, theirs)]
     if both[0].shape != both[1].shape:
         return None
     return difference(of_user(both[0], TOP), of_user(both[1], TOP))

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from offline.results.lines import Line
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -> str:
+    """A table whose first columns are text; the others are figures."""
     lines = [
         "| " + " | ".join(head) + " |",
-        "| --- |" + " ---: |" * (len(head) - 1),
+        "|" + " --- |" * text + " ---: |" * (len(head) - text),
         *("| " + " | ".join(row) + " |" for row in rows),
     ]
     return "\n".join(lines)
@@ -31,7 +31,7 @@ def figure(line: Line | None, metrics: Sequence[str] = ("recall@10", "ndcg@10"))
     """.0911 / .0531, with ± the standard deviation where there are several seeds; a dash where there is none."""
     if line is None:
         return "–"
-    found = [line.over_seeds(metric) for metric in metrics]
+    found = [line.over_draws(metric) for metric in metrics]
     return " / ".join(decimals(one.mean) + (f" ± {decimals(one.sd)}" if one.sd is not None else "") for one in found)
 
 
@@ -40,7 +40,13 @@ def quoted(values: Sequence[float] | None) -> str:
     return "–" if values is None else "*" + " / ".join(decimals(value) for value in values) + "*"
 
 
+def folded(title: str, *parts: str) -> str:
+    """What few look for: its title, which opens it. Empty without any parts."""
+    told = [part for part in parts if part]
+    return "\n\n".join([f"<details><summary>{title}</summary>", *told, "</details>"]) if told else ""
+
+
 def missing(what: str, *commands: str) -> str:
     """What to run for a section that nothing has been run for."""
     lines = "\n".join(commands)
-    return f"No run yet: {what}.\n\n<details><summary>Commands</summary>\n\n```sh\n{lines}\n```\n\n</details>"
+    return f"No run yet: {what}.\n\n" + folded("Commands", f"```sh\n{lines}\n```")

@@ -7,7 +7,7 @@ from typing import Any
 from offline.ranking import TOP
 from offline.results.commands import KEEP, last, measured, name, recipe, under
 from offline.results.lines import SWITCHES, Line, Lines, compare, gain, paired
-from offline.results.markdown import decimals, figure, missing, quoted, section, table
+from offline.results.markdown import decimals, figure, folded, missing, quoted, section, table
 from offline.results.settings import BACKBONE, NAMES
 
 DATASETS = {"beauty": "Amazon Beauty", "sports": "Amazon Sports", "instruments": "Amazon Instruments"}
@@ -30,34 +30,39 @@ def overall(lines: Lines, paper: dict[str, Any]) -> list[str]:
 def _dataset(lines: Lines, dataset: str, paper: dict[str, list[float]]) -> str:
     title = f"Table 1: {DATASETS.get(dataset, dataset)}"
     shown = list({line.setting.key: line for switch in SWITCHES for line in lines.of(dataset, *switch)}.values())
-    shown = [line for line in shown if line.setting.what in {"full", "withheld"}]
+    shown = [line for line in shown if line.setting.what == "full" or _withheld(line)]
     absent = [model for model in _TABLE_1 if model not in {line.setting.model for line in shown}]
     missed = missing(
         f"{', '.join(NAMES.get(model, f'{model} (RecBole)') for model in absent)}", *_commands(dataset, absent)
     )
     if not shown:
         return section(title, missed, level=3)
-    parts: list[str] = []
+    tables: list[str] = []
     for cutoff, columns in ((10, (1, 3)), (5, (0, 2))):
         rows = []
         for line in shown:
             values = paper.get(line.setting.model)
             chosen = [values[column] for column in columns] if values and line.setting.what == "full" else None
             cells = [figure(lines.same(line, *switch), (f"recall@{cutoff}", f"ndcg@{cutoff}")) for switch in SWITCHES]
-            runs = {len(same.seeds) for switch in SWITCHES if (same := lines.same(line, *switch)) is not None}
+            runs = {len(same.draws) for switch in SWITCHES if (same := lines.same(line, *switch)) is not None}
             counted = " or ".join(map(str, sorted(runs, reverse=True)))
-            rows.append([line.setting.name, counted, *cells, quoted(chosen)])
+            rows.append([lines.name(line), counted, *cells, quoted(chosen)])
         head = [f"Recall@{cutoff} / NDCG@{cutoff}", "runs", *_SWITCHES, "*paper*"]
-        parts.append(table(head, rows))
-    lifts = _lifts(lines, dataset)
-    return section(title, *parts, lifts, missed if absent else "", _more_seeds(lines, dataset), level=3)
+        tables.append(table(head, rows))
+    parts = [tables[0], folded("Recall@5 and NDCG@5", tables[1]), *_lifts(lines, dataset)]
+    return section(title, *parts, missed if absent else "", _more_seeds(lines, dataset), level=3)
+
+
+def _withheld(line: Line) -> bool:
+    """A model whose H is withheld at test time, where that is not its backbone's ranking."""
+    way = line.setting.way
+    return line.setting.what == "withheld" and way is not None and not way.stands
 
 
 def _more_seeds(lines: Lines, dataset: str) -> str:
     """What is left of three seeds for the headline comparison."""
     trained = lines.full(dataset, "scoter_h")
-    done = max((line.seeds for line in trained), key=len, default=[])
-    trained_with = {one[0] for one in done if one is not None}
+    trained_with = max(({draw[0] for draw in line.draws if draw} for line in trained), key=len, default=set())
     left = [seed for seed in SEEDS if seed not in trained_with]
     if not trained or not left:
         return ""
@@ -70,10 +75,19 @@ def _more_seeds(lines: Lines, dataset: str) -> str:
     return missing(f"HSTU and SCoTER-H with seed{'s' if len(left) > 1 else ''} {told}", *commands, KEEP)
 
 
-def _lifts(lines: Lines, dataset: str) -> str:
-    """Each model that reads H against its own backbone, under every switch."""
+def _lifts(lines: Lines, dataset: str) -> list[str]:
+    """Each model that reads H against its own backbone: the switches of a headline, and the others folded."""
+    head = ["with reasoning", "switches", "metric", "with", "alone", "relative", "difference, 95 % over users", "p"]
+    usual, others = (_lift_rows(lines, dataset, switches) for switches in (SWITCHES[:1], SWITCHES[1:]))
+    if not usual:
+        return []
+    told = "With reasoning against the backbone alone:\n\n" + table([*head, "runs"], usual, text=3)
+    return [told, folded("Under other switches", table([*head, "runs"], others, text=3) if others else "")]
+
+
+def _lift_rows(lines: Lines, dataset: str, switches: list[tuple[str, str]]) -> list[list[str]]:
     rows: list[list[str]] = []
-    for labels, history in SWITCHES:
+    for labels, history in switches:
         for line in lines.of(dataset, labels, history):
             if (
                 BACKBONE.get(line.setting.model, line.setting.model) == line.setting.model
@@ -84,31 +98,19 @@ def _lifts(lines: Lines, dataset: str) -> str:
             if backbone is None:
                 continue
             rows.extend(
-                [line.setting.name, f"{labels}, {history}", metric, *against(line, backbone, metric)]
+                [lines.name(line), f"{labels}, {history}", metric, *against(line, backbone, metric)]
                 for metric in (f"recall@{TOP}", f"ndcg@{TOP}")
             )
-    if not rows:
-        return ""
-    head = [
-        "with reasoning",
-        "switches",
-        "metric",
-        "with",
-        "alone",
-        "relative",
-        "difference, 95 % over users",
-        "p",
-        "runs",
-    ]
-    return "With reasoning against the backbone alone:\n\n" + table(head, rows)
+    return rows
 
 
 def against(line: Line, other: Line, metric: str = f"recall@{TOP}") -> list[str]:
-    """Cells: both means, relative difference, difference with its interval, p, and the seeds that were paired."""
+    """Cells: both means, relative difference, difference with its interval, p, and the draws that were paired."""
     cells = [*map(decimals, paired(line, other, metric)), f"{gain(line, other, metric):+.1%}"]
     found = compare(line, other, metric)
     if found is None:
-        return [*cells, "no ranks kept", "–", str(len(line.seeds))]
+        why = "no ranks kept" if set(line.draws) & set(other.draws) else "of different trainings"
+        return [*cells, why, "–", str(len(line.draws))]
     interval = f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
     return [*cells, interval, f"{found.p:.2g}", str(found.seeds)]
 

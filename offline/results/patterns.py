@@ -8,11 +8,13 @@ from typing import Any
 from offline.ranking import TOP
 from offline.results.commands import KEEP, measured, name, recipe, under
 from offline.results.lines import Line, Lines, gain
-from offline.results.markdown import decimals, figure, missing, quoted, section, table
+from offline.results.markdown import decimals, figure, folded, missing, quoted, section, table
+from offline.results.overall import against
 from offline.results.runs import Run
 from offline.results.settings import BACKBONE, NAMES
 
 TEMPLATES = ("two-step", "three-step", "five-step", "discovered")
+CLUSTERING, TOP_K = "the best cluster", "top-k.json"  # what Table 2 compares; `discover` writes both
 
 
 def by_template(lines: Lines, model: str) -> dict[str, tuple[Line, Line]]:
@@ -20,16 +22,16 @@ def by_template(lines: Lines, model: str) -> dict[str, tuple[Line, Line]]:
 
     Of several ways to make it: the one with most templates, of those the one with most runs, and then the best.
     """
-    ways: dict[tuple[str, bool, bool], dict[str, tuple[Line, Line]]] = {}
+    ways: dict[str, dict[str, tuple[Line, Line]]] = {}
     for line in lines.full("beauty", model):
         backbone = lines.backbone(line)
-        if backbone is not None:
-            way = (backbone.setting.key, line.setting.aligned, line.setting.stands)
+        if backbone is not None and line.setting.template in TEMPLATES:
+            way = lines.ways.letters(line.setting)
             ways.setdefault(way, {}).setdefault(line.setting.template, (line, backbone))
 
     def known(way: dict[str, tuple[Line, Line]]) -> tuple[int, int, float]:
         made = [line for line, _ in way.values()]
-        return len(made), sum(len(line.seeds) for line in made), max(line.mean(f"recall@{TOP}") for line in made)
+        return len(made), sum(len(line.draws) for line in made), max(line.mean(f"recall@{TOP}") for line in made)
 
     return max(ways.values(), key=known, default={})
 
@@ -45,9 +47,8 @@ def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
                 absent.setdefault(template, []).append(model)
         rows = [
             [
-                NAMES[model],
-                template,
-                str(len(line.seeds)),
+                lines.name(line),
+                str(len(line.draws)),
                 figure(line),
                 f"{gain(line, backbone):+.1%}",
                 _percent(paper["templates"][model].get(template)),
@@ -55,7 +56,7 @@ def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
             for template, (line, backbone) in found.items()
         ]
         if rows:
-            head = ["model", "template", "runs", "Recall@10 / NDCG@10", "over its backbone, Recall@10", "*paper*"]
+            head = ["model", "runs", "Recall@10 / NDCG@10", "over its backbone, Recall@10", "*paper*"]
             parts.append(table(head, rows))
         if f"figure-3-{model}" in plots:
             parts.append(f"![Gain over the backbone by template](results/figure-3-{model}.svg)")
@@ -73,35 +74,72 @@ def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
 
 def discovery(runs: Sequence[Run], lines: Lines, paper: dict[str, Any]) -> str:
     """Table 2, Table 3 and what `discover` itself measured."""
-    rows = [["paper, clustering", quoted(paper["discovery"]["clustering"])]]
-    rows.append(["paper, top-k selection", quoted(paper["discovery"]["top-k"])])
-    rows += [
-        [f"paper, {one.replace('-', ' template on ')}", quoted(values)] for one, values in paper["transfer"].items()
+    head = ["SCoTER-H", "runs", "Recall@10 / NDCG@10", "over its backbone, Recall@10", "p", "*paper*"]
+    told = paper["discovery"]
+    selected = [
+        *_trained(lines, "beauty", "discovered", f"{CLUSTERING}, beauty", told["clustering"]),
+        *_trained(lines, "beauty", TOP_K, "the ten best single chains, beauty", told["top-k"]),
     ]
-    rows += [
-        [f"{dataset}: {line.setting.name}", figure(line)]
-        for dataset in lines.datasets()
-        for line in lines.full(dataset, "scoter_h")
-        if line.setting.template not in TEMPLATES[:-1]
+    carried = [
+        row
+        for source, dataset in (("beauty", "beauty"), ("sports", "beauty"), ("sports", "sports"), ("beauty", "sports"))
+        for row in _trained(
+            lines,
+            dataset,
+            "discovered" if source == dataset else f"{source}.json",
+            f"found on {source}, used on {dataset}",
+            paper["transfer"][f"{source}-{dataset}"],
+        )
     ]
-    parts = [table(["SCoTER-H", "Recall@10 / NDCG@10"], rows)]
+    parts = [
+        "Table 2: how the chains are chosen that a template is mined from.\n\n" + table(head, selected),
+        "Table 3: on which data set it was found.\n\n" + table(head, carried),
+        *_transfers(lines),
+    ]
     found = [run for run in runs if run.stage == "discover"]
+    measured_alone = []
     for run in found:
         cells = [[called, decimals(value)] for called, value in run.body.get("recall@20", {}).items()]
         about = f"{run.name}: what `discover` measured on {run.dataset} with {run.body.get('backend', 'its backend')}"
-        parts.append(f"{about}, the recommendations in the chains themselves:\n\n" + table(["who", "Recall@20"], cells))
-    parts.append(
-        missing(
-            "a model trained on chains under a template by clustering, by top-k selection, or of another data set"
-            + ("" if found else "; nor has a `discover` been kept"),
-            "scoter discover beauty --data data/beauty --work out/discover",
-            "scoter results add out/discover/discover-* --name beauty-discover",
-            recipe("beauty", "beauty-transfer", name("beauty"), under("reason", 'template = "template.json"')),
-            measured("beauty-transfer.toml", "beauty", "beauty-transfer"),
-            KEEP,
+        measured_alone.append(
+            f"{about}, the recommendations in the chains themselves:\n\n" + table(["who", "Recall@20"], cells)
         )
-    )
+    parts.append(folded("What `discover` measures by itself, without a model", *measured_alone))
     return section("Tables 2 and 3: how a template is found, and whether it travels", *parts)
+
+
+def _trained(lines: Lines, dataset: str, template: str, what: str, quote: list[float]) -> list[list[str]]:
+    """Models whose chains follow a template, or a row that says that there is none."""
+    rows: list[list[str]] = []
+    for line in lines.full(dataset, "scoter_h"):
+        backbone = lines.backbone(line)
+        if line.setting.template == template and backbone is not None:
+            _, _, relative, _, p, _ = against(line, backbone)
+            called = f"{what} [{lines.ways.letters(line.setting)}]"
+            rows.append([called, str(len(line.draws)), figure(line), relative, p, quoted(quote)])
+    return rows or [[what, "0", "–", "–", "–", quoted(quote)]]
+
+
+def _transfers(lines: Lines) -> list[str]:
+    """What trains the models that are missing from Tables 2 and 3."""
+    commands: list[str] = []
+    told: list[str] = []
+    for dataset in ("beauty", "sports"):
+        other = "sports" if dataset == "beauty" else "beauty"
+        have = {line.setting.template for line in lines.full(dataset, "scoter_h")}
+        for template, source in ((TOP_K, dataset), (f"{other}.json", other)):
+            if template in have or (template == TOP_K and dataset != "beauty"):
+                continue
+            called = f"{dataset}-{template.removesuffix('.json')}-template"
+            file = TOP_K if template == TOP_K else "template.json"
+            told.append(f"on {dataset} under {template}")
+            commands += [
+                f"scoter discover beauty --data data/{source} --work out/{source}",
+                f"cp out/{source}/discover-*/{file} {template}",
+                recipe("beauty", called, name(dataset), under("reason", f'template = "{template}"')),
+                measured(f"{called}.toml", dataset, called),
+            ]
+    return [missing(f"a model {', '.join(told)}", *commands, KEEP)] if told else []
 
 
 def recommenders(runs: Sequence[Run], paper: dict[str, Any]) -> str:

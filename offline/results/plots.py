@@ -1,9 +1,11 @@
-"""Figures 3, 4, 5 and 8 as SVG, of the same bytes for the same figures."""
+"""Figures 3, 4, 5 and 8, and the lifts of all data sets, as SVG, of the same bytes for the same figures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
@@ -13,18 +15,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from offline.results.ablations import by_weight
-from offline.results.lines import Line, Lines, gain
+from offline.results.lines import Line, Lines, compare, gain, repeated
 from offline.results.patterns import TEMPLATES, by_template
-from offline.results.settings import NAMES
+from offline.results.settings import BACKBONE, NAMES
 from offline.results.sparsity import FIGURES, by_group, drawn
+from offline.results.targets import LIFTS
 
 _METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
 _COLORS = {"recall@10": "#4477aa", "ndcg@10": "#ee8866"}
 
 
-def plots(lines: Lines) -> dict[str, Figure]:
-    """Those that there are runs for, by file name."""
+def plots(lines: Lines, paper: dict[str, Any]) -> dict[str, Figure]:
+    """Those that there are runs for, by file name; `paper` are the paper's figures."""
     found: dict[str, Figure] = {}
+    lifts = list(_lifted(lines, paper["overall"]))
+    if lifts:
+        found[LIFTS] = _lifts(lifts)
     for dataset, title in FIGURES.items():
         plotted = drawn(lines, dataset)
         if plotted is not None:
@@ -46,9 +52,67 @@ def save(found: Mapping[str, Figure], folder: Path) -> None:
         for name, figure in found.items():
             figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
             plt.close(figure)
-    for path in folder.glob("figure-*.svg"):
+    for path in folder.glob("*.svg"):
         if path.stem not in found:
             path.unlink()
+
+
+@dataclass(frozen=True, slots=True)
+class _Lift:
+    """A row of the plot, in percent of the backbone's Recall@10: value, and the ends of its interval."""
+
+    name: str
+    ours: tuple[float, float, float]
+    control: tuple[float, float, float] | None
+    paper: float | None
+
+
+def _lifted(lines: Lines, paper: dict[str, dict[str, list[float]]]) -> Iterator[_Lift]:
+    """Models that read H, those of most draws for each kind and data set."""
+    for dataset in lines.datasets():
+        shuffled = [line for line in lines.of(dataset) if line.setting.what == "shuffled"]
+        for model, backbone in BACKBONE.items():
+            for line in repeated(lines.full(dataset, model)) if model != backbone else ():
+                ours = _percent(lines, line)
+                if ours is None:
+                    continue
+                control = next((other for other in shuffled if other.setting.base == line.setting.base), None)
+                told = paper.get(dataset, {})
+                quoted = 100 * (told[model][1] / told[backbone][1] - 1) if model in told else None
+                name = f"{dataset}, {lines.name(line)}"
+                yield _Lift(name, ours, _percent(lines, control) if control else None, quoted)
+
+
+def _percent(lines: Lines, line: Line) -> tuple[float, float, float] | None:
+    backbone = lines.backbone(line)
+    found = compare(line, backbone) if backbone is not None else None
+    if found is None:
+        return None
+    return 100 * found.relative, 100 * found.low / found.second, 100 * found.high / found.second
+
+
+def _lifts(rows: Sequence[_Lift]) -> Figure:
+    figure, axes = plt.subplots(figsize=(9, 0.9 + 0.32 * len(rows)), layout="constrained")
+    for place, row in enumerate(rows):
+        _dot(axes, place, row.ours, fill=_COLORS["recall@10"])
+        if row.control is not None:
+            _dot(axes, place + 0.25, row.control, fill="white")
+        if row.paper is not None:
+            axes.plot(row.paper, place, "x", color="#222", markersize=6)
+    axes.axvline(0, color="#222", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("Recall@10 over the backbone alone, %")
+    _bare(axes)
+    return figure
+
+
+def _dot(axes: Axes, place: float, found: tuple[float, float, float], *, fill: str) -> None:
+    """A value with its interval."""
+    value, low, high = found
+    color = _COLORS["recall@10"]
+    axes.plot([low, high], [place, place], color=color, linewidth=1.2)
+    axes.plot(value, place, "o", color=color, markerfacecolor=fill, markersize=5)
 
 
 def _groups(line: Line, other: Line) -> Figure:
@@ -77,7 +141,7 @@ def _weights(found: Mapping[float, Line]) -> Figure:
     figure, both = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     places = sorted(found)
     for axes, (metric, label) in zip(both, _METRICS.items(), strict=True):
-        spreads = [found[weight].over_seeds(metric) for weight in places]
+        spreads = [found[weight].over_draws(metric) for weight in places]
         axes.errorbar(
             range(len(places)),
             [one.mean for one in spreads],
@@ -96,7 +160,7 @@ def _weights(found: Mapping[float, Line]) -> Figure:
 def _templates(found: Mapping[str, tuple[Line, Line]], model: str) -> Figure:
     """Relative gain over the backbone by template."""
     figure, axes = plt.subplots(figsize=(6, 3))
-    shown = [*(name for name in TEMPLATES if name in found), *(name for name in found if name not in TEMPLATES)]
+    shown = [name for name in TEMPLATES if name in found]
     for place, (metric, label) in enumerate(_METRICS.items()):
         gains = [100 * gain(*found[name], metric) for name in shown]
         spots = [spot + (place - 0.5) * 0.38 for spot in range(len(shown))]

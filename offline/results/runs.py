@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from offline.errors import DataError
 from offline.ranking import Row, load_ranks
@@ -52,7 +52,6 @@ class Listed(_Section):
 
     name: str
     note: str = ""
-    ids: str = ""  # which semantic IDs, where runs of one seed have different ones: each is a sample of its own
     void: list[Void] = []
 
 
@@ -63,9 +62,17 @@ class Tried(_Section):
     what: str
 
 
+class Unmeasurable(_Section):
+    """An ablation or control that ends in no figure, and why: shown in place of the commands for it."""
+
+    what: str  # a key of `offline.results.settings.TAKEN`
+    why: str
+
+
 class _List(_Section):
     run: list[Listed] = []
-    tried: list[Tried] = Field([])
+    tried: list[Tried] = []
+    unmeasurable: list[Unmeasurable] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,6 @@ class Run:
     curves: dict[str, list[dict[str, Any]]]  # epochs of each model
     summaries: dict[str, dict[str, Any]]  # of the stages that it stands on
     note: str = ""
-    ids: str = ""
     void: list[Void] = field(default_factory=list)
     ranks: list[Row] = field(default_factory=list)
 
@@ -93,6 +99,15 @@ class Run:
         for row in self.body.get("results", []):
             if not any(void.covers(row) for void in self.void):
                 yield row
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """All that `docs/results` holds."""
+
+    runs: list[Run]
+    tried: list[Tried]
+    unmeasurable: dict[str, str]
 
 
 def check_name(name: str) -> None:
@@ -143,8 +158,8 @@ def keep(stage: Path, name: str, docs: Path) -> Path:
     return path
 
 
-def load_runs(docs: Path) -> tuple[list[Run], list[Tried]]:
-    """The runs that `runs.toml` lists, and what was tried. Raises DataError on anything amiss in them."""
+def load_runs(docs: Path) -> Kept:
+    """The runs that `runs.toml` lists, and what it says beside them. Raises DataError on anything amiss in them."""
     listed = _listed(docs)
     runs: list[Run] = []
     for one in listed.run:
@@ -152,7 +167,7 @@ def load_runs(docs: Path) -> tuple[list[Run], list[Tried]]:
         kept = _json(path)
         ranks = load_ranks(path.with_suffix(".npz"))[1] if path.with_suffix(".npz").is_file() else []
         try:
-            runs.append(Run(one.name, **kept, note=one.note, ids=one.ids, void=one.void, ranks=ranks))
+            runs.append(Run(one.name, **kept, note=one.note, void=one.void, ranks=ranks))
         except TypeError as error:
             raise DataError(f"{path} is no run that `scoter results add` kept: {error}") from error
     unlisted = sorted({path.stem for path in (docs / FOLDER).glob("*.json")} - {run.name for run in runs})
@@ -160,7 +175,7 @@ def load_runs(docs: Path) -> tuple[list[Run], list[Tried]]:
         raise DataError(
             f"{docs / LIST} does not list {', '.join(unlisted)}: add a [[run]] with that name, or remove it"
         )
-    return runs, listed.tried
+    return Kept(runs, listed.tried, {one.what: one.why for one in listed.unmeasurable})
 
 
 def _public(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 from offline.recipe import BACKBONES, Recipe
@@ -44,6 +45,24 @@ _FUSION = (
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """What tables tell models of one kind apart by: switches of their recipes that are no ablation."""
+
+    backbone: str
+    made: str  # digest of the backbone's sizes, training and so on
+    features: tuple[str, ...] = ()  # that item vectors read
+    search: str = ""  # where it is not the plain beam
+    writer: str = ""  # of the chains; empty for a backbone alone
+    aligned: bool = False  # items score by how near their texts lie to the steps, too
+    stands: bool = False  # on its trained backbone
+
+    @property
+    def alone(self) -> Way:
+        """The way that its backbone is made."""
+        return Way(self.backbone, self.made, self.features, self.search)
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """How a model was made, all but its seed."""
 
@@ -52,23 +71,8 @@ class Setting:
     recipe: str
     base: str  # digest of all that a table of ablations keeps the same
     key: str  # digest of everything
-    search: str = ""  # where it is not the plain beam
-    chains: str = ""  # who wrote the chains under which template; empty for what reads none
-    template: str = ""
-    aligned: bool = False  # items score by how near their texts lie to the steps, too
-    stands: bool = False  # on its trained backbone
-    features: tuple[str, ...] = ()  # that item vectors read
-
-    @property
-    def name(self) -> str:
-        """As a table calls it."""
-        name = NAMES.get(self.model, f"{self.model} (RecBole)")
-        name += f" + {' and '.join(self.features)} features" if self.features else ""
-        name += " + text alignment" if self.aligned else ""
-        name += f" on its trained {NAMES[BACKBONE[self.model]]}" if self.stands else ""
-        taken = "" if self.what == "full" else TAKEN.get(self.what, self.what)
-        more = [part for part in (self.chains, taken, self.search) if part]
-        return name + (f" ({', '.join(more)})" if more else "")
+    way: Way | None = None  # None: it is not made by our recipes
+    template: str = ""  # of the chains; empty for what reads none
 
 
 # What Tables 4 and 10 call it, and the controls.
@@ -95,19 +99,14 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
         return Setting(model, "full", name, model, model)
     backbone = BACKBONE[model]
     made = _made(recipe, backbone)
-    features = tuple(made["model"].get("features", ()))
-    ablation, search = _section(recipe, "ablation"), _search(made["search"])
+    ablation = _section(recipe, "ablation")
+    alone = _alone(made)
+    way = Way(backbone, _digest(alone), tuple(made["model"].get("features", ())), _search(made["search"]))
     if model == backbone:
-        for section in (made["model"], made.get("tiger", {})):
-            for unread in _FUSION:
-                section.pop(unread, None)
-                section.get("train", {}).pop(unread, None)
-        for unread in _FUSION:
-            made.get("train", {}).pop(unread, None)
         what = "matched" if ablation["matched"] else "full"
-        base = _digest({**made, "model name": model})
+        base = _digest({**alone, "model name": model})
         key = _digest({"base": base, "what": what})
-        return Setting(model, what, name, base, key, search, features=features)
+        return Setting(model, what, name, base, key, way)
     training = made["tiger"]["train"] if backbone == "tiger" else made["train"]
     weight = training.pop("contrastive_weight", LAMBDA)
     reason = _section(recipe, "reason")
@@ -128,9 +127,9 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
         kept["template"] = template
     base = _digest({**made, "model name": model, "reason": kept, **source, "teacher writes": writer == "teacher"})
     key = _digest({"base": base, "what": what, "ablation": ablation, "weight": weight, "writer": writer})
-    chains = f"{_writer(recipe, writer)}, {template}"
     aligned, stands = bool(alignment["dim"]), training["start"] == "backbone"
-    return Setting(model, what, name, base, key, search, chains, template, aligned, stands, features)
+    way = replace(way, writer=_writer(recipe, writer), aligned=aligned, stands=stands)
+    return Setting(model, what, name, base, key, way, template)
 
 
 def _made(recipe: dict[str, Any], backbone: str) -> dict[str, Any]:
@@ -146,8 +145,18 @@ def _made(recipe: dict[str, Any], backbone: str) -> dict[str, Any]:
     return made
 
 
+def _alone(made: dict[str, Any]) -> dict[str, Any]:
+    """The same without what a backbone alone does not read."""
+    copied: dict[str, Any] = json.loads(json.dumps(made))
+    tiger = copied.get("tiger", {})
+    for section in (copied["model"], tiger, tiger.get("train", {}), copied.get("train", {})):
+        for unread in _FUSION:
+            section.pop(unread, None)
+    return copied
+
+
 def _search(section: dict[str, Any]) -> str:
-    """How the beam was searched and ordered."""
+    """How the beam was searched and ordered; empty for the plain one."""
     widen = "".join(f" x{times}" for times in section["widen"])
     parts = [f"first levels{widen}" if widen else "", f"rerank {section['rerank']:g}" if section["rerank"] else ""]
     return ", ".join(part for part in parts if part)
@@ -171,17 +180,17 @@ def _writer(recipe: dict[str, Any], writer: str) -> str:
     backend = teacher.get("backend") or reason.get("backend", "analyst")
     who = "analyst" if backend == "analyst" else f"{teacher.get('model') or 'a model'}"
     if writer == "teacher":
-        return f"chains by {who}"
-    student = recipe.get("distill", {}).get("student", "student")
-    return f"chains by {student}" + (f", taught by {who}" if writer == "student" else "")
+        return who
+    student = str(recipe.get("distill", {}).get("student", "student"))
+    return student + (f", taught by {who}" if writer == "student" else "")
 
 
 def _template(template: str | list[str]) -> str:
-    """Its name; one that is written out is counted. Before 0.2 the five-step template was always written out."""
+    """Its name, or its file's; one that is written out is counted, but for the five-step one of version 0.1."""
     steps = template if isinstance(template, list) else template.split(" -> ")
     if len(steps) > 1:
         return f"{len(steps)} steps: {steps[0]} ... {steps[-1]}" if isinstance(template, str) else "five-step"
-    return steps[0]
+    return PurePath(steps[0]).name
 
 
 def _section(recipe: dict[str, Any], name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from offline.results.markdown import decimals
 
 # R@10 of the paper's SCoTER-H over its HSTU (Table 1).
 LIFT = {"beauty": 0.2763, "sports": 0.3190}
+LIFTS = "lifts"  # the plot of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def _reached(lines: Lines, model: str, metric: str, wanted: float) -> Target:
         return Target(what, told, "", "not measured yet")
     ours = best.mean(metric)
     verdict = "met" if ours >= wanted else f"missed by {decimals(wanted - ours)} ({(wanted - ours) / wanted:.1%})"
-    return Target(what, told, f"{decimals(ours)} ({_made(best)})", verdict)
+    return Target(what, told, f"{decimals(ours)} ({_made(lines, best)})", verdict)
 
 
 def _lift(lines: Lines, dataset: str, wanted: float) -> Target:
@@ -54,7 +55,7 @@ def _lift(lines: Lines, dataset: str, wanted: float) -> Target:
         return Target(what, told, "", "not measured yet")
     line, ours = max(lifts, key=lambda lift: lift[1])
     verdict = "met" if ours >= wanted else f"missed by {(wanted - ours) * 100:.1f} points"
-    return Target(what, told, f"{ours:+.1%} ({_made(line)})", verdict)
+    return Target(what, told, f"{ours:+.1%} ({_made(lines, line)})", verdict)
 
 
 def _gone(lines: Lines) -> Target:
@@ -69,14 +70,14 @@ def _gone(lines: Lines) -> Target:
             what, told, decimals(shuffled.mean("recall@10")), "cannot be told: its backbone's ranks are missing"
         )
     verdict = "met" if found.p > 0.05 or found.value <= 0 else "not met: a lift stays"
-    return Target(what, told, f"{found.relative:+.1%}, p {found.p:.2g} ({_made(shuffled)})", verdict)
+    return Target(what, told, f"{found.relative:+.1%}, p {found.p:.2g} ({_made(lines, shuffled)})", verdict)
 
 
 def _best(found: list[Line], metric: str) -> Line | None:
     return max(repeated(found), key=lambda line: line.mean(metric), default=None)
 
 
-def _made(line: Line) -> str:
-    """How often, and how it was searched: the best of several lines stands here."""
-    runs = f"{len(line.seeds)} run" + ("s" if len(line.seeds) > 1 else "")
-    return f"{runs}; {line.setting.search}" if line.setting.search else runs
+def _made(lines: Lines, line: Line) -> str:
+    """In which way, and how often: the best of several lines stands here."""
+    runs = f"{len(line.draws)} run" + ("s" if len(line.draws) > 1 else "")
+    return f"{lines.ways.letters(line.setting)}; {runs}"

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from offline.results.ablations import ablations, controls, weights
+from offline.results.efficiency import efficiency
 from offline.results.lines import Lines
-from offline.results.markdown import section, table
+from offline.results.markdown import folded, section, table
 from offline.results.overall import overall
 from offline.results.patterns import discovery, recommenders, templates
-from offline.results.runs import Run, Tried, load_runs
-from offline.results.sparsity import efficiency, groups
-from offline.results.targets import targets
+from offline.results.runs import Kept, Run, Tried, load_runs
+from offline.results.sparsity import groups
+from offline.results.targets import LIFTS, targets
+from offline.results.ways import HEAD
 
 _INTRODUCTION = """# Results
 
@@ -32,51 +34,75 @@ How to read it:
   sequences that counting would not give.
 - **`analyst` is no language model.** Chains said to be by `analyst` are statistics put into words. Nothing measured on
   them says what an LLM's reasoning is worth.
-- ± is the standard deviation over runs: other seeds, or the same seed with other semantic IDs. Intervals and p are
-  about users, with the same seeds paired: 2,000 bootstrap resamples, and 2,000 random signs. They do not say what
-  another seed would do.
+- **A letter in brackets is a way to make a model**, [spelt out below](#ways). A run is a training of its own: another
+  seed, or the same one on another kind of machine, where it gives other weights.
+- ± is the standard deviation over runs. Intervals and p are about users, models on the same backbone paired: 2,000
+  bootstrap resamples, and 2,000 random signs. They do not say what another seed would do.
 - *Figures in italics are quoted from the paper*, which says of neither switch which one it took.
 """
 
 
 def write_results(docs: Path) -> Path:
     """Write `docs`.md and the plots in `docs`; returns the page. Raises DataError on runs that cannot be read."""
-    runs, tried = load_runs(docs)
+    kept = load_runs(docs)
     from offline.results.plots import plots, save  # noqa: PLC0415 - matplotlib takes a second to import
 
-    lines = Lines(runs)
-    found = plots(lines)
+    lines = Lines(kept.runs)
+    paper: dict[str, Any] = tomllib.loads((files("offline.results") / "paper.toml").read_text(encoding="utf-8"))
+    found = plots(lines, paper)
     page = docs.with_suffix(".md")
-    page.write_text(told(runs, tried, lines, set(found)), encoding="utf-8")
+    page.write_text(told(kept, lines, paper, set(found)), encoding="utf-8")
     save(found, docs)
     return page
 
 
-def told(runs: Sequence[Run], tried: Sequence[Tried], lines: Lines, plotted: set[str]) -> str:
+def told(kept: Kept, lines: Lines, paper: dict[str, Any], plotted: set[str]) -> str:
     """The page, with links to those plots."""
-    paper: dict[str, Any] = tomllib.loads((files("offline.results") / "paper.toml").read_text(encoding="utf-8"))
     parts = [
         _INTRODUCTION.rstrip(),
-        _targets(lines, tried),
+        _targets(lines, plotted),
+        _ways(lines),
         section("Overall", *overall(lines, paper)),
-        controls(lines),
-        section("Ablations", *ablations(lines, paper)),
+        controls(lines, kept.unmeasurable),
+        section("Ablations", *ablations(lines, paper, kept.unmeasurable)),
         templates(lines, paper, plotted),
-        discovery(runs, lines, paper),
+        discovery(kept.runs, lines, paper),
         section("Sparse and dense users and items", *groups(lines, paper, plotted)),
         weights(lines, plotted),
-        efficiency(runs, paper),
-        recommenders(runs, paper),
-        _runs(runs),
+        efficiency(kept.runs, lines, paper),
+        recommenders(kept.runs, paper),
+        _tried(kept.tried),
+        _runs(kept.runs),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _targets(lines: Lines, tried: Sequence[Tried]) -> str:
+def _targets(lines: Lines, plotted: set[str]) -> str:
     rows = [[one.what, one.wanted, one.ours or "–", one.verdict] for one in targets(lines)]
     head = ["History masked, labels of the training split", "target", "ours", "verdict"]
-    words = "\n".join(f"- {one.date}: {one.what}" for one in tried)
-    return section("Targets", table(head, rows), f"What was tried:\n\n{words}" if words else "")
+    parts = [table(head, rows)]
+    if LIFTS in plotted:
+        words = (
+            "What reasoning adds to each backbone that it was put on, with an interval over users; filled: the model "
+            "as it is; hollow: with another user's H; a cross: what the paper reports."
+        )
+        parts += [words, f"![What reasoning adds to each backbone](results/{LIFTS}.svg)"]
+    return section("Targets", *parts, "What was tried to reach them is [listed below](#what-was-tried).")
+
+
+def _ways(lines: Lines) -> str:
+    words = (
+        "A backbone alone has the letters of all models that were built on it. Where the fusion starts from a trained "
+        "backbone, which then stays as it is, withholding H gives the backbone's own ranking; such rows are left out. "
+        "What each switch does is in [models.md](models.md)."
+    )
+    rows = lines.ways.rows()
+    return section("Ways", table(HEAD, rows, text=len(HEAD)), words) if rows else ""
+
+
+def _tried(tried: Sequence[Tried]) -> str:
+    words = "\n".join(f"- {one.date}: {one.what}" for one in sorted(tried, key=lambda one: one.date))
+    return section("What was tried", words) if words else ""
 
 
 def _runs(runs: Sequence[Run]) -> str:
@@ -97,4 +123,6 @@ def _runs(runs: Sequence[Run]) -> str:
         "[runs.toml](results/runs.toml) lists them, with notes and with what of them is void."
     )
     head = ["run", "stage", "data set", "recipe", "seed", "ranks kept", "notes"]
-    return section("Runs", words, table(head, rows) if rows else "None yet.")
+    return section(
+        "Runs", words, folded(f"All {len(rows)}", table(head, rows, text=len(head))) if rows else "None yet."
+    )

@@ -207,7 +207,7 @@ def test_an_evaluation_is_kept_under_the_name_it_is_given(
 
     monkeypatch.setattr(cli, "_run_to", run_to)
     assert scoter("evaluate", "sample", "--data", data, "--keep", "first").code == 0
-    assert [run.name for run in load_runs(tmp_path / "docs" / "results")[0]] == ["first"]
+    assert [run.name for run in load_runs(tmp_path / "docs" / "results").runs] == ["first"]
     outcome = scoter("evaluate", "sample", "--data", data, "--keep", "../first")
     assert outcome.code == 1
     assert "cannot name a run" in outcome.err

@@ -11,7 +11,7 @@ def test_a_single_seed_has_no_interval() -> None:
     assert (found.mean, found.sd, found.low, found.high, found.seeds) == (0.1, None, None, None, 1)
 
 
-def test_the_interval_over_seeds_is_student_s() -> None:
+def test_the_interval_over_draws_is_student_s() -> None:
     found = spread([1.0, 2.0, 3.0])
     assert (found.mean, found.sd) == (2.0, 1.0)
     assert found.low == pytest.approx(2 - 4.303 / np.sqrt(3), abs=1e-3)  # t of 2 degrees of freedom

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from offline.chains.explore import Explored, write
-from offline.chains.template import MANUAL
+from offline.chains.template import MANUAL, Template
 from offline.discover import stage as module
 from offline.discover.report import page
 from offline.discover.stage import discover, load_template
@@ -99,12 +99,13 @@ def test_the_pattern_that_finds_more_becomes_the_template(bench: Bench) -> None:
 def test_everything_that_was_found_lies_in_the_folder(bench: Bench) -> None:
     stage = bench.run()
     assert {path.name for path in stage.folder.iterdir()} == {
-        "template.json", "evidence.json", "summary.json", "report.html", "chains.jsonl", "applied.jsonl",
+        "template.json", "top-k.json", "evidence.json", "summary.json", "report.html", "chains.jsonl", "applied.jsonl",
         "rejected.jsonl", "answers", "stage.json",
     }  # fmt: skip
     body = _json(stage, "evidence.json")
     template = _json(stage, "template.json")
     assert template["steps"] == body["mined"]["steps"]
+    assert Template.load(stage.folder / "top-k.json").steps == tuple(body["single"]["steps"])
     assert template["evidence"]["mine"]["clusters"] == body["mine"]["clusters"]
     chains = _rows(stage.folder, "chains.jsonl")
     assert len(chains) == body["generate"]["readable"] == 40

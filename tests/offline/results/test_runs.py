@@ -17,7 +17,7 @@ def test_a_run_is_kept_with_its_figures_and_without_weights(tmp_path: Path) -> N
     docs = tmp_path / "docs"
     keep(stage, "first", docs)
     assert sorted(path.name for path in docs.rglob("*") if path.is_file()) == ["first.json", "first.npz", "runs.toml"]
-    (run,), _ = load_runs(docs)
+    (run,) = load_runs(docs).runs
     assert (run.name, run.stage, run.dataset) == ("first", "evaluate", "beauty")
     assert list(run.results()) == json.loads((stage / "report.json").read_text())["results"]
     assert [epoch["loss"] for epoch in run.curves["train-hstu"]] == [2.0, 1.0]
@@ -62,7 +62,7 @@ def test_void_rows_are_not_read(tmp_path: Path) -> None:
     keep(evaluated(tmp_path / "work", {}, STRENGTH | {("knn", False): 0.1}), "a", docs)
     with (docs / "runs.toml").open("a") as out:
         out.write('[[run.void]]\nmodels = ["hstu"]\nlabels = "train"\nwhy = "other IDs"\n')
-    (run,), _ = load_runs(docs)
+    (run,) = load_runs(docs).runs
     assert {row["model"] for row in run.results()} == {"scoter_h", "knn"}
 
 

@@ -3,43 +3,64 @@ from __future__ import annotations
 from typing import Any
 
 from offline.recipe import Recipe
-from offline.results.settings import setting
+from offline.results.settings import Setting, Way, setting
 
 
-def told(model: str, /, *, reasoning: bool, **sections: Any) -> tuple[str, str]:
-    """What a table calls the model, and which rows it is pooled with."""
+def made(model: str, /, *, reasoning: bool, **sections: Any) -> Setting:
+    """How the model of a recipe with these sections was made."""
     recipe = Recipe.model_validate({"name": "x", **sections}).model_dump(mode="json")
-    found = setting(recipe, {"model": model, "reasoning": reasoning})
-    return found.name, found.key
+    return setting(recipe, {"model": model, "reasoning": reasoning})
+
+
+def way(model: str, /, *, reasoning: bool, **sections: Any) -> Way:
+    found = made(model, reasoning=reasoning, **sections).way
+    assert found is not None
+    return found
 
 
 def test_another_search_is_another_line_of_both_models() -> None:
+    searches: tuple[dict[str, Any], ...] = ({}, {"rerank": 0.4}, {"widen": [2, 3]})
     for model, reasoning in (("hstu", False), ("scoter_h", True)):
-        plain, mixed, wide = (
-            told(model, reasoning=reasoning, search=search) for search in ({}, {"rerank": 0.4}, {"widen": [2, 3]})
-        )
-        assert len({plain[1], mixed[1], wide[1]}) == 3
-        assert mixed[0] == plain[0].removesuffix(")") + (", rerank 0.4)" if reasoning else " (rerank 0.4)")
-        assert "first levels x2 x3" in wide[0]
+        found = [made(model, reasoning=reasoning, search=search) for search in searches]
+        assert len({one.key for one in found}) == 3
+        ways = [way(model, reasoning=reasoning, search=search) for search in searches]
+        assert [one.search for one in ways] == ["", "rerank 0.4", "first levels x2 x3"]
 
 
 def test_where_a_model_starts_is_no_matter_to_its_backbone() -> None:
     scratch, standing = ({"train": {"start": start}} for start in ("scratch", "backbone"))
-    assert told("hstu", reasoning=False, **scratch) == told("hstu", reasoning=False, **standing)
-    one, other = (told("scoter_h", reasoning=True, **sections) for sections in (scratch, standing))
-    assert one[1] != other[1]
-    assert other[0].startswith("SCoTER-H on its trained HSTU (chains by analyst")
+    assert made("hstu", reasoning=False, **scratch) == made("hstu", reasoning=False, **standing)
+    one, other = (made("scoter_h", reasoning=True, **sections) for sections in (scratch, standing))
+    assert one.key != other.key
+    assert [one.way and one.way.stands, other.way and other.way.stands] == [False, True]
 
 
 def test_what_item_vectors_read_is_said_of_whoever_has_item_vectors() -> None:
-    plain, featured = ({"model": {"features": features}} for features in ([], ["text"]))
+    plain, featured = ({"model": {"features": features}} for features in ([], ["text", "collaborative"]))
     for model, reasoning in (("hstu", False), ("scoter_h", True)):
-        one, other = (told(model, reasoning=reasoning, **sections) for sections in (plain, featured))
-        assert one[1] != other[1]
-        assert other[0] == one[0].replace("HSTU", "HSTU + text features").replace("-H", "-H + text features")
-    both = told("hstu", reasoning=False, model={"features": ["text", "collaborative"]})
-    assert both[0] == "HSTU + text and collaborative features"
-    assert told("tiger", reasoning=False, **plain) == told("tiger", reasoning=False, **featured)
+        assert made(model, reasoning=reasoning, **plain).key != made(model, reasoning=reasoning, **featured).key
+        assert way(model, reasoning=reasoning, **featured).features == ("text", "collaborative")
+    assert made("tiger", reasoning=False, **plain) == made("tiger", reasoning=False, **featured)
+
+
+def test_a_model_and_its_backbone_are_made_in_one_way() -> None:
+    fused = way("scoter_h", reasoning=True, alignment={"dim": 64}, search={"rerank": 0.4})
+    alone = way("hstu", reasoning=False, alignment={"dim": 64}, search={"rerank": 0.4})
+    assert fused == Way("hstu", alone.made, (), "rerank 0.4", "analyst", aligned=True)
+    assert fused.alone == alone
+    assert alone != way("hstu", reasoning=False, model={"dim": 32}, search={"rerank": 0.4})
+
+
+def test_a_template_from_a_file_is_called_by_the_file() -> None:
+    found = [
+        made("scoter_h", reasoning=True, reason={"template": one}).template
+        for one in ("three-step", "some/where/top-k.json", "Look -> Think -> Say")
+    ]
+    assert found == ["three-step", "top-k.json", "3 steps: Look ... Say"]
+
+
+def test_what_others_made_has_no_way_of_ours() -> None:
+    assert made("SASRec", reasoning=False).way is None
 
 
 def test_a_recipe_from_before_there_was_a_choice_is_pooled_with_the_default() -> None:

@@ -61,30 +61,52 @@ def row(docs: Path, section: str, start: str) -> list[str]:
 
 
 def test_seeds_are_one_line_with_their_spread(docs: Path) -> None:
-    lines = Lines(load_runs(docs)[0])
+    lines = Lines(load_runs(docs).runs)
     (full, other) = lines.full("beauty", "scoter_h")
-    assert full.seeds == [(1, ""), (2, ""), (3, "")]
+    assert full.draws == [(1, 0), (2, 0), (3, 0)]
     assert other.setting.template == "three-step"
-    cells = row(docs, "### Table 1: Amazon Beauty", "SCoTER-H (chains by analyst, five-step)")
+    cells = row(docs, "### Table 1: Amazon Beauty", "SCoTER-H [A], five-step")
     assert cells[1] == "3"
-    spread = full.over_seeds("recall@10")
+    spread = full.over_draws("recall@10")
     assert cells[2].startswith(f"{spread.mean:.4f} ± {spread.sd:.4f} / "[1:].replace("± 0.", "± ."))
     assert row(docs, "### Table 1: Amazon Beauty", "co-occurrence kNN")[1] == "1"
 
 
-def test_another_run_of_a_seed_counts_where_its_semantic_ids_are_others(tmp_path: Path) -> None:
+def test_another_training_with_the_same_seed_is_a_run_and_an_ablation_is_compared_with_its_own(tmp_path: Path) -> None:
+    """As on another kind of machine; a backbone that was measured again beside a variant is still one."""
     folder = tmp_path / "docs"
-    for run in ("one", "two"):
-        keep(evaluated(tmp_path / run, {}, PLAIN), run, folder)
-    assert len(Lines(load_runs(folder)[0]).full("beauty", "hstu")[0].rows) == 1
-    listed = (folder / "runs.toml").read_text(encoding="utf-8")
-    (folder / "runs.toml").write_text(listed + 'ids = "another draw"\n', encoding="utf-8")
-    (line,) = Lines(load_runs(folder)[0]).full("beauty", "hstu")
-    assert line.seeds == [(1, ""), (1, "another draw")]
+    there = PLAIN | {("hstu", False): 0.25, ("scoter_h", True): 0.35}
+    mean = {("hstu", False): 0.25, ("scoter_h", True): 0.32}
+    made: dict[str, tuple[dict[str, Any], dict[tuple[str, bool], float]]] = {
+        "one": ({}, PLAIN),
+        "again": ({}, PLAIN),
+        "there": ({}, there),
+        "mean": ({"ablation": {"steps": "mean"}}, mean),
+    }
+    for name, (recipe, rows) in made.items():
+        keep(evaluated(tmp_path / name, recipe, rows), name, folder)
+    lines = Lines(load_runs(folder).runs)
+    (backbone,) = lines.full("beauty", "hstu")
+    assert backbone.draws == [(1, 0), (1, 1)]
+    (full,), (ablated,) = lines.full("beauty", "scoter_h"), lines.having("beauty", "scoter_h", "mean")
+    assert ablated.draws == [(1, 1)]
+    assert paired(ablated, full) == (ablated.rows[0]["recall@10"], full.rows[1]["recall@10"])
+    found = compare(ablated, backbone)
+    assert found is not None
+    assert found.second == pytest.approx(backbone.rows[1]["recall@10"])
+
+
+def test_trainings_that_have_nothing_in_common_are_not_paired(tmp_path: Path) -> None:
+    keep(evaluated(tmp_path / "whole", {}, PLAIN), "whole", tmp_path / "docs")
+    elsewhere = {("hstu", False): 0.25, ("scoter_h", True): 0.32}
+    keep(evaluated(tmp_path / "mean", {"ablation": {"steps": "mean"}}, elsewhere), "mean", tmp_path / "docs")
+    write_results(tmp_path / "docs")
+    cells = row(tmp_path / "docs", "### Table 4: SCoTER-H on beauty", "w/o step-wise: mean")
+    assert cells[4:6] == ["of different trainings", "–"]
 
 
 def test_the_lift_is_that_of_the_same_seeds_and_users(docs: Path) -> None:
-    lines = Lines(load_runs(docs)[0])
+    lines = Lines(load_runs(docs).runs)
     full = lines.full("beauty", "scoter_h")[0]
     backbone = lines.backbone(full)
     assert backbone is not None
@@ -93,18 +115,18 @@ def test_the_lift_is_that_of_the_same_seeds_and_users(docs: Path) -> None:
     assert found.seeds == 3
     assert found.low > 0
     assert found.p < 0.01
-    cells = row(docs, "With reasoning against the backbone", "SCoTER-H (chains by analyst, five-step) | train, masked")
+    cells = row(docs, "With reasoning against the backbone", "SCoTER-H [A], five-step | train, masked")
     assert cells[5] == f"{gain(full, backbone):+.1%}"
     assert cells[-1] == "3"
 
 
 def test_a_backbone_is_one_line_whatever_is_fused_into_its_twin(docs: Path) -> None:
     """The weight of a loss that it does not have makes no other model of it; one seed is not compared with three."""
-    lines = Lines(load_runs(docs)[0])
+    lines = Lines(load_runs(docs).runs)
     (backbone,) = lines.full("beauty", "hstu")
-    assert backbone.seeds == [(1, ""), (2, ""), (3, "")]
+    assert backbone.draws == [(1, 0), (2, 0), (3, 0)]
     other = lines.full("beauty", "scoter_h")[1]
-    assert other.seeds == [(1, "")]
+    assert other.draws == [(1, 0)]
     assert lines.backbone(other) is backbone
     first, second = paired(other, backbone)
     assert (first, second) == (other.mean("recall@10"), backbone.rows[0]["recall@10"])
@@ -131,15 +153,15 @@ def test_a_single_draw_is_no_headline_where_there_are_several_seeds(docs: Path, 
     keep(lucky, "lucky", copied)
     write_results(copied)
     assert row(copied, "## Targets", "HSTU on beauty, Recall@10") == before
-    assert row(copied, "## Targets", "SCoTER-H over its own HSTU on beauty")[2].endswith("(3 runs)")
-    lines = Lines(load_runs(copied)[0])
+    assert row(copied, "## Targets", "SCoTER-H over its own HSTU on beauty")[2].endswith("(A; 3 runs)")
+    lines = Lines(load_runs(copied).runs)
     plotted = drawn(lines, "beauty")
     assert plotted is not None
-    assert plotted[0].seeds == [(1, ""), (2, ""), (3, "")]
-    assert f"{plotted[0].setting.name}, against its backbone:\n\n![Gain by group" in page(copied)
+    assert plotted[0].draws == [(1, 0), (2, 0), (3, 0)]
+    assert f"{lines.name(plotted[0])}, against its backbone:\n\n![Gain by group" in page(copied)
 
 
-def test_a_target_names_the_search_that_reached_it(tmp_path: Path) -> None:
+def test_a_target_names_the_way_that_reached_it(tmp_path: Path) -> None:
     wide = {"widen": [2, 2], "rerank": 0.5}
     for seed in (1, 2, 3):
         for name, search, found in (("plain", {}, 0.4), ("wide", wide, 0.6)):
@@ -151,7 +173,9 @@ def test_a_target_names_the_search_that_reached_it(tmp_path: Path) -> None:
             )
     write_results(tmp_path / "docs")
     reached = row(tmp_path / "docs", "## Targets", "HSTU on beauty, Recall@10")
-    assert reached[2].endswith("(3 runs; first levels x2 x2, rerank 0.5)")
+    assert reached[2].endswith("(B; 3 runs)")
+    way = row(tmp_path / "docs", "## Ways", "**B**")
+    assert (way[1], way[5]) == ("HSTU", "first levels x2 x2, rerank 0.5")
 
 
 def test_what_is_taken_away_stands_beside_the_whole(docs: Path) -> None:
@@ -162,14 +186,14 @@ def test_what_is_taken_away_stands_beside_the_whole(docs: Path) -> None:
     assert mean[3].startswith("-")
     assert row(docs, section, "w/o contrastive")[-1] == "*.1091 / .0590*"
     assert row(docs, section, "HSTU")[-1] == "*.0930 / .0502*"
-    assert row(docs, "## Controls", "beauty | SCoTER-H (chains by analyst, five-step, kNN successors")[-1] == "1"
-    wider = row(docs, "## Controls", "beauty | HSTU (as many parameters as with fusion)")
+    assert row(docs, "## Controls", "beauty | SCoTER-H [A], five-step, kNN successors")[-1] == "1"
+    wider = row(docs, "## Controls", "beauty | HSTU [A], as many parameters as with fusion")
     assert wider[4].startswith("+")  # though no backbone was measured beside it
     assert wider[-1] == "1"
 
 
 def test_weights_groups_and_templates_have_their_figures(docs: Path) -> None:
-    for name in ("figure-4", "figure-5-beauty", "figure-3-scoter_h"):
+    for name in ("lifts", "figure-4", "figure-5-beauty", "figure-3-scoter_h"):
         assert (docs / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
         assert f"results/{name}.svg" in page(docs)
     assert not (docs / "figure-8.svg").exists()
@@ -178,8 +202,8 @@ def test_weights_groups_and_templates_have_their_figures(docs: Path) -> None:
     assert heavy[3].startswith("-")
     assert 0 <= float(heavy[5]) <= 1
     assert len(re.findall(r"^\| user group \d: \d+ to \d+ items in the history", page(docs), re.MULTILINE)) == 16
-    assert row(docs, "## Figure 3", "SCoTER-H | three-step")[0] == "SCoTER-H"
-    assert row(docs, "## Table 9", "beauty | HSTU")[2:5] == ["4.0", "2", "7"]
+    assert row(docs, "## Figure 3", "SCoTER-H [A], three-step")[1] == "1"
+    assert row(docs, "## Table 9", "beauty | HSTU")[1:6] == ["HSTU [A]", "1", "4", "2", "7"]
 
 
 def test_of_several_ways_to_make_a_model_figure_3_takes_the_one_with_most_runs(tmp_path: Path) -> None:
@@ -190,7 +214,9 @@ def test_of_several_ways_to_make_a_model_figure_3_takes_the_one_with_most_runs(t
         stage = evaluated(tmp_path / f"seed-{seed}", {"train": {"seed": seed}}, PLAIN)
         keep(stage, f"seed-{seed}", tmp_path / "docs")
     write_results(tmp_path / "docs")
-    assert row(tmp_path / "docs", "## Figure 3", "SCoTER-H | five-step")[2] == "2"
+    assert row(tmp_path / "docs", "## Figure 3", "SCoTER-H [B], five-step")[1] == "2"
+    ways = [row(tmp_path / "docs", "## Ways", f"**{letter}**") for letter in "AB"]
+    assert ways[1][1:] == ["SCoTER-H on HSTU, of other sizes or training", *ways[0][2:]]
 
 
 def test_seeds_that_are_left_are_asked_for(docs: Path, tmp_path: Path) -> None:
@@ -222,6 +248,36 @@ def test_what_discover_and_compare_measured_is_shown(tmp_path: Path) -> None:
     assert "No run yet" not in part
 
 
+def test_a_template_is_shown_where_it_was_found_and_where_it_was_used(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    for name, data, template in (
+        ("clustered", "beauty", "discovered"),
+        ("best", "beauty", "somewhere/top-k.json"),
+        ("carried", "sports", "beauty.json"),
+    ):
+        stage = evaluated(tmp_path / name, {"reason": {"template": template}}, PLAIN, name=data)
+        keep(stage, name, docs)
+    write_results(docs)
+    tables = "## Tables 2 and 3"
+    assert row(docs, tables, "the best cluster, beauty [A]")[-1] == "*.1187 / .0621*"
+    assert row(docs, tables, "the ten best single chains, beauty [A]")[1] == "1"
+    assert row(docs, tables, "found on beauty, used on sports [A]")[-1] == "*.0860 / .0469*"
+    assert row(docs, tables, "found on sports, used on beauty")[1:3] == ["0", "–"]
+    told = page(docs)[page(docs).index(tables) :]
+    assert "No run yet: a model on beauty under sports.json.\n" in told
+
+
+def test_what_cannot_be_measured_says_why(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    keep(evaluated(tmp_path / "whole", {}, PLAIN), "whole", docs)
+    with (docs / "runs.toml").open("a", encoding="utf-8") as out:
+        out.write('[[unmeasurable]]\nwhat = "undistilled"\nwhy = "the student writes nothing."\n')
+    write_results(docs)
+    for part in ("## Controls", "### Table 4: SCoTER-H on beauty"):
+        told = page(docs)[page(docs).index(part) :]
+        assert "w/o student distillation: the student writes nothing." in told[: told.index("No run yet")]
+
+
 def test_a_stage_that_does_not_say_whose_it_is_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not say which data set"):
         keep(stage(tmp_path, "distill", "summary.json", {"kept": 1}), "a", tmp_path / "docs")
@@ -240,7 +296,15 @@ def test_nothing_is_claimed_where_nothing_was_run(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     text = write_results(tmp_path / "docs").read_text(encoding="utf-8")
     assert text.count("not measured yet") == 6
-    for title in ("Table 1: Amazon Sports", "Controls", "Table 10", "Figure 5", "Table 9", "Table 11", "Figure 8"):
+    for title in (
+        "Table 1: Amazon Sports",
+        "Controls",
+        "Table 10",
+        "Tables 2 and 3",
+        "Figure 5",
+        "Table 9",
+        "Figure 8",
+    ):
         part = text[text.index(title) :]
         assert "No run yet" in part[: part.index("</details>")]
 
@@ -262,6 +326,8 @@ def test_the_commands_of_the_page_make_recipes_that_can_be_read(tmp_path: Path) 
     assert recipes["beauty-scoter-t-no-contrastive"].models == ["tiger", "scoter_t"]
     assert recipes["sports-baselines"].baselines.models == ["LightGCN", "Caser", "HGN", "BERT4Rec", "SASRec"]
     assert recipes["sports-baselines"].evaluate.refit
+    assert recipes["beauty-top-k-template"].reason.template == "top-k.json"
+    assert recipes["sports-beauty-template"].reason.template == "beauty.json"
 
 
 def test_the_page_in_the_repository_is_what_its_runs_give(tmp_path: Path) -> None:
