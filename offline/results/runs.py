@@ -28,6 +28,8 @@ LIST = "runs.toml"
 FOLDER = "runs"
 # What of a stage's folder is kept: small files of figures.
 _KEPT = ("report.json", "summary.json", "results.json")
+# What of a training's `model.json`: epoch 0 is the fusion as it starts, on a trained backbone.
+_TRAINED = ("best_epoch", "validation", "validation_before")
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -138,8 +140,10 @@ def keep(stage: Path, name: str, docs: Path) -> Path:
             curves[folder.name.rpartition("-")[0]] = [json.loads(epoch) for epoch in epochs]
         if (folder / "summary.json").is_file():
             summaries[folder.name.rpartition("-")[0]] = _json(folder / "summary.json")
-        if not recipe and (folder / "model.json").is_file():  # reports of version 0.1.0 do not hold theirs
-            recipe = _json(folder / "model.json")["recipe"]
+        if (folder / "model.json").is_file():
+            model = _json(folder / "model.json")
+            summaries[folder.name.rpartition("-")[0]] = {name: model[name] for name in _TRAINED if name in model}
+            recipe = recipe or model["recipe"]  # reports of version 0.1.0 do not hold theirs
     if "dataset" not in body:
         if "prepare" not in summaries:
             raise DataError(f"{stage} does not say which data set it is of, nor is its `prepare` beside it")

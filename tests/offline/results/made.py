@@ -52,6 +52,9 @@ def evaluated(
     (train / "epochs.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
     (train / "stage.json").write_text(json.dumps({"stage": "train-hstu", "upstream": []}))
     (train / "model.pt").write_bytes(b"weights")
+    best = {"recall@10": 0.2, "ndcg@10": 0.1}
+    about = {"recipe": whole.model_dump(), "best_epoch": 2, "validation": best}
+    (train / "model.json").write_text(json.dumps(about))
     report = {
         "dataset": name,
         "recipe": whole.name,

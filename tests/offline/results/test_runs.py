@@ -21,6 +21,7 @@ def test_a_run_is_kept_with_its_figures_and_without_weights(tmp_path: Path) -> N
     assert (run.name, run.stage, run.dataset) == ("first", "evaluate", "beauty")
     assert list(run.results()) == json.loads((stage / "report.json").read_text())["results"]
     assert [epoch["loss"] for epoch in run.curves["train-hstu"]] == [2.0, 1.0]
+    assert run.summaries["train-hstu"] == {"best_epoch": 2, "validation": {"recall@10": 0.2, "ndcg@10": 0.1}}
     assert run.recipe["train"]["seed"] == 1
     assert len(run.ranks) == 4
 
