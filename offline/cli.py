@@ -67,10 +67,22 @@ StoreOption = Annotated[
 ]
 
 
+def _keepable(name: str | None) -> str | None:
+    """Refuse what cannot name a run before hours are spent on it."""
+    if name is not None:
+        from offline.results.runs import check_name
+
+        check_name(name)
+    return name
+
+
 KeepOption = Annotated[
     str | None,
     typer.Option(
-        "--keep", help="Keep the figures under this name in docs/results, as `scoter results add` does.", metavar="NAME"
+        "--keep",
+        help="Keep the figures under this name in docs/results, as `scoter results add` does.",
+        metavar="NAME",
+        callback=_keepable,
     ),
 ]
 ProcessesOption = Annotated[int, typer.Option(min=1, help="Processes that train a model together, one to a GPU.")]
@@ -205,7 +217,6 @@ def evaluate(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("
     Each model is measured once, whatever it is compared with: recipes that share a work folder share what is trained
     and measured.
     """
-    _keepable(keep)
     _keep(_run_to("evaluate", recipe, data, work), keep)
 
 
@@ -243,7 +254,6 @@ def baselines(
     keep: KeepOption = None,
 ) -> None:
     """Train RecBole's baselines on the same split and measure them by the same evaluator; see docs/baselines.md."""
-    _keepable(keep)
     chosen = load_recipe(recipe)
     from offline.baselines.run import run_baselines
 
@@ -269,14 +279,6 @@ def results_add(
 ) -> None:
     """Copy a run's figures, curves, recipe and ranks; no weights, nothing that says who a user is."""
     _keep(stage, name, docs)
-
-
-def _keepable(name: str | None) -> None:
-    """Refuse what cannot name a run before hours are spent on it."""
-    if name is not None:
-        from offline.results.runs import check_name
-
-        check_name(name)
 
 
 def _keep(stage: Path, name: str | None, docs: Path = DOCS) -> None:
