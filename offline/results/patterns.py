@@ -94,7 +94,7 @@ def discovery(runs: Sequence[Run], lines: Lines, paper: dict[str, Any]) -> str:
     parts = [
         "Table 2: how the chains are chosen that a template is mined from.\n\n" + table(head, selected),
         "Table 3: on which data set it was found.\n\n" + table(head, carried),
-        *_transfers(lines),
+        *_untrained(lines),
     ]
     found = [run for run in runs if run.stage == "discover"]
     measured_alone = []
@@ -120,26 +120,32 @@ def _trained(lines: Lines, dataset: str, template: str, what: str, quote: list[f
     return rows or [[what, "0", "–", "–", "–", quoted(quote)]]
 
 
-def _transfers(lines: Lines) -> list[str]:
+def _untrained(lines: Lines) -> list[str]:
     """What trains the models that are missing from Tables 2 and 3."""
     commands: list[str] = []
     told: list[str] = []
-    for dataset in ("beauty", "sports"):
-        other = "sports" if dataset == "beauty" else "beauty"
-        have = {line.setting.template for line in lines.full(dataset, "scoter_h")}
-        for template, source in ((TOP_K, dataset), (f"{other}.json", other)):
-            if template in have or (template == TOP_K and dataset != "beauty"):
-                continue
-            called = f"{dataset}-{template.removesuffix('.json')}-template"
-            file = TOP_K if template == TOP_K else "template.json"
-            told.append(f"on {dataset} under {template}")
+    for dataset, template in (
+        ("beauty", "discovered"),
+        ("beauty", TOP_K),
+        ("beauty", "sports.json"),
+        ("sports", "discovered"),
+        ("sports", "beauty.json"),
+    ):
+        if template in {line.setting.template for line in lines.full(dataset, "scoter_h")}:
+            continue
+        told.append(f"{dataset} under {template}")
+        called = f"{dataset}-{template.removesuffix('.json')}-template"
+        if template != "discovered":
+            source, file = (dataset, TOP_K) if template == TOP_K else (template[: -len(".json")], "template.json")
             commands += [
                 f"scoter discover beauty --data data/{source} --work out/{source}",
                 f"cp out/{source}/discover-*/{file} {template}",
-                recipe("beauty", called, name(dataset), under("reason", f'template = "{template}"')),
-                measured(f"{called}.toml", dataset, called),
             ]
-    return [missing(f"a model {', '.join(told)}", *commands, KEEP)] if told else []
+        commands += [
+            recipe("beauty", called, name(dataset), under("reason", f'template = "{template}"')),
+            measured(f"{called}.toml", dataset, called),
+        ]
+    return [missing(f"a model on {', on '.join(told)}", *commands, KEEP)] if told else []
 
 
 def recommenders(runs: Sequence[Run], paper: dict[str, Any]) -> str:

@@ -264,7 +264,7 @@ def test_a_template_is_shown_where_it_was_found_and_where_it_was_used(tmp_path: 
     assert row(docs, tables, "found on beauty, used on sports [A]")[-1] == "*.0860 / .0469*"
     assert row(docs, tables, "found on sports, used on beauty")[1:3] == ["0", "–"]
     told = page(docs)[page(docs).index(tables) :]
-    assert "No run yet: a model on beauty under sports.json.\n" in told
+    assert "No run yet: a model on beauty under sports.json, on sports under discovered.\n" in told
 
 
 def test_what_cannot_be_measured_says_why(tmp_path: Path) -> None:
