@@ -231,6 +231,8 @@ class AlignmentRecipe(_Section):
 
     dim: int = Field(0, ge=0)  # principal axes of the item texts that are compared; 0: no such term
     weight: float = Field(4.0, ge=0)  # alpha
+    whiten: float = Field(0.0, ge=0, le=1)  # how far axes on which item texts differ little count as much as the others
+    cosine: bool = False  # compare directions alone
 
 
 class SasrecRecipe(_Section):

@@ -134,7 +134,9 @@ def _settings(recipe: Recipe, variant: Variant) -> dict[str, Any]:
         case "hstu":
             pass
     if reads_reasoning(variant) and recipe.alignment.dim:
-        settings["alignment"] = recipe.alignment.model_dump() | {"first": "last"}  # the step that counts at the start
+        chosen = recipe.alignment.model_dump(exclude_defaults=True)
+        settings["alignment"] = recipe.alignment.model_dump(include={"dim", "weight"}) | chosen
+        settings["alignment"]["first"] = "last"  # the step that counts at the start
     if reads_reasoning(variant) and not recipe.ablation.position:
         settings["position"] = False
     return settings

@@ -8,33 +8,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from offline.errors import TrainingError
+from offline.recipe import AlignmentRecipe
 
 LAST = 5.0  # s_K at the start: of five steps the last one has a share of 97 %
+_FLAT = 1e-8  # variance of an axis on which all texts are one: unit vectors have 1 in all
 
 
 class Alignment(nn.Module):
     """How near each item's text lies to what the steps say, as a term of its score.
 
-        p_j = alpha C (e_j - m)      where step j points; C and m are the catalogue's principal axes and mean
-        r = sum_j w_j p_j,   w = softmax(s)
-        score(i) += r . C (t_i - m)
+        p_j = alpha v(e_j)      where step j points
+        r = sum_j w_j p_j,      w = softmax(s)
+        score(i) += r . v(t_i)
+        v(x) = S C (x - m),     with `cosine` of length 1
 
-    C, m and the texts t_i are not trained: a mapping learnt from one row a user would learn the users by heart, and
-    item embeddings move away from what the items are. Which steps count, s, is, and starts with the last one, which is
-    the recommendation itself (eq. 6 holds it against the target, too).
+    C and m are the catalogue's principal axes and mean; S divides each axis by its standard deviation to the power of
+    `whiten`. None of them is trained, nor are the texts t_i: a mapping learnt from one row a user would learn the users
+    by heart, and item embeddings move away from what the items are. Which steps count, s, is, and starts with the last
+    one, which is the recommendation itself (eq. 6 holds it against the target, too).
     """
 
-    def __init__(self, items: int, steps: int, width: int, dim: int, weight: float) -> None:
+    def __init__(self, items: int, steps: int, width: int, recipe: AlignmentRecipe) -> None:
         super().__init__()
-        self.weight = weight
-        self.axes: Tensor
+        self.weight, self.whiten, self.cosine = recipe.weight, recipe.whiten, recipe.cosine
+        self.axes: Tensor  # S C
         self.mean: Tensor
-        self.texts: Tensor
-        self.register_buffer("axes", torch.zeros(width, dim))
+        self.texts: Tensor  # v(t_i)
+        self.register_buffer("axes", torch.zeros(width, recipe.dim))
         self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("texts", torch.zeros(items, dim))
+        self.register_buffer("texts", torch.zeros(items, recipe.dim))
         self.steps = nn.Parameter(torch.zeros(steps))
         nn.init.constant_(self.steps[-1:], LAST)
 
@@ -49,13 +54,14 @@ class Alignment(nn.Module):
         texts = torch.from_numpy(embeddings)
         mean = texts.mean(0)
         centred = texts - mean
-        _, vectors = torch.linalg.eigh(centred.double().T @ centred.double())  # ascending
+        variance, vectors = torch.linalg.eigh(centred.double().T @ centred.double() / len(texts))  # ascending
         axes = vectors[:, -dim:].flip(1).float()
         # An axis is as good as its opposite: the one with the larger sum, so that every machine takes the same.
         axes = axes * torch.where(axes.sum(0) < 0, -1.0, 1.0)
-        self.axes.copy_(axes)
+        deviation = variance[-dim:].flip(0).clamp_min(_FLAT).sqrt().float()
+        self.axes.copy_(axes * deviation**-self.whiten)
         self.mean.copy_(mean)
-        self.texts.copy_(centred @ axes)
+        self.texts.copy_(self._placed(texts))
         return self
 
     def points(self, reasoning: Tensor) -> Tensor:
@@ -63,9 +69,14 @@ class Alignment(nn.Module):
 
         alpha makes them about as large as z_pos, with which they share the scale of an int8 blob.
         """
-        return self.weight * ((reasoning - self.mean) @ self.axes)
+        return self.weight * self._placed(reasoning)
 
     def forward(self, points: Tensor, has_reasoning: Tensor) -> Tensor:
         """p [B, K, a] -> r [B, a], zeros without reasoning."""
         share = torch.softmax(self.steps, dim=0)
         return (points * share[:, None]).sum(1) * has_reasoning[:, None]
+
+    def _placed(self, embeddings: Tensor) -> Tensor:
+        """v: [..., D] -> [..., a]."""
+        found = (embeddings - self.mean) @ self.axes
+        return functional.normalize(found, dim=-1) if self.cosine else found

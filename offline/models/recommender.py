@@ -73,7 +73,7 @@ class Recommender(nn.Module):
             norm = _tiger_norm(recipe, self.inputs) if isinstance(self.inputs, CodeTokens) else None
             self.fusion = Fusion(self.dim, shape.fusion_heads, shape.fusion_dropout, shape.gate_bias, norm)
             if recipe.alignment.dim:
-                self.alignment = Alignment(len(codes), *reasoning, recipe.alignment.dim, recipe.alignment.weight)
+                self.alignment = Alignment(len(codes), *reasoning, recipe.alignment)
         self.decoder = _decoder(recipe, self.inputs, levels)
         self.inputs.initialise()
         self.register_load_state_dict_pre_hook(_older_names)  # type: ignore[no-untyped-call] # torch's own

@@ -365,7 +365,7 @@ def test_a_model_that_compares_with_item_texts_keeps_them(
     stage = train(tmp_path, variant, prepared, embedded, reasoned, settings)
     made = load_model(stage.folder, embedded)
     assert made.alignment is not None
-    expected = Alignment(len(texts), STEPS, WIDTH, 3, 2.0).place(texts)
+    expected = Alignment(len(texts), STEPS, WIDTH, settings.alignment).place(texts)
     torch.testing.assert_close(made.alignment.texts, expected.texts)
     assert made.alignment.weight == 2.0
     assert made.alignment.steps[:-1].any()  # it has learnt which steps count

@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from offline.errors import TrainingError
 from offline.models.alignment import Alignment
-from offline.recipe import Variant
+from offline.recipe import AlignmentRecipe, Variant
 from tests.offline.models import tiny
 
 FUSED: tuple[Variant, ...] = ("scoter_h", "scoter_t", "scoter_s")
 ROWS = 7
 
 
-def placed(dim: int = 4) -> Alignment:
-    return Alignment(50, tiny.STEPS, tiny.WIDTH, dim, 3.0).place(tiny.texts(50))
+def placed(dim: int = 4, **how: Any) -> Alignment:
+    recipe = AlignmentRecipe(dim=dim, weight=3.0, **how)
+    return Alignment(50, tiny.STEPS, tiny.WIDTH, recipe).place(tiny.texts(50))
 
 
 def test_axes_are_the_principal_ones_and_repeat() -> None:
@@ -33,6 +36,27 @@ def test_a_step_that_is_an_items_text_points_at_that_item() -> None:
     torch.testing.assert_close(points, 3.0 * made.texts)
 
 
+def test_whitened_axes_all_count_alike() -> None:
+    deviations = [placed(whiten=share).texts.std(0, correction=0) for share in (0.0, 0.5, 1.0)]
+    torch.testing.assert_close(deviations[1], deviations[0].sqrt())
+    torch.testing.assert_close(deviations[2], torch.ones(4))
+
+
+def test_an_axis_on_which_all_texts_are_one_does_not_blow_up() -> None:
+    flat = tiny.texts(50)
+    flat[:, 1:] = flat[0, 1:]
+    made = Alignment(50, tiny.STEPS, tiny.WIDTH, AlignmentRecipe(dim=3, whiten=1.0, cosine=True)).place(flat)
+    assert torch.isfinite(made.texts).all()
+    assert torch.isfinite(made.points(tiny.reasoning(2))).all()
+
+
+def test_of_directions_only_the_angle_counts() -> None:
+    made = placed(cosine=True)
+    torch.testing.assert_close(made.texts.norm(dim=1), torch.ones(50))
+    far = made.mean + 7 * (tiny.reasoning(2) - made.mean)
+    torch.testing.assert_close(made.points(far), made.points(tiny.reasoning(2)))
+
+
 def test_without_reasoning_it_points_nowhere() -> None:
     made = placed()
     points = made.points(tiny.reasoning(2))
@@ -45,12 +69,13 @@ def test_more_axes_than_dimensions_are_refused() -> None:
     with pytest.raises(TrainingError, match=r"alignment\.dim = 13: steps have 12 dimensions"):
         placed(dim=13)
     with pytest.raises(TrainingError, match="item texts 11"):
-        Alignment(50, tiny.STEPS, tiny.WIDTH, 4, 1.0).place(tiny.texts(50)[:, :11])
+        Alignment(50, tiny.STEPS, tiny.WIDTH, AlignmentRecipe(dim=4)).place(tiny.texts(50)[:, :11])
 
 
+@pytest.mark.parametrize("how", [{}, {"whiten": 0.5}, {"whiten": 1.0, "cosine": True}])
 @pytest.mark.parametrize("variant", FUSED)
-def test_the_beam_adds_what_the_definition_says(variant: Variant) -> None:
-    made = tiny.model(60, variant=variant, alignment=4)
+def test_the_beam_adds_what_the_definition_says(variant: Variant, how: dict[str, Any]) -> None:
+    made = tiny.model(60, variant=variant, alignment={"dim": 4, "weight": 2.0, **how})
     history, reasoning = tiny.histories(made, ROWS), tiny.reasoning(ROWS)
     has = torch.tensor([True, False] * 3 + [True])
     with torch.inference_mode():

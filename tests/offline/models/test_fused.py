@@ -30,7 +30,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     variant, layout = request.param
     small = {"layers": 1} if BACKBONES[variant] == "tiger" else {"blocks": 1, "decoder_layers": 1}
     search = SearchRecipe(widen=[3, 2] if variant == "hstu" else [], rerank=0.4 if layout == "raw" else 0.0)
-    alignment = 4 if layout == "raw" or variant == "scoter_t" else 0
+    # The raw layout has the adapter and the alignment in the graph.
+    whitened = {"dim": 4, "weight": 2.0, "whiten": 0.5, "cosine": True}
+    alignment = whitened if layout == "raw" else 4 if variant == "scoter_t" else 0
     graph = fused_graph(tiny.model(80, 4, 6, variant=variant, alignment=alignment, **small), layout, search)
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     write_onnx(graph, layout, path)

@@ -38,9 +38,11 @@ SASREC: dict[str, object] = {"blocks": 2, "heads": 3, "ff": 20}
 def whole(variant: Variant, levels: int, codebook: int, **changes: object) -> Recipe:
     """A recipe for tiny models; `changes` go into the section that the variant's size is from.
 
-    `alignment` is the number of its axes, 0 for a model without one.
+    `alignment` is its section, or the number of its axes alone: 0 for a model without one.
     """
-    axes = changes.pop("alignment", 0)
+    alignment = changes.pop("alignment", 0)
+    if isinstance(alignment, int):
+        alignment = {"dim": alignment, "weight": 2.0}
     tiger = BACKBONES[variant] == "tiger"
     shared = {name: changes[name] for name in ("length", "beam") if name in changes}
     own = {name: value for name, value in changes.items() if name not in shared}
@@ -51,7 +53,7 @@ def whole(variant: Variant, levels: int, codebook: int, **changes: object) -> Re
             "model": (recipe(**shared) if tiger else recipe(**changes)).model_dump(),
             "sasrec": SASREC,
             "tiger": TIGER | (own if tiger else {}),
-            "alignment": {"dim": axes, "weight": 2.0},
+            "alignment": alignment,
         }
     )
 
@@ -115,14 +117,21 @@ def reasoning(rows: int, seed: int = 0) -> Tensor:
 
 
 def nearness(made: Recommender, reasoning: Tensor, seed: int = 0) -> Tensor:
-    """r . C (t_i - m) of every item, [B, N], from the definition and by another way to the axes than the model's."""
-    assert made.alignment is not None
+    """r . v(t_i) of every item, [B, N], from the definition and by another way to the axes than the model's."""
+    aligned = made.alignment
+    assert aligned is not None
     items = torch.from_numpy(texts(len(made.item_codes) - 1, seed)).double()
     mean = items.mean(0)
-    axes = torch.linalg.svd(items - mean, full_matrices=False)[2][: made.alignment.axes.shape[1]]  # [a, D]
-    share = torch.softmax(made.alignment.steps.detach().double(), dim=0)
-    step = (reasoning.double() * share[:, None]).sum(1) - mean  # [B, D]
-    near: Tensor = made.alignment.weight * (step @ axes.T) @ (axes @ (items - mean).T)
+    _, lengths, axes = torch.linalg.svd(items - mean, full_matrices=False)
+    scale = (lengths / len(items) ** 0.5) ** -aligned.whiten
+
+    def placed(embeddings: Tensor) -> Tensor:
+        found: Tensor = ((embeddings - mean) @ axes.T * scale)[..., : aligned.axes.shape[1]]
+        return found / found.norm(dim=-1, keepdim=True) if aligned.cosine else found
+
+    share = torch.softmax(aligned.steps.detach().double(), dim=0)
+    points = (aligned.weight * placed(reasoning.double()) * share[:, None]).sum(1)  # [B, a]
+    near: Tensor = points @ placed(items).T
     return near.float()
 
 
