@@ -53,7 +53,7 @@ class Way:
     features: tuple[str, ...] = ()  # that item vectors read
     search: str = ""  # where it is not the plain beam
     writer: str = ""  # of the chains; empty for a backbone alone
-    aligned: bool = False  # items score by how near their texts lie to the steps, too
+    aligned: str = ""  # how items score by where their texts lie, if they do
     stands: bool = False  # on its trained backbone
 
     @property
@@ -127,8 +127,8 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
         kept["template"] = template
     base = _digest({**made, "model name": model, "reason": kept, **source, "teacher writes": writer == "teacher"})
     key = _digest({"base": base, "what": what, "ablation": ablation, "weight": weight, "writer": writer})
-    aligned, stands = bool(alignment["dim"]), training["start"] == "backbone"
-    way = replace(way, writer=_writer(recipe, writer), aligned=aligned, stands=stands)
+    stands = training["start"] == "backbone"
+    way = replace(way, writer=_writer(recipe, writer), aligned=_aligned(alignment), stands=stands)
     return Setting(model, what, name, base, key, way, template)
 
 
@@ -160,6 +160,14 @@ def _search(section: dict[str, Any]) -> str:
     widen = "".join(f" x{times}" for times in section["widen"])
     parts = [f"first levels{widen}" if widen else "", f"rerank {section['rerank']:g}" if section["rerank"] else ""]
     return ", ".join(part for part in parts if part)
+
+
+def _aligned(section: dict[str, Any]) -> str:
+    """How steps and item texts are compared; empty where they are not."""
+    if not section["dim"]:
+        return ""
+    whitened = f", whitened {section['whiten']:g}" if section["whiten"] else ""
+    return f"{'directions' if section['cosine'] else 'places'} on {section['dim']} axes{whitened}"
 
 
 def _what(ablation: dict[str, Any], weight: float, writer: str) -> str:

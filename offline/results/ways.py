@@ -39,7 +39,7 @@ class Ways:
             told = [
                 _models(way),
                 " and ".join(way.features) or "–",
-                ("yes" if way.aligned else "–") if way.writer else "",
+                (way.aligned or "–") if way.writer else "",
                 ("its trained backbone" if way.stands else "scratch, jointly") if way.writer else "",
                 way.search or "plain beam",
                 way.writer,

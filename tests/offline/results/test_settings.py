@@ -46,9 +46,16 @@ def test_what_item_vectors_read_is_said_of_whoever_has_item_vectors() -> None:
 def test_a_model_and_its_backbone_are_made_in_one_way() -> None:
     fused = way("scoter_h", reasoning=True, alignment={"dim": 64}, search={"rerank": 0.4})
     alone = way("hstu", reasoning=False, alignment={"dim": 64}, search={"rerank": 0.4})
-    assert fused == Way("hstu", alone.made, (), "rerank 0.4", "analyst", aligned=True)
+    assert fused == Way("hstu", alone.made, (), "rerank 0.4", "analyst", aligned="places on 64 axes")
     assert fused.alone == alone
     assert alone != way("hstu", reasoning=False, model={"dim": 32}, search={"rerank": 0.4})
+
+
+def test_how_steps_are_compared_with_item_texts_is_a_way_of_its_own() -> None:
+    how = {"dim": 8, "whiten": 0.5, "cosine": True}
+    plain, turned = (way("scoter_h", reasoning=True, alignment=one) for one in ({"dim": 8}, how))
+    assert (plain.aligned, turned.aligned) == ("places on 8 axes", "directions on 8 axes, whitened 0.5")
+    assert plain.alone == turned.alone
 
 
 def test_a_template_from_a_file_is_called_by_the_file() -> None:
