@@ -14,7 +14,7 @@ from offline.errors import TrainingError
 from offline.recipe import AlignmentRecipe
 
 LAST = 5.0  # s_K at the start: of five steps the last one has a share of 97 %
-_FLAT = 1e-8  # variance of an axis on which all texts are one: unit vectors have 1 in all
+_FLAT = 1e-6  # variance of an axis on which all texts are one; unit vectors have at most 1 in all
 
 
 class Alignment(nn.Module):
@@ -58,8 +58,9 @@ class Alignment(nn.Module):
         axes = vectors[:, -dim:].flip(1).float()
         # An axis is as good as its opposite: the one with the larger sum, so that every machine takes the same.
         axes = axes * torch.where(axes.sum(0) < 0, -1.0, 1.0)
-        deviation = variance[-dim:].flip(0).clamp_min(_FLAT).sqrt().float()
-        self.axes.copy_(axes * deviation**-self.whiten)
+        spread = variance[-dim:].flip(0).float()
+        # What all texts agree on, as in a catalogue of fewer items than axes, says nothing however it is stretched.
+        self.axes.copy_(torch.where(spread > _FLAT, axes * spread.clamp_min(_FLAT) ** (-self.whiten / 2), 0.0))
         self.mean.copy_(mean)
         self.texts.copy_(self._placed(texts))
         return self

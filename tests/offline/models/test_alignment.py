@@ -42,12 +42,14 @@ def test_whitened_axes_all_count_alike() -> None:
     torch.testing.assert_close(deviations[2], torch.ones(4))
 
 
-def test_an_axis_on_which_all_texts_are_one_does_not_blow_up() -> None:
+def test_what_all_texts_agree_on_says_nothing_however_it_is_stretched() -> None:
     flat = tiny.texts(50)
-    flat[:, 1:] = flat[0, 1:]
-    made = Alignment(50, tiny.STEPS, tiny.WIDTH, AlignmentRecipe(dim=3, whiten=1.0, cosine=True)).place(flat)
-    assert torch.isfinite(made.texts).all()
-    assert torch.isfinite(made.points(tiny.reasoning(2))).all()
+    flat[:, 2:] = flat[0, 2:]
+    made = Alignment(50, tiny.STEPS, tiny.WIDTH, AlignmentRecipe(dim=5, whiten=1.0, cosine=True)).place(flat)
+    assert not made.axes[:, 2:].any()
+    elsewhere = torch.from_numpy(flat)[None].clone()
+    elsewhere[..., 2:] += 3.0
+    torch.testing.assert_close(made.points(elsewhere), made.points(torch.from_numpy(flat)[None]), atol=1e-3, rtol=0)
 
 
 def test_of_directions_only_the_angle_counts() -> None:
