@@ -50,15 +50,15 @@ def _table(
     whole_ones = lines.full(dataset, model)
     full = [line for line in whole_ones if _has(line, found)] or whole_ones[:1]
     for whole in full:
-        rows.append([lines.name(whole), str(len(whole.draws)), figure(whole), "", "", "", quoted(paper["full"])])
+        rows.append([lines.name(whole), str(whole.trainings), figure(whole), "", "", "", quoted(paper["full"])])
         for what in _STEPS:
             for line in found[what]:
                 if line.setting.base == whole.setting.base or what == "undistilled":
-                    cells = [str(len(line.draws)), figure(line), *_drop(line, whole), quoted(paper.get(what))]
+                    cells = [str(line.trainings), figure(line), *_drop(line, whole), quoted(paper.get(what))]
                     rows.append([TAKEN[what], *cells])
         alone = lines.backbone(whole)
         if alone is not None:
-            cells = [str(len(alone.draws)), figure(alone), *_drop(alone, whole), quoted(paper["backbone"])]
+            cells = [str(alone.trainings), figure(alone), *_drop(alone, whole), quoted(paper["backbone"])]
             rows.append([lines.name(alone), *cells])
     absent = [what for what in _STEPS if what in paper and not found[what]]
     head = [
@@ -132,7 +132,7 @@ def weights(lines: Lines, plots: set[str]) -> str:
         rows = [
             [
                 f"{weight:g}",
-                str(len(line.draws)),
+                str(line.trainings),
                 figure(line),
                 *(["", "", ""] if usual is None or line is usual else _drop(line, usual)),
             ]

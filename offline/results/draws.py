@@ -1,7 +1,8 @@
 """Which rows stand on the same training of a backbone: such rows are compared user by user, others are samples.
 
 A recipe and a seed give the same weights on one kind of machine. On another, or with semantic IDs that another version
-made, they are another draw. Nobody has to say so: the backbone that was measured beside a model tells.
+made, they are another draw. Nobody has to say so: the backbone that stands beside a model tells, by the losses of its
+training and by its figures, which a later version's search may have changed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from offline.results.runs import Run
 from offline.results.settings import BACKBONE, setting
 
-Drawn = tuple[int, int]  # a seed, and which training with it, in the order of the runs
+Drawn = tuple[int, int, int]  # a seed, which training with it, and which measurement of that, in the order of the runs
 _FIGURES = ("labels", "history", "recall@5", "ndcg@5", "recall@10", "ndcg@10")
 
 
@@ -20,12 +21,12 @@ class Draws:
     """Trainings that were met so far."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str, int], list[tuple[Any, ...]]] = {}
+        self._known: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
 
     def of(self, run: Run, rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> Drawn | None:
         """What one of a run's rows was drawn with; None where nothing in it is random.
 
-        Its backbone's first figures in `rows` tell one training from another; without any, its own.
+        Its backbone's losses and its first figures in `rows` tell; without a backbone there, its own.
         """
         seed = _seed(run, row)
         if seed is None:
@@ -33,10 +34,17 @@ class Draws:
         backbone = BACKBONE.get(row["model"], row["model"])
         beside = next((other for other in rows if other["model"] == backbone), row)
         key = (run.dataset, setting(run.recipe, beside).key, seed)
-        known, figures = self._known.setdefault(key, []), tuple(beside[name] for name in _FIGURES)
-        if figures not in known:
-            known.append(figures)
-        return seed, known.index(figures)
+        figures = tuple(beside[name] for name in _FIGURES)
+        losses = tuple(epoch["loss"] for epoch in run.curves.get(f"train-{beside['model']}", []))
+        training = self._place(key, losses or figures)
+        return seed, training, self._place((*key, training), figures)
+
+    def _place(self, key: tuple[Any, ...], what: tuple[Any, ...]) -> int:
+        """Which it is of those with that key, from 0."""
+        known = self._known.setdefault(key, [])
+        if what not in known:
+            known.append(what)
+        return known.index(what)
 
 
 def _seed(run: Run, row: dict[str, Any]) -> int | None:

@@ -19,7 +19,7 @@ from offline.significance import Difference, Spread, difference, spread
 
 # The switches that a single figure is quoted under.
 LABELS, HISTORY = "train", "masked"
-DRAWS = 3  # that a headline wants
+RUNS = 3  # that a headline wants
 SWITCHES = [
     ("train", "masked"),
     ("train", "not masked"),
@@ -41,13 +41,21 @@ class Line:
     draws: list[Drawn | None] = field(default_factory=list)  # of each row; None: nothing in it is random
     names: set[str] = field(default_factory=set)  # of all runs that have such a row
 
-    def over_draws(self, metric: str) -> Spread:
-        """Of `recall@5`, `ndcg@5`, `recall@10` or `ndcg@10`."""
-        return spread([row[metric] for row in self.rows])
+    @property
+    def trainings(self) -> int:
+        """How many runs a table says it is the mean of."""
+        return len({draw and draw[:2] for draw in self.draws})
+
+    def over_trainings(self, metric: str) -> Spread:
+        """Of `recall@5`, `ndcg@5`, `recall@10` or `ndcg@10`; what was measured twice counts once."""
+        found: dict[tuple[int, ...] | None, list[float]] = {}
+        for row, draw in zip(self.rows, self.draws, strict=True):
+            found.setdefault(draw and draw[:2], []).append(row[metric])
+        return spread([float(np.mean(values)) for values in found.values()])
 
     def mean(self, metric: str) -> float:
-        """Over draws."""
-        return self.over_draws(metric).mean
+        """Over trainings."""
+        return self.over_trainings(metric).mean
 
     def group(self, name: str, metric: str, draws: Sequence[Drawn | None]) -> NDArray[np.float64] | None:
         """Mean over draws of the metric in each group of `users` or `items`, float64 [groups], if runs have it."""
@@ -132,7 +140,7 @@ class Lines:
 
 def repeated(found: list[Line]) -> list[Line]:
     """Lines of enough draws for a headline, or all where none has: a single lucky one is no result."""
-    return [line for line in found if len(line.draws) >= DRAWS] or found
+    return [line for line in found if line.trainings >= RUNS] or found
 
 
 def paired(first: Line, second: Line, metric: str = f"recall@{TOP}") -> tuple[float, float]:

@@ -31,7 +31,7 @@ def figure(line: Line | None, metrics: Sequence[str] = ("recall@10", "ndcg@10"))
     """.0911 / .0531, with ± the standard deviation where there are several seeds; a dash where there is none."""
     if line is None:
         return "–"
-    found = [line.over_draws(metric) for metric in metrics]
+    found = [line.over_trainings(metric) for metric in metrics]
     return " / ".join(decimals(one.mean) + (f" ± {decimals(one.sd)}" if one.sd is not None else "") for one in found)
 
 

@@ -44,7 +44,7 @@ def _dataset(lines: Lines, dataset: str, paper: dict[str, list[float]]) -> str:
             values = paper.get(line.setting.model)
             chosen = [values[column] for column in columns] if values and line.setting.what == "full" else None
             cells = [figure(lines.same(line, *switch), (f"recall@{cutoff}", f"ndcg@{cutoff}")) for switch in SWITCHES]
-            runs = {len(same.draws) for switch in SWITCHES if (same := lines.same(line, *switch)) is not None}
+            runs = {same.trainings for switch in SWITCHES if (same := lines.same(line, *switch)) is not None}
             counted = " or ".join(map(str, sorted(runs, reverse=True)))
             rows.append([lines.name(line), counted, *cells, quoted(chosen)])
         head = [f"Recall@{cutoff} / NDCG@{cutoff}", "runs", *_SWITCHES, "*paper*"]
@@ -110,7 +110,7 @@ def against(line: Line, other: Line, metric: str = f"recall@{TOP}") -> list[str]
     found = compare(line, other, metric)
     if found is None:
         why = "no ranks kept" if set(line.draws) & set(other.draws) else "of different trainings"
-        return [*cells, why, "–", str(len(line.draws))]
+        return [*cells, why, "–", str(line.trainings)]
     interval = f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
     return [*cells, interval, f"{found.p:.2g}", str(found.seeds)]
 

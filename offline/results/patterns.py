@@ -31,7 +31,7 @@ def by_template(lines: Lines, model: str) -> dict[str, tuple[Line, Line]]:
 
     def known(way: dict[str, tuple[Line, Line]]) -> tuple[int, int, float]:
         made = [line for line, _ in way.values()]
-        return len(made), sum(len(line.draws) for line in made), max(line.mean(f"recall@{TOP}") for line in made)
+        return len(made), sum(line.trainings for line in made), max(line.mean(f"recall@{TOP}") for line in made)
 
     return max(ways.values(), key=known, default={})
 
@@ -48,7 +48,7 @@ def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
         rows = [
             [
                 lines.name(line),
-                str(len(line.draws)),
+                str(line.trainings),
                 figure(line),
                 f"{gain(line, backbone):+.1%}",
                 _percent(paper["templates"][model].get(template)),
@@ -116,7 +116,7 @@ def _trained(lines: Lines, dataset: str, template: str, what: str, quote: list[f
         if line.setting.template == template and backbone is not None:
             _, _, relative, _, p, _ = against(line, backbone)
             called = f"{what} [{lines.ways.letters(line.setting)}]"
-            rows.append([called, str(len(line.draws)), figure(line), relative, p, quoted(quote)])
+            rows.append([called, str(line.trainings), figure(line), relative, p, quoted(quote)])
     return rows or [[what, "0", "–", "–", "–", quoted(quote)]]
 
 

@@ -141,7 +141,7 @@ def _weights(found: Mapping[float, Line]) -> Figure:
     figure, both = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     places = sorted(found)
     for axes, (metric, label) in zip(both, _METRICS.items(), strict=True):
-        spreads = [found[weight].over_draws(metric) for weight in places]
+        spreads = [found[weight].over_trainings(metric) for weight in places]
         axes.errorbar(
             range(len(places)),
             [one.mean for one in spreads],

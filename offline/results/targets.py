@@ -79,5 +79,5 @@ def _best(found: list[Line], metric: str) -> Line | None:
 
 def _made(lines: Lines, line: Line) -> str:
     """In which way, and how often: the best of several lines stands here."""
-    runs = f"{len(line.draws)} run" + ("s" if len(line.draws) > 1 else "")
+    runs = f"{line.trainings} run" + ("s" if line.trainings > 1 else "")
     return f"{lines.ways.letters(line.setting)}; {runs}"

@@ -29,8 +29,12 @@ def evaluated(
     *,
     name: str = "beauty",
     labels: str = "train",
+    loss: float = 2.0,
 ) -> Path:
-    """The folder of a finished evaluation of models with that Recall@10, keyed by name and whether H was read."""
+    """The folder of a finished evaluation of models with that Recall@10, keyed by name and whether H was read.
+
+    `loss` is that of the backbone's first epoch: another one is another training.
+    """
     whole = Recipe.model_validate({"name": name, **recipe})
     made = dataset()
     histories = [made.history(user, "test") for user in range(USERS)]
@@ -48,7 +52,7 @@ def evaluated(
     stage.mkdir(parents=True)
     train = work / "train-hstu-000000000000"
     train.mkdir(exist_ok=True)
-    epochs = [{"epoch": 1, "loss": 2.0, "seconds": 3.0}, {"epoch": 2, "loss": 1.0, "seconds": 5.0, "ndcg@10": 0.1}]
+    epochs = [{"epoch": 1, "loss": loss, "seconds": 3.0}, {"epoch": 2, "loss": 1.0, "seconds": 5.0, "ndcg@10": 0.1}]
     (train / "epochs.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
     (train / "stage.json").write_text(json.dumps({"stage": "train-hstu", "upstream": []}))
     (train / "model.pt").write_bytes(b"weights")

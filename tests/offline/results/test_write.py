@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from offline.errors import DataError
@@ -63,11 +64,11 @@ def row(docs: Path, section: str, start: str) -> list[str]:
 def test_seeds_are_one_line_with_their_spread(docs: Path) -> None:
     lines = Lines(load_runs(docs).runs)
     (full, other) = lines.full("beauty", "scoter_h")
-    assert full.draws == [(1, 0), (2, 0), (3, 0)]
+    assert full.draws == [(1, 0, 0), (2, 0, 0), (3, 0, 0)]
     assert other.setting.template == "three-step"
     cells = row(docs, "### Table 1: Amazon Beauty", "SCoTER-H [A], five-step")
     assert cells[1] == "3"
-    spread = full.over_draws("recall@10")
+    spread = full.over_trainings("recall@10")
     assert cells[2].startswith(f"{spread.mean:.4f} ± {spread.sd:.4f} / "[1:].replace("± 0.", "± ."))
     assert row(docs, "### Table 1: Amazon Beauty", "co-occurrence kNN")[1] == "1"
 
@@ -77,29 +78,45 @@ def test_another_training_with_the_same_seed_is_a_run_and_an_ablation_is_compare
     folder = tmp_path / "docs"
     there = PLAIN | {("hstu", False): 0.25, ("scoter_h", True): 0.35}
     mean = {("hstu", False): 0.25, ("scoter_h", True): 0.32}
-    made: dict[str, tuple[dict[str, Any], dict[tuple[str, bool], float]]] = {
-        "one": ({}, PLAIN),
-        "again": ({}, PLAIN),
-        "there": ({}, there),
-        "mean": ({"ablation": {"steps": "mean"}}, mean),
+    made: dict[str, tuple[dict[str, Any], dict[tuple[str, bool], float], float]] = {
+        "one": ({}, PLAIN, 2.0),
+        "again": ({}, PLAIN, 2.0),
+        "there": ({}, there, 2.1),
+        "mean": ({"ablation": {"steps": "mean"}}, mean, 2.1),
     }
-    for name, (recipe, rows) in made.items():
-        keep(evaluated(tmp_path / name, recipe, rows), name, folder)
+    for name, (recipe, rows, loss) in made.items():
+        keep(evaluated(tmp_path / name, recipe, rows, loss=loss), name, folder)
     lines = Lines(load_runs(folder).runs)
     (backbone,) = lines.full("beauty", "hstu")
-    assert backbone.draws == [(1, 0), (1, 1)]
+    assert backbone.draws == [(1, 0, 0), (1, 1, 0)]
+    assert backbone.trainings == 2
     (full,), (ablated,) = lines.full("beauty", "scoter_h"), lines.having("beauty", "scoter_h", "mean")
-    assert ablated.draws == [(1, 1)]
+    assert ablated.draws == [(1, 1, 0)]
     assert paired(ablated, full) == (ablated.rows[0]["recall@10"], full.rows[1]["recall@10"])
     found = compare(ablated, backbone)
     assert found is not None
     assert found.second == pytest.approx(backbone.rows[1]["recall@10"])
 
 
+def test_what_was_measured_twice_counts_once_and_is_compared_with_what_was_measured_beside_it(tmp_path: Path) -> None:
+    """As by a later version's search: the same weights, other figures."""
+    later = PLAIN | {("hstu", False): 0.21, ("scoter_h", True): 0.31}
+    for name, rows in (("then", PLAIN), ("now", later)):
+        keep(evaluated(tmp_path / name, {}, rows), name, tmp_path / "docs")
+    lines = Lines(load_runs(tmp_path / "docs").runs)
+    (full,) = lines.full("beauty", "scoter_h")
+    assert full.draws == [(1, 0, 0), (1, 0, 1)]
+    assert full.trainings == 1
+    assert full.over_trainings("recall@10").sd is None
+    assert full.mean("recall@10") == pytest.approx(np.mean([row["recall@10"] for row in full.rows]))
+    assert (full.ranks()[1, 0, 0] != full.ranks()[1, 0, 1]).any()
+
+
 def test_trainings_that_have_nothing_in_common_are_not_paired(tmp_path: Path) -> None:
     keep(evaluated(tmp_path / "whole", {}, PLAIN), "whole", tmp_path / "docs")
     elsewhere = {("hstu", False): 0.25, ("scoter_h", True): 0.32}
-    keep(evaluated(tmp_path / "mean", {"ablation": {"steps": "mean"}}, elsewhere), "mean", tmp_path / "docs")
+    stage = evaluated(tmp_path / "mean", {"ablation": {"steps": "mean"}}, elsewhere, loss=2.1)
+    keep(stage, "mean", tmp_path / "docs")
     write_results(tmp_path / "docs")
     cells = row(tmp_path / "docs", "### Table 4: SCoTER-H on beauty", "w/o step-wise: mean")
     assert cells[4:6] == ["of different trainings", "–"]
@@ -124,9 +141,9 @@ def test_a_backbone_is_one_line_whatever_is_fused_into_its_twin(docs: Path) -> N
     """The weight of a loss that it does not have makes no other model of it; one seed is not compared with three."""
     lines = Lines(load_runs(docs).runs)
     (backbone,) = lines.full("beauty", "hstu")
-    assert backbone.draws == [(1, 0), (2, 0), (3, 0)]
+    assert backbone.draws == [(1, 0, 0), (2, 0, 0), (3, 0, 0)]
     other = lines.full("beauty", "scoter_h")[1]
-    assert other.draws == [(1, 0)]
+    assert other.draws == [(1, 0, 0)]
     assert lines.backbone(other) is backbone
     first, second = paired(other, backbone)
     assert (first, second) == (other.mean("recall@10"), backbone.rows[0]["recall@10"])
@@ -157,7 +174,7 @@ def test_a_single_draw_is_no_headline_where_there_are_several_seeds(docs: Path, 
     lines = Lines(load_runs(copied).runs)
     plotted = drawn(lines, "beauty")
     assert plotted is not None
-    assert plotted[0].draws == [(1, 0), (2, 0), (3, 0)]
+    assert plotted[0].draws == [(1, 0, 0), (2, 0, 0), (3, 0, 0)]
     assert f"{lines.name(plotted[0])}, against its backbone:\n\n![Gain by group" in page(copied)
 
 
