@@ -31,12 +31,15 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 async def answering(
     *, delay: Callable[[float], float] = lambda _: 0.0, answer: bytes = ANSWER, answers: int = 10**9
 ) -> AsyncIterator[Target]:
-    """An HTTP server that waits `delay(seconds since it started)` before an answer, and hangs up after `answers`."""
+    """An HTTP server that waits `delay(seconds since its first request)` before an answer, and hangs up after `answers`."""
+    started: float | None = None
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal started
         try:
             for _ in range(answers):
                 head = await reader.readuntil(b"\r\n\r\n")
+                started = started or perf_counter()  # a client that is slow to begin misses nothing
                 await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0]))
                 await asyncio.sleep(delay(perf_counter() - started))
                 writer.write(answer)
@@ -45,7 +48,6 @@ async def answering(
         finally:
             writer.close()
 
-    started = perf_counter()
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
         yield Target("test", "127.0.0.1", server.sockets[0].getsockname()[1])
