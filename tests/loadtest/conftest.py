@@ -31,7 +31,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 async def answering(
     *, delay: Callable[[float], float] = lambda _: 0.0, answer: bytes = ANSWER, answers: int = 10**9
 ) -> AsyncIterator[Target]:
-    """An HTTP server that waits `delay(seconds since its first request)` before an answer, and hangs up after `answers`."""
+    """An HTTP server that waits `delay(seconds since the first request)` each time, and hangs up after `answers`."""
     started: float | None = None
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
