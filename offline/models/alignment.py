@@ -68,7 +68,7 @@ class Alignment(nn.Module):
     def points(self, reasoning: Tensor) -> Tensor:
         """Step embeddings [B, K, D] -> p [B, K, a].
 
-        alpha makes them about as large as z_pos, with which they share the scale of an int8 blob.
+        They share a step's scale in an int8 blob with z_pos, beside which directions are small.
         """
         return self.weight * self._placed(reasoning)
 

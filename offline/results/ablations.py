@@ -33,17 +33,17 @@ _WHY = {
 }
 
 
-def ablations(lines: Lines, paper: dict[str, Any], void: Mapping[str, str]) -> list[str]:
-    """Table 4 of beauty and sports, and Table 10; `void` says why something cannot be measured."""
+def ablations(lines: Lines, paper: dict[str, Any], unmeasurable: Mapping[str, str]) -> list[str]:
+    """Table 4 of beauty and sports, and Table 10; `unmeasurable` says why something cannot be measured."""
     tables = (("Table 4", "scoter_h", "beauty"), ("Table 4", "scoter_h", "sports"), ("Table 10", "scoter_t", "beauty"))
     return [
-        _table(lines, f"{title}: {NAMES[model]} on {dataset}", model, dataset, paper["ablation"][model][dataset], void)
+        _table(lines, title, model, dataset, paper["ablation"][model][dataset], unmeasurable)
         for title, model, dataset in tables
     ]
 
 
 def _table(
-    lines: Lines, title: str, model: str, dataset: str, paper: dict[str, list[float]], void: Mapping[str, str]
+    lines: Lines, title: str, model: str, dataset: str, paper: dict[str, list[float]], unmeasurable: Mapping[str, str]
 ) -> str:
     rows: list[list[str]] = []
     found: dict[str, list[Line]] = {what: lines.having(dataset, model, what) for what in _STEPS}
@@ -71,7 +71,8 @@ def _table(
         "*paper*",
     ]
     parts = [table(head, rows)] if rows else []
-    return section(title, *parts, *_absent(dataset, model, absent, void), level=3)
+    heading = f"{title}: {NAMES[model]} on {dataset}"
+    return section(heading, *parts, *_absent(dataset, model, absent, unmeasurable), level=3)
 
 
 def _drop(line: Line, whole: Line) -> list[str]:
@@ -80,10 +81,10 @@ def _drop(line: Line, whole: Line) -> list[str]:
     return [relative, difference, p]
 
 
-def _absent(dataset: str, model: str, absent: list[str], void: Mapping[str, str]) -> list[str]:
+def _absent(dataset: str, model: str, absent: list[str], unmeasurable: Mapping[str, str]) -> list[str]:
     """What there is no run of: why there is none, or the commands that would make it."""
-    left = [what for what in absent if what not in void]
-    told = [f"{TAKEN[what]}: {void[what]}" for what in absent if what in void]
+    left = [what for what in absent if what not in unmeasurable]
+    told = [f"{TAKEN[what]}: {unmeasurable[what]}" for what in absent if what in unmeasurable]
     if left:
         told.append(missing(", ".join(TAKEN[what] for what in left), *_commands(dataset, model, left)))
     return told
@@ -97,8 +98,8 @@ def _has(whole: Line, found: dict[str, list[Line]]) -> bool:
     )
 
 
-def controls(lines: Lines, void: Mapping[str, str]) -> str:
-    """What keeps us honest, on every data set that has them; `void` says why something cannot be measured."""
+def controls(lines: Lines, unmeasurable: Mapping[str, str]) -> str:
+    """What keeps us honest, on every data set that has them; `unmeasurable` says why something cannot be measured."""
     rows: list[list[str]] = []
     absent: list[str] = []
     for what in _WHY:
@@ -117,7 +118,7 @@ def controls(lines: Lines, void: Mapping[str, str]) -> str:
     head = ["data set", "control", "Recall@10", "backbone", "relative", "difference, 95 % over users", "p", "runs"]
     parts = ["\n".join(f"- **{TAKEN[what]}.** {why}" for what, why in _WHY.items())]
     parts += [table(head, rows, text=2)] if rows else []
-    return section("Controls", *parts, *_absent("beauty", "scoter_h", absent, void))
+    return section("Controls", *parts, *_absent("beauty", "scoter_h", absent, unmeasurable))
 
 
 def weights(lines: Lines, plots: set[str]) -> str:
