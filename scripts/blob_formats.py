@@ -35,7 +35,8 @@ def main(
     users: Annotated[int, typer.Option(help="Test users, drawn at random.")] = 4000,
 ) -> None:
     """Print one line per layout and dtype."""
-    settings = load_recipe(recipe).model
+    chosen_recipe = load_recipe(recipe)
+    settings, search = chosen_recipe.model, chosen_recipe.search
     dataset = load_dataset(_stage(work, "prepare").folder)
     model = load_model(_stage(work, "train-scoter_h").folder, _stage(work, "tokenize"))
     if model.adapter is None:
@@ -65,6 +66,7 @@ def main(
                         settings.beam,
                         model.project(steps) if layout is Layout.raw else steps,
                         torch.ones(len(steps), dtype=torch.bool),
+                        search,
                     )
                 found.append(beam.items[:, :10].numpy())
             top = np.concatenate(found)
