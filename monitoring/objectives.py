@@ -28,7 +28,7 @@ class Objective:
 OBJECTIVES = (
     Objective(
         name="availability",
-        promise="99.9 % of recommendations are not answered with a server error, being turned away included",
+        promise="99.9 % of requests are not answered with a server error, being turned away included",
         target=0.999,
         bad=f'(sum(rate(scoter_responses_total{{{{{ROUTES},status=~"5.."}}}}[{{window}}])) or vector(0))'
         f" / sum(rate(scoter_responses_total{{{{{ROUTES}}}}}[{{window}}]))",

@@ -140,11 +140,13 @@ PARTS: list[Rule] = [
     ),
     alert(
         "ScoterExperimentsStale",
-        'sum(increase(scoter_experiments_reloads_total{outcome=~"refused|unavailable"}[10m])) > 0',
+        # Not the counter of refused looks: a file that stays wrong is refused once and unchanged from then on.
+        "count(scoter_experiments_ok == 0) > 0",
         "10m",
         "ticket",
         "The experiments cannot be reloaded",
-        "The last good ones stay in force; the logs say what is wrong with the file or its source.",
+        "{{ $value }} replicas keep the last good ones in force; their logs say what is wrong with the file or its "
+        "source.",
     ),
     alert(
         "ScoterExposuresDropped",

@@ -44,7 +44,8 @@ def serve(
 ) -> None:
     """Answer POST /recommend from a release and a user store.
 
-    Every option can be set in the environment instead, and so can what has no option:
+    Every option but --log-level can be set in the environment instead, and so can what has no option (a name that
+    is not known is ignored):
 
         SCOTER_RELEASES, SCOTER_RELEASE, SCOTER_HOST, SCOTER_PORT
         SCOTER_STORE__KIND=redis

@@ -29,6 +29,8 @@ LATENCY_BUCKETS = (
 )
 STAGE_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, *LATENCY_BUCKETS)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+# Why an exposure may not be written.
+_LOSSES = ("queue_full", "disk_full", "unwritable", "unavailable", "timeout", "closed", "unencodable")
 
 
 class Metrics:
@@ -113,8 +115,11 @@ class Metrics:
             registry=registry,
         )
         self._experiments_ok = Gauge(
-            "scoter_experiments_ok", "1 if the last look at the experiments' source found them good", registry=registry
+            "scoter_experiments_ok",
+            "0 if the last look at the experiments' source failed or found them wrong",
+            registry=registry,
         )
+        self._experiments_ok.set(1)  # without a source nothing is wrong with it
         self._experiments = Gauge(
             "scoter_experiments_info", "1 for the version of the experiments in use", ["version"], registry=registry
         )
@@ -205,6 +210,11 @@ class Metrics:
         """Say which version of the experiments is in use."""
         self._experiments.clear()
         self._experiments.labels(version).set(1)
+
+    def exposing(self, sink: str) -> None:
+        """Show a sink's losses from the start, so that a rate over the first one is not lost."""
+        for reason in _LOSSES:
+            self._exposures_dropped.labels(sink, reason)
 
     def exposures_written(self, sink: str, count: int) -> None:
         """Count exposures that a sink has taken."""

@@ -119,6 +119,11 @@ def test_mounted_volumes_and_named_ports_exist(objects: list[Object]) -> None:
                 assert ask is None or ask["port"] in ports, name
 
 
+def test_a_model_that_fails_costs_no_other_one_and_no_pod(objects: list[Object]) -> None:
+    (container,) = of(objects, "Deployment")["triton"]["spec"]["template"]["spec"]["containers"]
+    assert {"--exit-on-error=false", "--strict-readiness=false"} <= set(container["args"])
+
+
 def test_services_and_budgets_select_pods(objects: list[Object]) -> None:
     labels = [template["metadata"]["labels"] for template in templates(objects).values()]
     for found in of(objects, "Service").values():

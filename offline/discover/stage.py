@@ -54,7 +54,7 @@ from offline.discover.validate import QUOTED, Chain, Reading, read
 from offline.encoder import SentenceEncoder
 from offline.errors import AnswerError, StageError
 from offline.llm.base import Abstract, Backend, Explore, Sampling, Usage
-from offline.llm.open import open_backend
+from offline.llm.open import ANSWERS, open_backend
 from offline.prepare import Dataset, dataset_name, load_dataset
 from offline.recipe import Recipe
 from offline.stage import Stage, console, run_stage, write_json
@@ -64,8 +64,7 @@ EARLY = 50  # answers after which a backend that never kept to the format is ask
 TRIES = 3  # answers to the Mine prompt, of which the first that can be read is taken
 EXAMPLES = 3  # chains that the report shows
 MINED, SINGLE = "mined", "best single chains"
-# In the work folder: another recipe, with other clusters say, neither asks nor encodes anything twice either.
-_LLM_CACHE, _RETRIEVED = "llm-cache", "retrieved"
+_RETRIEVED = "retrieved"  # in the work folder: another recipe, with other clusters say, encodes nothing twice either
 # No part of what the backend writes: a run may go on with more patience, or a larger budget.
 _CIRCUMSTANCES = {"concurrency", "timeout", "retries", "prompt_price", "completion_price", "budget", "batch"}
 
@@ -113,7 +112,7 @@ class _Discovery:
         self._folder = folder
         self._recipe = recipe
         self._others = others
-        self._llm_cache = work / _LLM_CACHE
+        self._cache = work / ANSWERS
         self._progress = progress
         self._name = dataset_name(prepared.folder)
         self._dataset: Dataset = load_dataset(prepared.folder)
@@ -205,7 +204,7 @@ class _Discovery:
     def _backend(self) -> Iterator[Backend]:
         """The backend, open; what it used is noted, also when it dies."""
         earlier = _sessions(self._folder)
-        with open_backend(self._recipe.teacher, self._dataset, self._llm_cache) as backend:
+        with open_backend(self._recipe.teacher, self._dataset, self._cache) as backend:
             try:
                 yield backend
             finally:

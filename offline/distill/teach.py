@@ -30,7 +30,7 @@ from offline.chains.template import Template
 from offline.distill.answers import Said, ask_all, rewrite, whole_rows
 from offline.errors import AnswerError, StageError
 from offline.llm.base import Backend, Prompt, Sampling
-from offline.llm.open import open_backend
+from offline.llm.open import ANSWERS, open_backend
 from offline.prepare import Dataset, load_dataset
 from offline.recipe import Recipe
 from offline.stage import Stage, console, run_stage, write_json
@@ -91,7 +91,7 @@ def sample(dataset: Dataset, count: int, seed: int) -> list[int]:
 
 def teacher(recipe: Recipe, dataset: Dataset, folder: Path) -> AbstractContextManager[Backend]:
     """The teacher, for a stage at work in `folder`; all stages of a work folder share its answers."""
-    return open_backend(recipe.teacher, dataset, folder.parent / "answers")
+    return open_backend(recipe.teacher, dataset, folder.parent / ANSWERS)
 
 
 def question(dataset: Dataset, user: int, template: Template, recipe: Recipe, *, hindsight: bool) -> Prompt:

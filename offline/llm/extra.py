@@ -16,5 +16,5 @@ def llm_extra() -> Iterator[None]:
     except ImportError as error:
         missing = f"the package {error.name}" if error.name else str(error)
         raise LLMError(
-            f"a language model needs {missing}, which is not installed: pip install 'scoter-serving[llm]'"
+            f"a language model needs {missing}, which is not installed: pip install -e '.[llm]' in a checkout"
         ) from error

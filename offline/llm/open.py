@@ -12,6 +12,8 @@ from offline.llm.cache import AnswerCache
 from offline.prepare import Dataset
 from offline.recipe import TeacherRecipe
 
+ANSWERS = "answers"  # folder of a work folder: all stages share its answers, and its budget
+
 
 @contextmanager
 def open_backend(recipe: TeacherRecipe, dataset: Dataset, cache: Path) -> Iterator[Backend]:

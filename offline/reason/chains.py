@@ -69,7 +69,8 @@ class Keys:
         self._items = np.frombuffer(b"".join([bytes(16), *shown]), np.uint8).reshape(-1, 16)
         # A change in how questions are put changes the question about a made-up item.
         form = rationale.prompt(Rationale((1,), (1,), asking.template), [_MADE_UP], asking.sampling)
-        said = repr((form.messages, form.sampling, form.pattern, _AGAIN, writer.view))
+        pattern = rationale.pattern(asking.template) if writer.held else None
+        said = repr((form.messages, form.sampling, pattern, _AGAIN, writer.view))
         everybody = _everybody(dataset, shown) if writer.view is None else b""
         self._common = digest(writer.identity, said, everybody)
 
@@ -137,7 +138,7 @@ class Scribe:
     def _prompt(self, user: int, split: str) -> Prompt:
         template, sampling, view = self._asking.template, self._asking.sampling, self._writer.view
         if view is not None:
-            return rationale.ask(self._dataset, user, split, template, sampling, view)
+            return rationale.ask(self._dataset, user, split, template, sampling, view, hold=self._writer.held)
         # Statistics read the task alone, and to word the question would take longer than to answer it.
         known, own = self._dataset.history(user, split), self._dataset.training(user)
         return Prompt((), sampling, Rationale(tuple(known.tolist()), tuple(own.tolist()), template))

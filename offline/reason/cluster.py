@@ -43,7 +43,7 @@ class Ray:
         try:
             import ray  # noqa: F401, PLC0415 - an extra
         except ImportError as error:
-            raise StageError("--engine ray needs Ray: pip install 'scoter-serving[ray]'") from error
+            raise StageError("--engine ray needs Ray: pip install -e '.[ray]' in a checkout") from error
         self._workers = workers
 
     def write(self, job: Job, dataset: Dataset, asks: Iterable[Ask]) -> Iterator[Written]:

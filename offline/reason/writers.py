@@ -23,6 +23,7 @@ from offline.distill.students import Students, about, fold_of, student
 from offline.errors import RecipeError, StageError
 from offline.llm.base import Backend
 from offline.llm.model import model_place, weights_digest
+from offline.llm.open import ANSWERS, open_backend
 from offline.prepare import Dataset
 from offline.recipe import Recipe, TeacherRecipe
 
@@ -43,6 +44,7 @@ class Writer:
     opening: Callable[[int, Dataset], AbstractContextManager[Backend]]
     folds: int = 1
     alone: bool = False  # has to be asked by one process, as whoever keeps a budget or a rate
+    held: bool = False  # to the format as it writes; a student has learnt it
 
     def fold(self, user_id: str) -> int:
         """Which of its models writes for this user."""
@@ -70,15 +72,16 @@ def writer(work: Path, recipe: Recipe, template: tuple[str, ...], students: Path
 def _teacher(work: Path, recipe: Recipe) -> Writer:
     teacher = recipe.teacher
     identity = json.dumps(["teacher", teacher.model_dump(exclude=_CIRCUMSTANCES)], sort_keys=True)
-    opening = partial(_open_teacher, teacher, work / "answers")
+    opening = partial(_open_teacher, teacher, work / ANSWERS)
     if teacher.backend == "analyst":
         return Writer(ANALYST, identity, None, 512, opening)
     name = f"{teacher.backend} {teacher.model}"
     if teacher.backend == "local":
         identity += _weights(teacher.model)
-        return Writer(name, identity, _view(recipe), BATCHES * teacher.batch, opening)
+        return Writer(name, identity, _view(recipe), BATCHES * teacher.batch, opening, held=True)
     # So many that those who wait for a chunk's slowest answer do not matter.
-    return Writer(name, identity, _view(recipe), 64 * teacher.concurrency, opening, alone=True)
+    held = teacher.structured != "none"
+    return Writer(name, identity, _view(recipe), 64 * teacher.concurrency, opening, alone=True, held=held)
 
 
 def _student(recipe: Recipe, template: tuple[str, ...], folder: Path) -> Writer:
@@ -116,8 +119,6 @@ def _undistilled(recipe: Recipe) -> Writer:
 def _open_teacher(
     recipe: TeacherRecipe, answers: Path, _fold: int, dataset: Dataset
 ) -> AbstractContextManager[Backend]:
-    from offline.llm.open import open_backend  # noqa: PLC0415 - with the libraries of language models
-
     return open_backend(recipe, dataset, answers)
 
 

@@ -78,6 +78,7 @@ class _Channel:
         self._closing = asyncio.Event()
         self._failure: str | None = None  # why the sink does not write at present
         self._writer = asyncio.create_task(self._write())
+        metrics.exposing(sink.name)
 
     def put(self, line: bytes) -> None:
         """Queue a line, or drop it: for the sink's own failure if it has one, else because it is too slow."""

@@ -378,5 +378,5 @@ def test_ray_that_is_not_installed_is_asked_for_before_anything_is_done(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     said = scoter.fails("reason", "sample", "--data", data, "--work", tmp_path / "out", "--engine", "ray")
-    assert said == "--engine ray needs Ray: pip install 'scoter-serving[ray]'"
+    assert said == "--engine ray needs Ray: pip install -e '.[ray]' in a checkout"
     assert not (tmp_path / "out").exists()
