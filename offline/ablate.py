@@ -30,7 +30,7 @@ from offline.cooccurrence import Neighbours
 from offline.encoder import SentenceEncoder
 from offline.errors import StageError
 from offline.prepare import SPLITS, Dataset, load_dataset
-from offline.reason import load_reasoning, load_template
+from offline.reason import load_reasoning, load_template, present
 from offline.recipe import AblationRecipe, Recipe
 from offline.stage import Stage, console, run_stage, write_json
 from offline.tokenize import load_embeddings
@@ -79,7 +79,11 @@ def _build(folder: Path, prepared: Stage, tokens: Stage, reasoned: Stage, recipe
                 matrix = reasoning[source[users]].astype(np.float32)  # [B, K, D]
                 if successors is not None:
                     matrix, texts = successors.of(users, split)
+                absent = ~present(matrix)
                 matrix, texts = _collapsed(matrix, texts, what, encoder)
+                # A chain that is not there stays so: the text of nothing has an embedding, too.
+                matrix[absent] = 0.0
+                texts = [[] if gone else steps for gone, steps in zip(absent, texts, strict=True)]
                 width = matrix.shape[2]
                 if out is None:
                     shape = (len(source), *matrix.shape[1:])

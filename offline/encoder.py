@@ -45,7 +45,13 @@ class SentenceEncoder:
         disable_progress_bar()  # of loading, which takes a second
         self.name = name
         self.precision = precision
-        self._model: SentenceTransformer = SentenceTransformer(model_path(name))
+        try:
+            self._model: SentenceTransformer = SentenceTransformer(model_path(name))
+        except (OSError, ValueError) as error:
+            raise StageError(
+                f"cannot load the encoder {name!r} (tokenize.encoder, reason.encoder), which has to be `minilm`, or a "
+                f"folder or hub name for sentence-transformers: {error}"
+            ) from error
         if precision == "bfloat16":
             self._model = self._model.bfloat16()
 

@@ -118,7 +118,8 @@ class ByBeam:
             batch=self.recipe.evaluate.batch,
             progress=f"{self.name} beam",
         )
-        return scored.items[:, :TOP]
+        found = scored.items[:, :TOP]
+        return np.pad(found, ((0, 0), (0, TOP - found.shape[1])))  # a narrower beam fills less: 0 is no item
 
 
 @dataclass(slots=True)

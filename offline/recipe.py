@@ -243,6 +243,13 @@ class SasrecRecipe(_Section):
     ff: int = Field(256, ge=4)
 
 
+class TigerTrainRecipe(TrainRecipe):
+    """Table 8, where TIGER's differs from HSTU's."""
+
+    batch: int = Field(256, ge=1)
+    epochs: int = Field(200, ge=1)
+
+
 class TigerRecipe(_Section):
     """A.1 and Table 8: TIGER, a T5 over the codes of the history's items, and its fusion."""
 
@@ -255,7 +262,7 @@ class TigerRecipe(_Section):
     fusion_heads: int = Field(6, ge=1)
     fusion_dropout: float = Field(0.1, ge=0, lt=1)
     gate_bias: float = 0.0  # as `model.gate_bias`
-    train: TrainRecipe = TrainRecipe(batch=256, epochs=200)
+    train: TigerTrainRecipe = TigerTrainRecipe()
 
     @model_validator(mode="after")
     def _trains_as_tiger_can(self) -> Self:

@@ -375,7 +375,8 @@ class _Run:
             return self._loss_of(rows)
         own = self.crew.share(rows)
         # A model is trained at every position of a row, or at the last one: the share of those that are here.
-        places = self.rows.lengths if self.model.causal else np.ones_like(self.rows.lengths)
+        everywhere = self.model.causal and not self.stands
+        places = self.rows.lengths if everywhere else np.ones_like(self.rows.lengths)
         weight = self.crew.size * places[own].sum() / places[rows].sum()
         return self._loss_of(own if len(own) else rows[:1]) * float(weight)
 

@@ -81,7 +81,8 @@ class Recommender(nn.Module):
     def stand_on(self, backbone: Recommender) -> None:
         """Take over a trained backbone and leave it alone: what training chooses from here on only reads reasoning.
 
-        It starts as good: A of eq. 3 is zero, and g of eq. 4 one number for all, which the norm of eq. 5 takes out.
+        It starts as good, but for what an alignment adds: A of eq. 3 is zero, and g of eq. 4 one number for all, which
+        the norm of eq. 5 takes out.
         """
         assert self.fusion is not None
         last = "backbone.stack.final_layer_norm." if isinstance(self.inputs, CodeTokens) else "norm."

@@ -119,6 +119,7 @@ class _Run:
     def _list_chains(self) -> None:
         """Cut what nobody has written yet into chunks, each prompt once."""
         if self.asks.counts is not None:
+            self._forget_silence()
             return
         found: Counter[str] = Counter(reused=0, shared=0, asked=0)
 
@@ -143,6 +144,16 @@ class _Run:
         with self._seen() as seen:
             self.asks.cut(rows(seen), self.job.writer.chunk, first=TRIAL)
         self.asks.finish(dict(found))
+
+    def _forget_silence(self) -> None:
+        """Of a run that goes on: what got no answer before it was cut off is asked again, and texts listed anew."""
+        for name in self.asks.names():
+            keys = [bytes.fromhex(key) for _, _, key in self.asks.read(name).rows]
+            held = self.chains.get(keys)
+            silent = [k for k, v in zip(keys, held, strict=True) if v is not None and Chain.decode(v).again]
+            if silent:
+                self.chains.drop(silent)
+                shutil.rmtree(self.texts.folder, ignore_errors=True)
 
     def _write(self) -> None:
         counts = self.asks.counts

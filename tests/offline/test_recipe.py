@@ -69,8 +69,8 @@ PAPER: dict[str, dict[str, Any]] = {
         "epochs": 300,
         "patience": 20,
         "contrastive_weight": 0.1,
+        "weight_decay": 5e-5,  # 4.1
         # What the paper does not mention is off.
-        "weight_decay": 0.0,
         "warmup": 0.0,
         "schedule": "constant",
         "label_smoothing": 0.0,
@@ -91,12 +91,28 @@ PAPER: dict[str, dict[str, Any]] = {
         "gate_bias": 0.0,
     },
 }
+OF_TIGER = {
+    "batch": 256,
+    "epochs": 200,
+    "patience": 20,
+    "learning_rate": 1e-4,
+    "weight_decay": 5e-5,
+    "optimizer": "adam",
+}
 
 
 @pytest.mark.parametrize("section", PAPER)
 def test_the_paper_s_tables_7_and_8(section: str) -> None:
     found = load_recipe("paper").model_dump()[section]
     assert {key: found[key] for key in PAPER[section]} == PAPER[section]
+
+
+def test_tiger_is_trained_by_a_table_of_its_own(tmp_path: Path) -> None:
+    found = load_recipe("paper").tiger.train.model_dump()
+    assert {key: found[key] for key in OF_TIGER} == OF_TIGER
+    for text in ("", "[tiger]\ndim = 64", "[tiger.train]", "[tiger.train]\nlearning_rate = 1e-3"):
+        train = load_recipe(written(tmp_path, f'name = "own"\n{text}\n')).tiger.train
+        assert (train.batch, train.epochs) == (256, 200)
 
 
 def test_a_chain_has_five_steps() -> None:

@@ -117,5 +117,5 @@ def test_who_keeps_a_budget_is_asked_by_one_process(ray: Any, prepared: Stage, s
 
 def test_without_ray_it_is_said_how_to_come_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(StageError, match=r"pip install 'scoter-serving\[ray\]'"):
+    with pytest.raises(StageError, match=r"pip install -e '\.\[ray\]'"):
         Ray()

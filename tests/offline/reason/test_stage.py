@@ -286,6 +286,22 @@ def test_who_got_no_answer_is_asked_again_by_the_next_run(prepared: Stage, run: 
     assert contents(second) == contents(Run(run.folder.parent / "whole")(prepared))
 
 
+def test_who_got_no_answer_before_a_run_was_cut_off_is_asked_again_when_it_goes_on(prepared: Stage, run: Run) -> None:
+    with pytest.raises(LLMError):
+        run(prepared, silent="no 3", dead_after=60)
+    out = run(prepared)
+    assert not lines(out / "failures.jsonl")
+    whole = Run(run.folder.parent / "whole")(prepared)
+    assert contents(out) == contents(whole)
+
+
+def test_when_nobody_answered_the_next_try_asks_anew(stage_of: StageOf, run: Run) -> None:
+    few = stage_of(dict(list(sequences().items())[:3]))
+    with pytest.raises(StageError, match="no answer: it timed out"):
+        run(few, silent="Purchase history")
+    assert not lines(run(few) / "failures.jsonl")
+
+
 def test_a_writer_of_nothing_but_nonsense_is_stopped_early(prepared: Stage, run: Run) -> None:
     with pytest.raises(StageError, match=r"none of 5\d chains by a script \(1 folds\) follows the template.*no "):
         run(prepared, nonsense="Purchase history")
