@@ -50,7 +50,6 @@ from service.timings import StageTimings
 
 log = structlog.get_logger(__name__)
 
-_BY_REQUEST = replace(UNASSIGNED, label="request")
 RETIRE_SECONDS = 30.0  # an edition's last requests are long past their deadlines by then
 PATIENCE_CEILING = 300.0  # seconds between attempts at a release that cannot be served
 
@@ -141,11 +140,11 @@ class Serving:
             return await self._events.append(request, self.edition.release.catalogue)
 
     def _assigned(self, request: RecommendRequest, context: Context) -> Assignment:
-        if request.model is not None or not request.reasoning:
-            return _BY_REQUEST  # the caller has decided: no experiment may count this answer
         if self._experiments is None:
             return UNASSIGNED
         experiments = self._experiments.current
+        if request.model is not None or not request.reasoning:
+            return experiments.pinned(request.user_id, request.attributes)  # the caller has decided
         insisted = context.forced if self._settings.experiments.allow_forced else ""
         forced = experiments.forced(insisted) if insisted else {}
         return experiments.assign(request.user_id, request.attributes, forced)

@@ -119,6 +119,21 @@ def test_a_request_that_names_its_model_is_in_no_experiment(start: Start, tmp_pa
     assert [line["label"] for line in exposures(tmp_path)] == ["request", "request"]
 
 
+def test_who_is_held_out_is_so_in_requests_that_name_their_model_too(start: Start, tmp_path: Path) -> None:
+    content = features(model=HALVES)
+    content["features"]["holdout"] = {
+        "defaultValue": False,
+        "rules": [{"force": True, "condition": {"user_id": "user-0"}}],
+    }
+    with start(content) as client:
+        for user, held in (("user-0", True), ("user-1", False)):
+            for body in ({}, {"model": "hstu"}, {"reasoning": False}):
+                assert ask(client, user, **body)["holdout"] is held
+    logged = exposures(tmp_path)
+    assert [line["holdout"] for line in logged] == [True] * 3 + [False] * 3
+    assert [line["label"] for line in logged][:3] == ["holdout", "request", "request"]
+
+
 def test_quality_assurance_may_insist_on_an_arm_where_that_is_allowed(start: Start, tmp_path: Path) -> None:
     insists = {"X-Scoter-Arm": "model=control"}
     with start(features(model=HALVES)) as client:
