@@ -10,14 +10,12 @@ import asyncio
 import gc
 from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, Literal
 
 import structlog
 
 from service.admission import Admission
 from service.context import Context
-from service.deadline import Deadline
 from service.edition import UNANSWERED, Edition
 from service.engine.base import Engines
 from service.engine.open import open_engines
@@ -42,11 +40,11 @@ from service.exposures.log import ExposureLog
 from service.metrics import Metrics
 from service.schemas import RecommendRequest, RecommendResponse
 from service.settings import Settings
+from service.shadows import Shadows
 from service.store.base import Store
 from service.store.cached import cached
 from service.store.keys import RELEASE_POINTER
 from service.store.open import open_store
-from service.timings import StageTimings
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +67,7 @@ class Serving:
         self._look = asyncio.Event()  # set: look at the pointer now
         self._experiments: LiveExperiments | None = None
         self._exposures = ExposureLog(settings.exposures, metrics)
+        self._shadows = Shadows(self._spare, settings.limits.deadline_ms / 1000, self._exposures, metrics)
         self._events = Events(store, settings.limits.stored_history, metrics)
         self._pointed: str | None = None  # what the store's pointer named when it was last followed
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
@@ -93,7 +92,7 @@ class Serving:
             await serving.close()
             raise
         metrics.watch(
-            waiting=lambda: sum(maker.waiting() for maker in engines),
+            waiting=serving._waiting,
             answering=lambda: serving.admission.taken,
             broken=serving.broken,
         )
@@ -130,8 +129,8 @@ class Serving:
         if self._exposures.enabled:
             # Once the answer is on its way.
             asyncio.get_running_loop().call_soon(self._expose, response, request, context, assignment)
-            if assignment.shadow and self.admission.spare():
-                self.spawn(self._shadow(edition, request, context.request_id, assignment))
+            if assignment.shadow:
+                self.spawn(self._shadows.run(edition, request, context.request_id, assignment))
         return response
 
     async def append(self, request: EventsRequest) -> EventsResponse:
@@ -155,21 +154,12 @@ class Serving:
         latency = context.timings.total() * 1000
         self._exposures.record(Exposure.of(response, request.user_id, assignment, latency))
 
-    async def _shadow(
-        self, edition: Edition, request: RecommendRequest, request_id: str, assignment: Assignment
-    ) -> None:
-        """Log what the shadow arms would have answered, one after the other."""
-        for arm in assignment.shadow:
-            timings = StageTimings()
-            context = Context(request_id, timings, Deadline(self._settings.limits.deadline_ms / 1000))
-            try:
-                with edition:
-                    response = await edition.unseen.recommend(request, context, replace(assignment, arm=arm))
-            except ScoterError as error:
-                log.warning("shadow_failed", arm=arm.name or arm.model, error=str(error))
-                continue
-            exposure = Exposure.of(response, request.user_id, assignment, timings.total() * 1000, shadow=arm)
-            self._exposures.record(exposure)
+    def _waiting(self) -> int:
+        return sum(maker.waiting() for maker in self._engines)
+
+    def _spare(self) -> bool:
+        # Places alone do not tell: they are far more than the engines can answer at once.
+        return self.admission.spare() and not self._waiting()
 
     def broken(self) -> int:
         """Circuit breakers of the live release that are open."""
