@@ -21,14 +21,10 @@ from service.engine.base import Engines
 from service.engine.open import open_engines
 from service.errors import (
     DeadlineExceeded,
-    EngineError,
     EngineOverloaded,
     ExperimentsError,
     ExperimentsInvalid,
     Overloaded,
-    ReleaseCorrupt,
-    ReleaseError,
-    ReleaseMissing,
     ScoterError,
     StoreError,
 )
@@ -38,18 +34,17 @@ from service.experiments.live import LiveExperiments
 from service.exposures.event import Exposure
 from service.exposures.log import ExposureLog
 from service.metrics import Metrics
+from service.pointer import Follower, published
 from service.schemas import RecommendRequest, RecommendResponse
 from service.settings import Settings
 from service.shadows import Shadows
 from service.store.base import Store
 from service.store.cached import cached
-from service.store.keys import RELEASE_POINTER
 from service.store.open import open_store
 
 log = structlog.get_logger(__name__)
 
 RETIRE_SECONDS = 30.0  # an edition's last requests are long past their deadlines by then
-PATIENCE_CEILING = 300.0  # seconds between attempts at a release that cannot be served
 
 
 class Serving:
@@ -64,12 +59,11 @@ class Serving:
         self._metrics = metrics
         self._edition: Edition | None = None
         self._swapping = asyncio.Lock()
-        self._look = asyncio.Event()  # set: look at the pointer now
         self._experiments: LiveExperiments | None = None
         self._exposures = ExposureLog(settings.exposures, metrics)
         self._shadows = Shadows(self._spare, settings.limits.deadline_ms / 1000, self._exposures, metrics)
         self._events = Events(store, settings.limits.stored_history, metrics)
-        self._pointed: str | None = None  # what the store's pointer named when it was last followed
+        self._follower: Follower | None = None  # None: the release is pinned
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
 
     @classmethod
@@ -85,8 +79,8 @@ class Serving:
             engines.append(open_engines(settings.fallback, metrics.batch))
         serving = cls(settings, store, engines, metrics)
         try:
-            serving._pointed = None if settings.release else await published(store)
-            await serving.swap(settings.release or serving._pointed or "")
+            first = settings.release or await published(store)
+            await serving.swap(first)
             serving._experiments = await LiveExperiments.open(settings.experiments, serving.models, metrics)
         except BaseException:
             await serving.close()
@@ -101,7 +95,8 @@ class Serving:
         gc.collect()
         gc.freeze()
         if settings.release is None:
-            serving.spawn(serving._follow())
+            serving._follower = Follower(store, serving.swap, first, settings.poll_seconds, metrics)
+            serving.spawn(serving._follower.run())
         return serving
 
     @property
@@ -203,7 +198,8 @@ class Serving:
 
     def reload(self) -> None:
         """Look at the store's pointer and at the experiments now instead of at the next poll."""
-        self._look.set()
+        if self._follower is not None:
+            self._follower.hurry()
         if self._experiments is not None:
             self.spawn(self._reread(self._experiments))
 
@@ -252,38 +248,3 @@ class Serving:
         """Look at the experiments again: what named a model that was missing may be good now."""
         with suppress(ExperimentsError):  # logged where it was found
             await experiments.reload()
-
-    async def _follow(self) -> None:
-        """Swap whenever the store's pointer moves. A release that is refused is tried again, ever more rarely."""
-        every = self._settings.poll_seconds
-        patience = every
-        while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), patience)
-            self._look.clear()
-            try:
-                wanted = await published(self.store)
-                if wanted != self._pointed:
-                    await self.swap(wanted)
-                    self._pointed = wanted
-            except (ReleaseError, EngineError, ExperimentsError):
-                patience = min(2 * patience, PATIENCE_CEILING)
-            except StoreError as error:
-                log.warning("release_pointer_unread", error=str(error))
-            except Exception:
-                log.exception("release_watch_failed")  # a watcher that ends would leave this replica behind unnoticed
-            else:
-                patience = every
-
-
-async def published(store: Store) -> str:
-    """The id of the live release. Raises ReleaseMissing if none was published, StoreError if the store is down."""
-    (pointer,) = await store.get([RELEASE_POINTER])
-    if pointer is None:
-        raise ReleaseMissing(
-            "the store names no live release: publish one with `scoter publish`, or pin one with --release"
-        )
-    release_id = pointer.decode("ascii", "replace")
-    if not (len(release_id) == 16 and all(digit in "0123456789abcdef" for digit in release_id)):
-        raise ReleaseCorrupt(f"the store's release pointer is no release id: {release_id!r}; publish again")
-    return release_id
