@@ -144,7 +144,8 @@ async def prepare(settings: Settings, model: str | None) -> Workload:
     try:
         release, recommender = serving.edition.release, serving.edition.recommender
         entry = release.model(model or release.manifest.default_model)
-        requests = [request for request in warmup_requests(release) if request.model == entry.name]
+        everything = warmup_requests(release, settings.limits)
+        requests = [request for request in everything if request.model == entry.name]
         context = Context("prepare", StageTimings(), Deadline(PREPARE_SECONDS))
         prepared = [await recommender.prepare(request, context) for request in requests]
         return Workload(

@@ -24,7 +24,7 @@ from service.recommend import Recommender
 from service.release.manifest import listed
 from service.release.release import WARMUP, Release
 from service.schemas import RecommendRequest
-from service.settings import Settings
+from service.settings import LimitSettings, Settings
 from service.store.base import Store
 from service.timings import StageTimings
 
@@ -134,7 +134,7 @@ async def _warm_up(release: Release, filters: Filters, store: Store, engine: Eng
     Raises ReleaseCorrupt if one is no request that the release can answer, EngineUnavailable if a model fails.
     """
     started = perf_counter()
-    requests = await asyncio.to_thread(warmup_requests, release)
+    requests = await asyncio.to_thread(warmup_requests, release, settings.limits)
     # A rehearsal is no traffic: it is counted on a registry that nobody scrapes, and opens nobody's breaker.
     ladder = Ladder([engine], settings.breaker)
     rehearsal = Recommender(release, filters, store, ladder, settings.limits, Metrics(CollectorRegistry()))
@@ -149,14 +149,20 @@ async def _warm_up(release: Release, filters: Filters, store: Store, engine: Eng
     log.info("warmed_up", release=release.id, requests=len(requests), seconds=round(perf_counter() - started, 3))
 
 
-def warmup_requests(release: Release) -> list[RecommendRequest]:
-    """The release's warm-up requests, each naming its model. Raises ReleaseCorrupt with file and line."""
+def warmup_requests(release: Release, limits: LimitSettings) -> list[RecommendRequest]:
+    """The release's warm-up requests, each naming its model. Raises ReleaseCorrupt with file and line.
+
+    They are cut to what this deployment allows, the newest items kept: its limits are no fault of the release.
+    """
     requests: list[RecommendRequest] = []
     for number, body in enumerate(release.warmup(), start=1):
         try:
             request = RecommendRequest.model_validate(body)
         except ValidationError as error:
             raise ReleaseCorrupt(f"{release.path / WARMUP}, line {number}: not a request: {listed(error)}") from error
+        history = None if request.history is None else request.history[-limits.history :]
+        exclude = request.exclude[max(0, len(request.exclude) - limits.exclude) :]  # none at all may be allowed
+        request = request.model_copy(update={"history": history, "exclude": exclude})
         for model in release.manifest.models if request.model is None else ():
             k = None if request.k is None else min(request.k, model.beam)
             requests.append(request.model_copy(update={"model": model.name, "k": k}))

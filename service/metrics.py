@@ -123,6 +123,11 @@ class Metrics:
         self._experiments = Gauge(
             "scoter_experiments_info", "1 for the version of the experiments in use", ["version"], registry=registry
         )
+        self._shadows_skipped = Counter(
+            "scoter_shadows_skipped_total",
+            "Shadow arms that were not computed, as answers needed the engines",
+            registry=registry,
+        )
         self._exposures = Counter(
             "scoter_exposures_written_total", "Exposures written, by sink", ["sink"], registry=registry
         )
@@ -210,6 +215,10 @@ class Metrics:
         """Say which version of the experiments is in use."""
         self._experiments.clear()
         self._experiments.labels(version).set(1)
+
+    def shadows_skipped(self, arms: int) -> None:
+        """Count shadow arms that had to make way for answers."""
+        self._shadows_skipped.inc(arms)
 
     def exposing(self, sink: str) -> None:
         """Show a sink's losses from the start, so that a rate over the first one is not lost."""

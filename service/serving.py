@@ -10,27 +10,21 @@ import asyncio
 import gc
 from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, Literal
 
 import structlog
 
 from service.admission import Admission
 from service.context import Context
-from service.deadline import Deadline
 from service.edition import UNANSWERED, Edition
 from service.engine.base import Engines
 from service.engine.open import open_engines
 from service.errors import (
     DeadlineExceeded,
-    EngineError,
     EngineOverloaded,
     ExperimentsError,
     ExperimentsInvalid,
     Overloaded,
-    ReleaseCorrupt,
-    ReleaseError,
-    ReleaseMissing,
     ScoterError,
     StoreError,
 )
@@ -40,19 +34,17 @@ from service.experiments.live import LiveExperiments
 from service.exposures.event import Exposure
 from service.exposures.log import ExposureLog
 from service.metrics import Metrics
+from service.pointer import Follower, published
 from service.schemas import RecommendRequest, RecommendResponse
 from service.settings import Settings
+from service.shadows import Shadows
 from service.store.base import Store
 from service.store.cached import cached
-from service.store.keys import RELEASE_POINTER
 from service.store.open import open_store
-from service.timings import StageTimings
 
 log = structlog.get_logger(__name__)
 
-_BY_REQUEST = replace(UNASSIGNED, label="request")
 RETIRE_SECONDS = 30.0  # an edition's last requests are long past their deadlines by then
-PATIENCE_CEILING = 300.0  # seconds between attempts at a release that cannot be served
 
 
 class Serving:
@@ -67,11 +59,11 @@ class Serving:
         self._metrics = metrics
         self._edition: Edition | None = None
         self._swapping = asyncio.Lock()
-        self._look = asyncio.Event()  # set: look at the pointer now
         self._experiments: LiveExperiments | None = None
         self._exposures = ExposureLog(settings.exposures, metrics)
+        self._shadows = Shadows(self._spare, settings.limits.deadline_ms / 1000, self._exposures, metrics)
         self._events = Events(store, settings.limits.stored_history, metrics)
-        self._pointed: str | None = None  # what the store's pointer named when it was last followed
+        self._follower: Follower | None = None  # None: the release is pinned
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds tasks only weakly
 
     @classmethod
@@ -87,14 +79,14 @@ class Serving:
             engines.append(open_engines(settings.fallback, metrics.batch))
         serving = cls(settings, store, engines, metrics)
         try:
-            serving._pointed = None if settings.release else await published(store)
-            await serving.swap(settings.release or serving._pointed or "")
+            first = settings.release or await published(store)
+            await serving.swap(first)
             serving._experiments = await LiveExperiments.open(settings.experiments, serving.models, metrics)
         except BaseException:
             await serving.close()
             raise
         metrics.watch(
-            waiting=lambda: sum(maker.waiting() for maker in engines),
+            waiting=serving._waiting,
             answering=lambda: serving.admission.taken,
             broken=serving.broken,
         )
@@ -103,7 +95,8 @@ class Serving:
         gc.collect()
         gc.freeze()
         if settings.release is None:
-            serving.spawn(serving._follow())
+            serving._follower = Follower(store, serving.swap, first, settings.poll_seconds, metrics)
+            serving.spawn(serving._follower.run())
         return serving
 
     @property
@@ -131,8 +124,8 @@ class Serving:
         if self._exposures.enabled:
             # Once the answer is on its way.
             asyncio.get_running_loop().call_soon(self._expose, response, request, context, assignment)
-            if assignment.shadow and self.admission.spare():
-                self.spawn(self._shadow(edition, request, context.request_id, assignment))
+            if assignment.shadow:
+                self.spawn(self._shadows.run(edition, request, context.request_id, assignment))
         return response
 
     async def append(self, request: EventsRequest) -> EventsResponse:
@@ -141,11 +134,11 @@ class Serving:
             return await self._events.append(request, self.edition.release.catalogue)
 
     def _assigned(self, request: RecommendRequest, context: Context) -> Assignment:
-        if request.model is not None or not request.reasoning:
-            return _BY_REQUEST  # the caller has decided: no experiment may count this answer
         if self._experiments is None:
             return UNASSIGNED
         experiments = self._experiments.current
+        if request.model is not None or not request.reasoning:
+            return experiments.pinned(request.user_id, request.attributes)  # the caller has decided
         insisted = context.forced if self._settings.experiments.allow_forced else ""
         forced = experiments.forced(insisted) if insisted else {}
         return experiments.assign(request.user_id, request.attributes, forced)
@@ -156,21 +149,12 @@ class Serving:
         latency = context.timings.total() * 1000
         self._exposures.record(Exposure.of(response, request.user_id, assignment, latency))
 
-    async def _shadow(
-        self, edition: Edition, request: RecommendRequest, request_id: str, assignment: Assignment
-    ) -> None:
-        """Log what the shadow arms would have answered, one after the other."""
-        for arm in assignment.shadow:
-            timings = StageTimings()
-            context = Context(request_id, timings, Deadline(self._settings.limits.deadline_ms / 1000))
-            try:
-                with edition:
-                    response = await edition.unseen.recommend(request, context, replace(assignment, arm=arm))
-            except ScoterError as error:
-                log.warning("shadow_failed", arm=arm.name or arm.model, error=str(error))
-                continue
-            exposure = Exposure.of(response, request.user_id, assignment, timings.total() * 1000, shadow=arm)
-            self._exposures.record(exposure)
+    def _waiting(self) -> int:
+        return sum(maker.waiting() for maker in self._engines)
+
+    def _spare(self) -> bool:
+        # Places alone do not tell: they are far more than the engines can answer at once.
+        return self.admission.spare() and not self._waiting()
 
     def broken(self) -> int:
         """Circuit breakers of the live release that are open."""
@@ -214,7 +198,8 @@ class Serving:
 
     def reload(self) -> None:
         """Look at the store's pointer and at the experiments now instead of at the next poll."""
-        self._look.set()
+        if self._follower is not None:
+            self._follower.hurry()
         if self._experiments is not None:
             self.spawn(self._reread(self._experiments))
 
@@ -263,38 +248,3 @@ class Serving:
         """Look at the experiments again: what named a model that was missing may be good now."""
         with suppress(ExperimentsError):  # logged where it was found
             await experiments.reload()
-
-    async def _follow(self) -> None:
-        """Swap whenever the store's pointer moves. A release that is refused is tried again, ever more rarely."""
-        every = self._settings.poll_seconds
-        patience = every
-        while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), patience)
-            self._look.clear()
-            try:
-                wanted = await published(self.store)
-                if wanted != self._pointed:
-                    await self.swap(wanted)
-                    self._pointed = wanted
-            except (ReleaseError, EngineError, ExperimentsError):
-                patience = min(2 * patience, PATIENCE_CEILING)
-            except StoreError as error:
-                log.warning("release_pointer_unread", error=str(error))
-            except Exception:
-                log.exception("release_watch_failed")  # a watcher that ends would leave this replica behind unnoticed
-            else:
-                patience = every
-
-
-async def published(store: Store) -> str:
-    """The id of the live release. Raises ReleaseMissing if none was published, StoreError if the store is down."""
-    (pointer,) = await store.get([RELEASE_POINTER])
-    if pointer is None:
-        raise ReleaseMissing(
-            "the store names no live release: publish one with `scoter publish`, or pin one with --release"
-        )
-    release_id = pointer.decode("ascii", "replace")
-    if not (len(release_id) == 16 and all(digit in "0123456789abcdef" for digit in release_id)):
-        raise ReleaseCorrupt(f"the store's release pointer is no release id: {release_id!r}; publish again")
-    return release_id

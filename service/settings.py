@@ -124,7 +124,7 @@ class BreakerSettings(_Section):
 
     failures: int = Field(default=5, ge=1)  # in a row, per model, before the engine is left alone
     open_ms: Milliseconds = 1_000.0  # until a single request may try it again
-    slow_ms: Milliseconds = 25.0  # a timeout counts as a failure if the engine had at least this long
+    slow_ms: Milliseconds = 25.0  # a timeout counts as a failure at once if the model had at least this long
     reserve_ms: Milliseconds = 25.0  # kept back for the fallback engine
 
 

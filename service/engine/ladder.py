@@ -18,6 +18,7 @@ _T = TypeVar("_T")
 
 REPLY_SECONDS = 0.002  # kept back for writing the answer, so that one without a ranking is still in time
 GRACE_SECONDS = 0.01  # for an engine to end by itself what took too long
+UNKNOWN_SECONDS = 0.01  # what an answer takes, before there was one
 READY_SECONDS = 1.0  # for an engine to say that it is ready: whoever probes the service waits for two seconds
 
 
@@ -30,10 +31,40 @@ class Outcome(Generic[_T]):
 
 
 @dataclass(slots=True)
+class _Lane:
+    """One model on one engine: it may hang alone, while the engine answers for others."""
+
+    breaker: Breaker
+    answered: float = 0.0  # when it last answered, by the monotonic clock
+    took: float = UNKNOWN_SECONDS  # seconds that this answer took
+    hurried: int = 0  # timeouts since then that might be their callers' fault
+
+    def succeeded(self, began: float) -> None:
+        """Note an answer to a request that began at that time."""
+        self.answered = monotonic()
+        self.took, self.hurried = self.answered - began, 0
+        self.breaker.succeeded()
+
+    def timed_out(self, began: float, seconds: float, settings: BreakerSettings) -> None:
+        """Note that a request had no answer in so many seconds.
+
+        A busy model, which meanwhile answers others, is not out of order, nor is one whose caller was in a hurry. But
+        where all callers are, a model that hangs must be noticed, too: one such timeout says little, a row of them
+        without an answer says enough. Less time than its last answer took says nothing however often it comes, or one
+        caller with absurd deadlines would keep the model from all others.
+        """
+        excused = self.answered > began
+        if not excused and seconds * 1000 < settings.slow_ms:
+            ample = seconds >= self.took
+            self.hurried += ample
+            excused = not ample or self.hurried <= settings.failures
+        (self.breaker.abandoned if excused else self.breaker.failed)()
+
+
+@dataclass(slots=True)
 class _Rung:
     engine: Engine
-    breakers: dict[str, Breaker] = field(default_factory=dict)  # a model may fail alone
-    answered: float = 0.0  # when it last answered, by the monotonic clock
+    lanes: dict[str, _Lane] = field(default_factory=dict)  # by model
 
 
 class Ladder:
@@ -54,11 +85,13 @@ class Ladder:
         for number, rung in enumerate(self._rungs):
             last = number == len(self._rungs) - 1
             seconds = deadline.left() - (REPLY_SECONDS if last else self._settings.reserve_ms / 1000)
-            breaker = rung.breakers.setdefault(model, Breaker(self._settings))
+            lane = rung.lanes.get(model)
+            if lane is None:
+                lane = rung.lanes[model] = _Lane(Breaker(self._settings))
             if seconds <= 0:
                 _note(reasons, "engine_timeout")
                 continue
-            if not breaker.allows():
+            if not lane.breaker.allows():
                 _note(reasons, "engine_unavailable")
                 continue
             began = monotonic()
@@ -66,20 +99,16 @@ class Ladder:
                 async with asyncio.timeout(seconds + GRACE_SECONDS):  # whatever an engine promises of its own
                     result = accept(await rung.engine.infer(model, request, seconds))
             except (EngineTimeout, TimeoutError):
-                # Neither a caller in a hurry nor a busy engine, which meanwhile answers others, is out of order.
-                hurried = seconds * 1000 < self._settings.slow_ms
-                busy = rung.answered > began
-                (breaker.abandoned if hurried or busy else breaker.failed)()
+                lane.timed_out(began, seconds, self._settings)
                 _note(reasons, "engine_timeout")
             except EngineUnavailable:
-                breaker.failed()
+                lane.breaker.failed()
                 _note(reasons, "engine_unavailable")
             except BaseException:  # overloads, callers that left, and what nobody foresaw: a probe must be given back
-                breaker.abandoned()
+                lane.breaker.abandoned()
                 raise
             else:
-                rung.answered = monotonic()
-                breaker.succeeded()
+                lane.succeeded(began)
                 if number:
                     reasons.append("engine_fallback")
                 return Outcome(result, reasons)
@@ -87,7 +116,7 @@ class Ladder:
 
     def broken(self) -> int:
         """Circuit breakers that are open."""
-        return sum(breaker.open for rung in self._rungs for breaker in rung.breakers.values())
+        return sum(lane.breaker.open for rung in self._rungs for lane in rung.lanes.values())
 
     async def ready(self, model: str) -> list[bool]:
         """Per engine, whether it would answer for the model now; one that does not say so soon would not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Generic, TypeVar
 
@@ -118,8 +118,8 @@ class Experiments:
         The user id is attribute `id` (GrowthBook's name) and `user_id`, whatever the request says these are. A forced
         variation wins over targeting, traffic share and holdout; one that does not exist is passed over.
         """
-        known: dict[str, object] = {**attributes, "id": user_id, "user_id": user_id}
-        holdout = self._holdout is not None and self._holdout.settle(known, {}, None) is True
+        known = _known(user_id, attributes)
+        holdout = self._held(known)
         assigned: list[Assigned] = []
         name: str | None = None
         model: str | None = None
@@ -135,6 +135,17 @@ class Experiments:
             merged = self._arms[name, model, reasoning] = Arm(name=name, model=model, reasoning=reasoning)
         shadow = () if self._shadow is None else self._shadow.settle(known, {}, None) or ()
         return Assignment(merged, tuple(assigned), shadow, holdout, self._label(assigned, holdout=holdout))
+
+    def pinned(self, user_id: str, attributes: Mapping[str, object]) -> Assignment:
+        """What there is to say about a request that itself decides how it is ranked: no experiment may count it.
+
+        Whether its user is held out is said all the same. It is a property of the user: who is held out and says
+        otherwise now and then would look like someone who changed sides.
+        """
+        return replace(UNASSIGNED, holdout=self._held(_known(user_id, attributes)), label="request")
+
+    def _held(self, known: Mapping[str, object]) -> bool:
+        return self._holdout is not None and self._holdout.settle(known, {}, None) is True
 
     def _label(self, assigned: list[Assigned], *, holdout: bool) -> str:
         if any(one.forced for one in assigned):
@@ -286,6 +297,10 @@ class _Rule(Generic[V]):
             if low <= bucket < high:
                 return number, bucket
         return None, bucket
+
+
+def _known(user_id: str, attributes: Mapping[str, object]) -> dict[str, object]:
+    return {**attributes, "id": user_id, "user_id": user_id}
 
 
 def _note(assigned: list[Assigned] | None, one: Assigned) -> None:

@@ -59,8 +59,9 @@ class FileSource:
                 content = stream.read(SIZE_CEILING + 1)
         except OSError as error:
             raise ExperimentsUnavailable(f"cannot read {self.name}: {error.strerror}") from error
-        self._seen = seen
-        return _sized(content, self.name)
+        content = _sized(content, self.name)
+        self._seen = seen  # only now: a file that is too large is so at every look
+        return content
 
     def forget(self) -> None:
         """Read the file again, changed or not."""

@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.app import create_app
+from service.engine.onnx import OnnxEngines
 from service.settings import ExperimentSettings, ExposureSettings
 from tests.service.conftest import published_settings
 from tests.service.test_app import problem, sample
@@ -63,6 +64,12 @@ def start(tiny: TinyRelease, tmp_path: Path) -> Start:
 
 def exposures(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "exposures.jsonl").read_text().splitlines()]
+
+
+def written(folder: Path) -> int:
+    """How many exposures there are while the service runs."""
+    file = folder / "exposures.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def ask(client: TestClient, user: str, headers: dict[str, str] | None = None, **body: Any) -> dict[str, Any]:
@@ -119,6 +126,21 @@ def test_a_request_that_names_its_model_is_in_no_experiment(start: Start, tmp_pa
     assert [line["label"] for line in exposures(tmp_path)] == ["request", "request"]
 
 
+def test_who_is_held_out_is_so_in_requests_that_name_their_model_too(start: Start, tmp_path: Path) -> None:
+    content = features(model=HALVES)
+    content["features"]["holdout"] = {
+        "defaultValue": False,
+        "rules": [{"force": True, "condition": {"user_id": "user-0"}}],
+    }
+    with start(content) as client:
+        for user, held in (("user-0", True), ("user-1", False)):
+            for body in ({}, {"model": "hstu"}, {"reasoning": False}):
+                assert ask(client, user, **body)["holdout"] is held
+    logged = exposures(tmp_path)
+    assert [line["holdout"] for line in logged] == [True] * 3 + [False] * 3
+    assert [line["label"] for line in logged][:3] == ["holdout", "request", "request"]
+
+
 def test_quality_assurance_may_insist_on_an_arm_where_that_is_allowed(start: Start, tmp_path: Path) -> None:
     insists = {"X-Scoter-Arm": "model=control"}
     with start(features(model=HALVES)) as client:
@@ -147,8 +169,10 @@ def test_shadow_arms_are_logged_and_not_returned(start: Start, tiny: TinyRelease
     content["features"]["shadow"] = {"defaultValue": [{"name": "bare", "model": "hstu"}]}
     with start(content) as client:
         before = sample(client, 'scoter_responses_total{route="/recommend",status="200"}')
-        answers = {user.id: ask(client, user.id) for user in tiny.users}
-        time.sleep(0.3)
+        answers: dict[str, Any] = {}
+        for user in tiny.users:
+            answers[user.id] = ask(client, user.id)
+            until(lambda: written(tmp_path) == 2 * len(answers))  # shadows of many at once would be skipped
         assert sample(client, 'scoter_responses_total{route="/recommend",status="200"}') == before + len(tiny.users)
     logged = exposures(tmp_path)
     shadows = [line for line in logged if line["shadow"]]
@@ -157,6 +181,26 @@ def test_shadow_arms_are_logged_and_not_returned(start: Start, tiny: TinyRelease
     for line in shadows:
         assert (line["model"], line["arm"]["name"]) == ("hstu", "bare")
         assert line["request_id"] == answers[line["user_id"]]["request_id"]
+
+
+def test_shadow_arms_make_way_while_requests_wait_for_inference(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = features()
+    content["features"]["shadow"] = {"defaultValue": [{"model": "hstu"}, {"reasoning": False}]}
+    with start(content) as client:
+        with monkeypatch.context() as busy:
+            busy.setattr(OnnxEngines, "waiting", lambda _: 1)
+            ask(client, "user-0")
+            until(lambda: sample(client, "scoter_shadows_skipped_total") == 2)
+        ask(client, "user-1")
+        until(lambda: written(tmp_path) == 4)
+    assert [(line["user_id"], line["shadow"]) for line in exposures(tmp_path)] == [
+        ("user-0", False),
+        ("user-1", False),
+        ("user-1", True),
+        ("user-1", True),
+    ]
 
 
 def test_experiments_change_without_a_restart_and_a_bad_file_changes_nothing(start: Start, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from service.experiments.assignment import Experiments
 from service.exposures.event import ExposedItem, Exposure, encode
 
 START = 1_763_800_000.0
+PINNED = 0.3  # share of requests that name their model, of users who do
 EXPERIMENTS = {
     "features": {
         "model": {
@@ -40,6 +41,7 @@ class Traffic:
     lift: float = 0.0  # of clicks in `scoter`
     sparse_lift: float | None = None  # the same for users with short histories; None: as for all
     lost: float = 0.0  # share of `scoter`'s users whose exposures never arrive
+    pinning: float = 0.0  # share of users who are more active, and pin their model now and then
     tagged: bool = True
     by_request: bool = False
     seed: int = 0
@@ -62,20 +64,22 @@ def simulate(folder: Path, traffic: Traffic) -> tuple[Path, Path]:
         rate = min(0.95, traffic.click * taste * (1 + lift * treated))
         if treated and rng.random() < traffic.lost:
             continue
-        for turn in range(1 + rng.poisson(3)):
+        heavy = bool(traffic.pinning) and rng.random() < traffic.pinning
+        for turn in range(1 + rng.poisson(12 if heavy else 3)):
+            assignment = experiments.pinned(user, {}) if heavy and rng.random() < PINNED else assigned
             request, ts = f"{user}-{turn}", START + 7200.0 * turn + number
             items = tuple(ExposedItem(f"i{rng.integers(500)}", place, -0.1 * place) for place in range(1, 4))
             exposure = Exposure(
                 ts=ts,
                 request_id=request,
                 user_id=user,
-                arm=assigned.arm,
-                label=assigned.label,
-                experiments=assigned.experiments,
-                holdout=assigned.holdout,
+                arm=assignment.arm,
+                label=assignment.label,
+                experiments=assignment.experiments,
+                holdout=assignment.holdout,
                 shadow=False,
                 release="0a9f42a2c9cd1e84",
-                model=assigned.arm.model,
+                model=assignment.arm.model,
                 reasoning=treated,
                 reasoning_miss=None if treated else "unsupported",
                 reasoning_age=60.0 if treated else None,

@@ -213,6 +213,23 @@ def test_several_experiments_and_the_holdout_are_reported_side_by_side(report: A
     assert found["comparisons"] == 9
 
 
+@pytest.mark.slow
+def test_users_who_name_their_model_now_and_then_stay_on_their_side_of_the_holdout(report: Any) -> None:
+    features = {
+        "holdout": {"defaultValue": False, "rules": [{"force": True, "coverage": 0.2, "seed": "h", "hashVersion": 2}]},
+        "model": EXPERIMENTS["features"]["model"],
+    }
+    found = report(Traffic(users=4000, pinning=0.3, seed=4, experiments={"features": features}))
+    model, holdout = found["experiments"]
+    assert (model["experiment"], holdout["experiment"]) == ("model", "(holdout)")
+    assert not [warning for warning in model["warnings"] + holdout["warnings"] if "several variations" in warning]
+    assert sum(arm["users"] for arm in holdout["arms"]) == 4000
+    assert sum(arm["answers"] for arm in holdout["arms"]) == found["counts"]["used"]
+    free = next(arm["answers"] for arm in holdout["arms"] if arm["variation"] == "experiments")
+    assert sum(arm["answers"] for arm in model["arms"]) < free  # what was pinned is in no ordinary experiment
+    assert all(effect["p"] > 0.01 for effect in holdout["effects"] if effect["stratum"] == "all")
+
+
 def test_shares_that_change_are_warned_of(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.anyio
 
 REQUEST = ModelInput(np.array([1]), None, np.array([], np.int64))
 SETTINGS = BreakerSettings(failures=2, open_ms=60_000, slow_ms=20, reserve_ms=50)
+HURRIED = SETTINGS.model_copy(update={"slow_ms": 500})  # everybody is in a hurry then
 
 
 class Scripted:
@@ -112,7 +113,53 @@ async def test_a_caller_in_a_hurry_opens_no_breaker() -> None:
     assert ladder.broken() == 1
 
 
-async def test_an_engine_that_answers_others_meanwhile_is_busy_not_broken() -> None:
+async def test_a_model_that_hangs_is_noticed_though_all_its_callers_are_in_a_hurry() -> None:
+    ladder = Ladder([Scripted(1, slow=5), Scripted(2)], HURRIED)
+    for _ in range(HURRIED.failures):  # 50 ms are left of 100, with 50 kept back for the fallback
+        assert await ask(ladder, 0.1) == Outcome(2, ["engine_timeout", "engine_fallback"])
+    for _ in range(HURRIED.failures):
+        assert ladder.broken() == 0
+        await ask(ladder, 0.1)
+    assert ladder.broken() == 1
+    assert await ask(ladder, 0.1) == Outcome(2, ["engine_unavailable", "engine_fallback"])
+
+
+async def test_callers_in_a_hurry_with_an_answer_between_them_open_no_breaker() -> None:
+    first = Scripted(1)
+    ladder = Ladder([first], HURRIED)
+    for _ in range(4):
+        first.slow = 5
+        for _ in range(HURRIED.failures + 1):
+            await ask(ladder, 0.05)
+        first.slow = 0
+        assert await ask(ladder) == Outcome(1, [])
+    assert ladder.broken() == 0
+
+
+async def test_less_time_than_a_healthy_model_takes_says_nothing_however_often() -> None:
+    ladder = Ladder([Scripted(1, slow=0.08)], HURRIED)
+    assert await ask(ladder) == Outcome(1, [])
+    for _ in range(10):
+        assert (await ask(ladder, 0.05)).reasons == ["engine_timeout"]
+    assert ladder.broken() == 0
+
+
+async def test_a_model_that_hangs_is_noticed_while_the_engine_answers_for_another() -> None:
+    class Partly(Scripted):
+        async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
+            self.slow = 5.0 if model == "hstu" else 0.001
+            return await super().infer(model, request, seconds)
+
+    ladder = Ladder([Partly(1)], SETTINGS)
+    for _ in range(SETTINGS.failures):
+        late, quick = await asyncio.gather(ask(ladder, 0.05), ask(ladder, 0.05, "scoter_h"))
+        assert (late.reasons, quick.reasons) == (["engine_timeout"], [])
+    assert ladder.broken() == 1
+    assert await ask(ladder, 0.05) == Outcome(None, ["engine_unavailable"])
+    assert await ask(ladder, 0.05, "scoter_h") == Outcome(1, [])
+
+
+async def test_a_model_that_answers_others_meanwhile_is_busy_not_broken() -> None:
     class Uneven(Scripted):
         async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
             self.slow = 0.0 if self.slow else 5.0  # every other request is late

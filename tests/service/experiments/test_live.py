@@ -129,6 +129,22 @@ async def test_a_file_that_goes_away_leaves_its_experiments_in_use(tmp_path: Pat
         await until(lambda: opened.status().problem is None)
 
 
+async def test_a_file_that_is_too_large_is_so_at_every_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "experiments.json"
+    path.write_bytes(document("scoter_h"))
+    monkeypatch.setattr("service.experiments.source.SIZE_CEILING", 1024**2)
+    async with live(path) as (opened, registry):
+        looks = {"outcome": "unavailable"}
+        replace_file(path, b" " * (1024**2 + 1))
+        await until(lambda: (registry.get_sample_value("scoter_experiments_reloads_total", looks) or 0) > 2)
+        assert registry.get_sample_value("scoter_experiments_ok") == 0
+        assert "more than 1 MiB" in str(opened.status().problem)
+        assert model_of(opened) == "scoter_h"
+        replace_file(path, document("hstu"))
+        await until(lambda: model_of(opened) == "hstu")
+        assert registry.get_sample_value("scoter_experiments_ok") == 1
+
+
 async def test_the_same_file_is_checked_anew_when_another_release_is_served(tmp_path: Path) -> None:
     path = tmp_path / "experiments.json"
     path.write_bytes(document("tiger"))
