@@ -149,6 +149,29 @@ def test_fields_that_cannot_be_accepted(client: TestClient, body: Any, pointer: 
     assert pointer in [field["pointer"] for field in failed["errors"]]
 
 
+def test_of_many_errors_the_first_are_listed_and_the_rest_counted(client: TestClient) -> None:
+    response = ask(client, user_id="u", **{f"unknown-{number}": 1 for number in range(50)})
+    failed = problem(response, 422, "request-invalid")
+    assert [field["pointer"] for field in failed["errors"]] == [f"/unknown-{number}" for number in range(20)]
+    assert failed["detail"].count("unknown-") == 20
+    assert failed["detail"].endswith("; and 30 more")
+
+
+def test_more_errors_than_are_read_are_counted(client: TestClient) -> None:
+    response = ask(client, user_id="u", **{f"unknown-{number}": 1 for number in range(10_000)})
+    failed = problem(response, 422, "request-invalid")
+    assert failed["errors"] == [{"pointer": "", "detail": "holds 10,000 errors, too many to name"}]
+
+
+@pytest.mark.parametrize("name", ["history", "exclude"])
+def test_a_list_stops_at_its_first_wrong_element(client: TestClient, name: str) -> None:
+    requests = [{"user_id": "u", name: ["item-1", *[1] * 5_000]}] * 12
+    response = client.post("/recommend/batch", json={"requests": requests})
+    failed = problem(response, 422, "request-invalid")
+    assert [field["pointer"] for field in failed["errors"]] == [f"/requests/{number}/{name}/1" for number in range(12)]
+    assert len(response.content) < 5_000
+
+
 def test_null_is_no_request(client: TestClient) -> None:
     problem(client.post("/recommend", content=b"null", headers=JSON), 422, "request-invalid")
 
