@@ -43,7 +43,7 @@ class Metrics:
         )
         self._latency = Histogram(
             "scoter_request_seconds",
-            "Time to answer a recommendation, by arm, model and what became of the reasoning",
+            "Time to answer a recommendation once its body is there, by arm, model and what became of the reasoning",
             ["arm", "model", "reasoning"],
             buckets=LATENCY_BUCKETS,
             registry=registry,
@@ -141,7 +141,7 @@ class Metrics:
         """Observe how long a recommendation and its stages took; nothing if it is none."""
         if timings.answered is None:
             return
-        self._latency.labels(*timings.answered).observe(timings.total())
+        self._latency.labels(*timings.answered).observe(timings.inside())
         for stage, seconds in timings.stages.items():
             self._stages.labels(stage).observe(seconds)
 

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import BodyLate, BodyTooLarge
 from service.metrics import Metrics
 from service.problems import problem_response
-from service.timings import StageTimings
+from service.timings import BODY, StageTimings
 from service.trace import accepted, trace_id, traceparent
 
 log = structlog.get_logger(__name__)
@@ -81,7 +81,7 @@ class BodyLimit:
     """Reads the whole body before the application runs, and refuses one that is too large.
 
     A declared length is refused before a byte of it is read; a chunked body as soon as it has grown too long, and any
-    body that takes too long to arrive.
+    body that takes too long to arrive. What the body takes is a stage of the request.
     """
 
     def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
@@ -95,8 +95,10 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         try:
-            async with asyncio.timeout(self._seconds):
-                body = await self._read(scope, receive)
+            timings: StageTimings = scope["state"]["timings"]
+            with timings.stage(BODY):
+                async with asyncio.timeout(self._seconds):
+                    body = await self._read(scope, receive)
         except (TimeoutError, BodyTooLarge) as failure:
             late = BodyLate(f"the whole body must arrive within {self._seconds:g} s")
             error = failure if isinstance(failure, BodyTooLarge) else late

@@ -46,7 +46,9 @@ class Recommend:
         """Rank items for one user."""
         headers = Headers(scope=scope)
         self._access.check(headers)
-        deadline = Deadline(allowed_seconds(headers, self._limits))
+        timings: StageTimings = scope["state"]["timings"]
+        # The caller has waited since the request came, and the body may have taken its time.
+        deadline = Deadline(allowed_seconds(headers, self._limits) - timings.total())
         body: bytes = (await receive())["body"]  # whole, from BodyLimit
         serving: Serving = scope["app"].state.serving
         await self.answer(serving, headers, body, deadline, scope, receive, send)

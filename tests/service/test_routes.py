@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,57 @@ def test_the_callers_time_may_be_up_before_anything_begins(client: TestClient) -
     problem(response, 503, "deadline")
     assert response.headers["retry-after"] == "1"
     assert sample(client, 'scoter_refused_total{reason="deadline"}') == before + 1
+
+
+async def halting(app: FastAPI, pause: float, deadline_ms: str) -> list[dict[str, Any]]:
+    """What a caller is sent whose body comes in two chunks, with a pause between them."""
+    chunks = [(b'{"user_id":', True), (b' "user-0"}', False)]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if not chunks:
+            await asyncio.Event().wait()  # the caller stays until it is answered
+        if len(chunks) == 1:
+            await asyncio.sleep(pause)
+        body, more = chunks.pop(0)
+        return {"type": "http.request", "body": body, "more_body": more}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = http()
+    scope["headers"].append((b"x-deadline-ms", deadline_ms.encode()))
+    await app(scope, receive, send)
+    return sent
+
+
+def test_a_body_that_outlasts_the_deadline_is_turned_away(app: FastAPI, client: TestClient) -> None:
+    before = sample(client, 'scoter_refused_total{reason="deadline"}')
+    assert client.portal is not None
+    start, body = client.portal.call(halting, app, 0.1, "60")
+    assert start["status"] == 503
+    assert b"urn:scoter:problem:deadline" in body["body"]
+    assert sample(client, 'scoter_refused_total{reason="deadline"}') == before + 1
+
+
+def test_what_the_body_took_is_missing_to_the_engine(app: FastAPI, client: TestClient, slow: Slow) -> None:
+    assert client.portal is not None
+    start, body = client.portal.call(halting, app, 0.3, "500")  # 0.2 s are left, and the engine takes 0.3
+    assert start["status"] == 200
+    assert json.loads(body["body"])["degraded"] == ["engine_timeout"]
+
+
+def test_a_slow_body_is_a_stage_of_its_own_and_no_latency_of_the_service(app: FastAPI, client: TestClient) -> None:
+    latency = 'scoter_request_seconds_sum{arm="default",model="scoter_h",reasoning="used"}'
+    stage = 'scoter_stage_seconds_sum{stage="body"}'
+    before = sample(client, latency), sample(client, stage)
+    assert client.portal is not None
+    start, _ = client.portal.call(halting, app, 0.5, "5000")
+    assert start["status"] == 200
+    assert sample(client, latency) - before[0] < 0.4
+    assert sample(client, stage) - before[1] >= 0.5
+    timing = dict(part.split(";dur=") for part in dict(start["headers"])[b"server-timing"].decode().split(", "))
+    assert float(timing["total"]) >= float(timing["body"]) >= 500
 
 
 def test_a_deadline_that_is_none_is_refused(client: TestClient) -> None:
