@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from http import HTTPStatus
 from secrets import token_hex
 
 import structlog
@@ -74,6 +75,9 @@ class RequestContext:
         finally:
             if status is not None:  # counted once the answer is out, so that nobody waits for it
                 self._metrics.responded(route, status)
+                # A batch that is answered has counted its own; one that is refused whole is one refusal.
+                if route == "/recommend" or (route == "/recommend/batch" and status != HTTPStatus.OK):
+                    self._metrics.recommended(status)
                 self._metrics.answered(timings)
 
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
+import structlog
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -26,9 +27,12 @@ from service.schemas import BatchRequest, BatchResponse, BatchResult, RecommendR
 from service.serving import Serving
 from service.settings import LimitSettings
 from service.timings import StageTimings
+from service.trace import trace_id, traceparent
 
 # pydantic makes all of a body's errors into Python objects or none, ten microseconds each while every caller waits.
 ERRORS_READ = 256
+
+log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
 _Body = TypeVar("_Body", bound=BaseModel)
@@ -101,13 +105,18 @@ class RecommendBatch(Recommend):
         if results is None:
             self._metrics.caller_gone()
             return
+        for result in results:
+            self._metrics.recommended(result.status)
         response = BatchResponse(results=results)
         await _reply(response)(scope, receive, send)
 
     async def _one(self, serving: Serving, request: RecommendRequest, context: Context) -> BatchResult:
         try:
             response = await serving.recommend(request, context)
-        except ScoterError as error:
+        except Exception as error:  # whatever it is, the others of the batch have their answers
+            if not isinstance(error, ScoterError):
+                trace = trace_id(traceparent.get())
+                log.exception("request_failed", request_id=context.request_id, route="/recommend/batch", trace=trace)
             refused = problem(error, context.request_id)
             return BatchResult(status=refused.status, response=None, problem=refused)
         context.timings.stop()

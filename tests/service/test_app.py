@@ -340,9 +340,14 @@ def test_a_store_that_is_down_takes_no_replica_out_of_rotation(
 def test_metrics(client: TestClient, tiny: TinyRelease) -> None:
     used = 'scoter_request_seconds_count{arm="default",model="scoter_h",reasoning="used"}'
     before = sample(client, used)
+    counted = {
+        status: sample(client, f'scoter_recommendations_total{{status="{status}"}}') for status in (200, 404, 422)
+    }
     ask(client, user_id=tiny.users[0].id)
     client.get("/nothing/at/all")
     ask(client, user_id="u", k=0)
+    for status, more in ((200, 1), (404, 0), (422, 1)):
+        assert sample(client, f'scoter_recommendations_total{{status="{status}"}}') == counted[status] + more
     text = client.get("/metrics").text
     assert sample(client, used) == before + 1
     assert f'scoter_release_info{{dataset="tiny",release="{tiny.manifest.release_id}"}} 1.0' in text

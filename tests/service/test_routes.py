@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
 from service.app import create_app
 from service.engine.base import ModelInput, Ranking
@@ -167,6 +168,47 @@ def test_one_request_more_than_there_are_places_is_turned_away_at_once(client: T
     assert results[2]["problem"]["type"] == "urn:scoter:problem:overloaded"
     assert sample(client, 'scoter_refused_total{reason="overloaded"}') == before + 1
     assert sample(client, "scoter_answering_requests") == 0
+
+
+def counted(client: TestClient) -> dict[int, int]:
+    """Recommendations by status so far."""
+    statuses = (200, 422, 500, 503)
+    return {status: int(sample(client, f'scoter_recommendations_total{{status="{status}"}}')) for status in statuses}
+
+
+def test_each_recommendation_of_a_batch_is_counted_by_its_status(client: TestClient, slow: Slow) -> None:
+    before = counted(client)
+    requests: list[dict[str, Any]] = [{"user_id": "user-0"}, {"user_id": "user-0"}, {"user_id": "user-0"}]
+    response = client.post("/recommend/batch", json={"requests": requests})  # two places for three
+    assert response.status_code == 200
+    assert counted(client) == {**before, 200: before[200] + 2, 503: before[503] + 1}
+    client.post("/recommend/batch", json={"requests": []})  # refused whole
+    assert counted(client)[422] == before[422] + 1
+
+
+class Breaking(Slow):
+    """Fails for whoever has no reasoning, in a way that nobody has thought of."""
+
+    async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
+        if request.reasoning is None:
+            raise RuntimeError("secret-detail")
+        return await super().infer(model, request, seconds)
+
+
+def test_an_unexpected_failure_costs_a_batch_one_answer(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ladder = Ladder([Breaking(0)], BreakerSettings())
+    monkeypatch.setattr(app.state.serving.edition.recommender, "_ladder", ladder)
+    before = counted(client)
+    requests = [{"user_id": "user-0"}, {"user_id": "user-0", "reasoning": False}]
+    with capture_logs() as logged:
+        response = client.post("/recommend/batch", json={"requests": requests}, headers={"X-Request-Id": "b"})
+    assert response.status_code == 200
+    assert [result["status"] for result in response.json()["results"]] == [200, 500]
+    assert "secret-detail" not in response.text
+    assert [(line["event"], line["request_id"]) for line in logged] == [("request_failed", "b.1")]
+    assert counted(client) == {**before, 200: before[200] + 1, 500: before[500] + 1}
 
 
 def test_each_request_of_a_batch_has_an_answer_of_its_own(client: TestClient, tiny: TinyRelease) -> None:
