@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import structlog
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.engine.base import ModelInput, Ranking
 from service.engine.ladder import Ladder
-from service.errors import EngineOverloaded, ReleaseCorrupt, ReleaseMissing, StoreUnavailable
+from service.errors import EngineOverloaded, EngineUnavailable, ReleaseCorrupt, ReleaseMissing, StoreUnavailable
+from service.logs import LogLevel, configure_logs
 from service.problems import RECOMMEND_STATUSES
 from service.settings import BreakerSettings, LimitSettings, LmdbSettings, Settings
 from service.store.keys import reasoning_key, user_tag
@@ -450,8 +452,54 @@ def test_a_pinned_release_needs_no_pointer(tiny: TinyRelease, tmp_path: Path) ->
         assert ask(client, user_id="u", history=["item-1"]).json()["reasoning"]["reason"] == "absent"
 
 
-def test_no_user_data_in_logs(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        ask(client, user_id="very-private-user", history=["item-1"])
-    assert "very-private-user" not in caplog.text
-    assert json.dumps("item-1") not in caplog.text
+class Away(Failing):
+    async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
+        raise EngineUnavailable("connection refused")
+
+
+@pytest.fixture
+def written() -> Iterator[StringIO]:
+    """What is logged, with logs set up as the command does, down to debug."""
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    configure_logs(LogLevel.debug)
+    (handler,) = root.handlers
+    assert isinstance(handler, logging.StreamHandler)
+    stream = StringIO()
+    handler.setStream(stream)
+    structlog.configure(cache_logger_on_first_use=False)  # or loggers would keep this set-up beyond the test
+    try:
+        yield stream
+    finally:
+        structlog.configure(**before)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    "engine, status, batch_status", [(None, 200, 200), (Away, 200, 200), (Full, 503, 503), (Broken, 500, 500)]
+)
+def test_no_user_data_in_logs(
+    app: FastAPI,
+    client: TestClient,
+    monkeypatch: pytest.MonkeyPatch,
+    written: StringIO,
+    engine: type[Away | Full | Broken] | None,
+    status: int,
+    batch_status: int,
+) -> None:
+    if engine is not None:
+        monkeypatch.setattr(app.state.serving.edition.recommender, "_ladder", Ladder([engine()], BreakerSettings()))
+    private: dict[str, Any] = {"user_id": "very-private-user", "history": ["item-17"], "exclude": ["item-23"]}
+    logging.getLogger("test").info("heard")
+    assert ask(client, **private).status_code == status
+    assert ask(client, **private, k=0).status_code == 422
+    (one,) = client.post("/recommend/batch", json={"requests": [private]}).json()["results"]
+    assert one["status"] == batch_status
+    event = {"event_id": "order-7", "item_id": "item-17", "timestamp": "2025-06-01T00:00:00Z"}
+    assert client.post("/events", json={"user_id": "very-private-user", "events": [event]}).status_code == 200
+    text = written.getvalue()
+    assert "heard" in text
+    assert text.count("request_failed") == (2 if engine is Broken else 0)
+    for secret in ("very-private-user", user_tag("very-private-user"), "item-17", "item-23", "order-7"):
+        assert secret not in text
