@@ -32,7 +32,7 @@ from service.deadline import Deadline
 from service.edition import warmup_requests
 from service.engine.onnx import load
 from service.engine.tensors import feeds
-from service.logs import configure_logs
+from service.logs import LogLevel, configure_logs
 from service.metrics import Metrics
 from service.serving import Serving
 from service.settings import OnnxSettings, Settings
@@ -93,7 +93,7 @@ def main(
 
     Example: python -m loadtest.closed_loop --releases out/releases --store out/store > closed_loop.json
     """
-    configure_logs("WARNING")  # which writes to stderr
+    configure_logs(LogLevel.warning)  # which writes to stderr
     settings = Settings(releases=releases, store=store_settings(store))
     threads = threads or OnnxSettings().threads
     workload = uvloop.run(prepare(settings, model))

@@ -17,7 +17,7 @@ from grafana_foundation_sdk.models.common import (
 )
 from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DataSourceRef, Threshold, ThresholdsMode
 
-from monitoring.objectives import FAULTS, ROUTES, WITHIN
+from monitoring.objectives import FAULTS, SERVER_ERRORS, WITHIN
 from service.metrics import SLO_SECONDS
 
 UID = "scoter-serving"
@@ -60,10 +60,9 @@ def quantile(q: float, histogram: str, by: str = "") -> str:
 
 
 REQUESTS = "scoter_request_seconds"
-SERVER_ERRORS = f'{ROUTES},status=~"5.."'
 REASONED = 'reasoning="used"'
 ANSWERS = rate(f"{REQUESTS}_count")
-RESPONSES = rate("scoter_responses_total", where=ROUTES)
+ASKED = rate("scoter_recommendations_total")
 
 ROWS: dict[str, list[Panel]] = {
     "At a glance": [
@@ -74,12 +73,12 @@ ROWS: dict[str, list[Panel]] = {
             "Share of recommendations inside the objective.",
             number=True,
         ),
-        Panel("Requests per second", "reqps", {"": RESPONSES}, number=True),
+        Panel("Recommendations per second", "reqps", {"": ASKED}, number=True),
         Panel(
             "Server errors",
             "percentunit",
-            {"": share(events("scoter_responses_total", where=SERVER_ERRORS), RESPONSES)},
-            "Share of requests for a recommendation that met a 5xx, being turned away included.",
+            {"": share(events("scoter_recommendations_total", where=SERVER_ERRORS), ASKED)},
+            "Share of recommendations that met a 5xx, alone or in a batch, being turned away included.",
             number=True,
         ),
         Panel(
@@ -120,7 +119,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel("p99 by stage", "s", {"{{stage}}": quantile(0.99, "scoter_stage_seconds", "stage")}),
     ],
     "Responses": [
-        Panel("By status", "reqps", {"{{status}}": rate("scoter_responses_total", "status", ROUTES)}),
+        Panel("Recommendations by status", "reqps", {"{{status}}": rate("scoter_recommendations_total", "status")}),
         Panel(
             "Errors by route and status",
             "reqps",

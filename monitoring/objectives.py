@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from service.metrics import SLO_SECONDS
 
-ROUTES = 'route=~"/recommend.*"'
+SERVER_ERRORS = 'status=~"5.."'
 # A new user is no fault of the service; the other reasons are.
 FAULTS = 'reason!="no_history"'
 WITHIN = f'le="{SLO_SECONDS}"'
@@ -28,10 +28,10 @@ class Objective:
 OBJECTIVES = (
     Objective(
         name="availability",
-        promise="99.9 % of requests are not answered with a server error, being turned away included",
+        promise="99.9 % of recommendations are not answered with a server error, being turned away included",
         target=0.999,
-        bad=f'(sum(rate(scoter_responses_total{{{{{ROUTES},status=~"5.."}}}}[{{window}}])) or vector(0))'
-        f" / sum(rate(scoter_responses_total{{{{{ROUTES}}}}}[{{window}}]))",
+        bad=f"(sum(rate(scoter_recommendations_total{{{{{SERVER_ERRORS}}}}}[{{window}}])) or vector(0))"
+        " / sum(rate(scoter_recommendations_total[{window}]))",
     ),
     Objective(
         name="latency",

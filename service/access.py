@@ -38,9 +38,7 @@ class Access:
 
 
 def _offered(headers: Headers) -> list[bytes]:
-    """Both, if there are two: a gateway may have put a token of its own beside the caller's key."""
-    offered = [headers.get("x-api-key", "").encode("latin-1")]
+    """Both, if there are two: a gateway may put a token of its own beside the caller's key. An empty one is none."""
     scheme, _, secret = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        offered.append(secret.strip().encode("latin-1"))
-    return offered
+    offered = [headers.get("x-api-key", ""), secret.strip() if scheme.lower() == "bearer" else ""]
+    return [one.encode("latin-1") for one in offered if one]

@@ -13,10 +13,11 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 from pydantic import SecretStr, ValidationError
+from pydantic_settings import SettingsError
 
 from service.app import create_app
 from service.errors import ScoterError, StoreAddressInvalid
-from service.logs import configure_logs
+from service.logs import LogLevel, configure_logs
 from service.settings import LmdbSettings, RedisSettings, Settings
 
 DRAIN_SECONDS = 20  # less than the 30 s that Kubernetes waits between SIGTERM and SIGKILL
@@ -40,7 +41,7 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default="8000")] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[LogLevel, typer.Option(case_sensitive=False)] = LogLevel.info,
 ) -> None:
     """Answer POST /recommend from a release and a user store.
 
@@ -72,10 +73,14 @@ def serve(
             name = "SCOTER_" + "__".join(str(part) for part in wrong["loc"] if part not in _KINDS).upper()
             typer.echo(f"scoter-serve: {name}: {wrong['msg']}", err=True)
         raise typer.Exit(2) from None
+    except SettingsError as error:  # names the section, and quotes nothing: it may be a key
+        hint = """lists and sections are JSON, such as SCOTER_ACCESS__API_KEYS='["KEY"]'"""
+        typer.echo(f"scoter-serve: SCOTER_*: {error}: {hint}", err=True)
+        raise typer.Exit(2) from None
     except StoreAddressInvalid as error:
         typer.echo(f"scoter-serve: --store: {error}", err=True)
         raise typer.Exit(2) from None
-    configure_logs(log_level.upper())
+    configure_logs(log_level)
     try:
         uvloop.run(run(create_app(settings), settings))
     except ScoterError as error:

@@ -38,6 +38,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FIELDS_LISTED = 20  # of a request's wrong fields, how many its caller is told about
+
 
 class ScoterError(Exception):
     """Base of all errors; `str(error)` says what is wrong, where, and what to do."""
@@ -112,11 +114,16 @@ class FieldError:
 
 
 class RequestInvalid(RequestError):
-    """One or more fields of the request cannot be accepted; `fields` says which and why."""
+    """One or more fields of the request cannot be accepted; `fields` says which and why, of the first ones.
 
-    def __init__(self, fields: list[FieldError]) -> None:
-        self.fields = fields
-        super().__init__("; ".join(f"{field.pointer or 'body'}: {field.detail}" for field in fields))
+    `total` counts them all, where `fields` is known to be a part: an answer must not outgrow the request it refuses.
+    """
+
+    def __init__(self, fields: list[FieldError], total: int | None = None) -> None:
+        self.fields = fields[:FIELDS_LISTED]
+        more = (len(fields) if total is None else total) - len(self.fields)
+        said = [f"{field.pointer or 'body'}: {field.detail}" for field in self.fields]
+        super().__init__("; ".join([*said, f"and {more:,} more"] if more else said))
 
 
 class UnknownModel(RequestInvalid):

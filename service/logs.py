@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import logging
+from enum import StrEnum
 
 import structlog
 
 
-def configure_logs(level: str = "INFO") -> None:
+class LogLevel(StrEnum):
+    """The least serious of the lines that are written."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+def configure_logs(level: LogLevel = LogLevel.info) -> None:
     """Send structlog and the standard library's loggers through one JSON renderer. Call once, at start-up."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -29,7 +39,7 @@ def configure_logs(level: str = "INFO") -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(level.upper())
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

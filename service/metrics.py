@@ -41,9 +41,17 @@ class Metrics:
         self._responses = Counter(
             "scoter_responses_total", "Responses by route and HTTP status", ["route", "status"], registry=registry
         )
+        self._recommendations = Counter(
+            "scoter_recommendations_total",
+            "Recommendations asked for, alone or in a batch, by the HTTP status that each has",
+            ["status"],
+            registry=registry,
+        )
+        for status in ("200", "500", "503"):
+            self._recommendations.labels(status)  # shown from the start, so that a rate over the first one is not lost
         self._latency = Histogram(
             "scoter_request_seconds",
-            "Time to answer a recommendation, by arm, model and what became of the reasoning",
+            "Time to answer a recommendation once its body is there, by arm, model and what became of the reasoning",
             ["arm", "model", "reasoning"],
             buckets=LATENCY_BUCKETS,
             registry=registry,
@@ -142,11 +150,15 @@ class Metrics:
         """Count a response."""
         self._responses.labels(route, str(status)).inc()
 
+    def recommended(self, status: int) -> None:
+        """Count a recommendation that was answered or refused, alone or in a batch."""
+        self._recommendations.labels(str(status)).inc()
+
     def answered(self, timings: StageTimings) -> None:
         """Observe how long a recommendation and its stages took; nothing if it is none."""
         if timings.answered is None:
             return
-        self._latency.labels(*timings.answered).observe(timings.total())
+        self._latency.labels(*timings.answered).observe(timings.inside())
         for stage, seconds in timings.stages.items():
             self._stages.labels(stage).observe(seconds)
 

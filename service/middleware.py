@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from http import HTTPStatus
 from secrets import token_hex
 
 import structlog
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import BodyLate, BodyTooLarge
 from service.metrics import Metrics
 from service.problems import problem_response
-from service.timings import StageTimings
+from service.timings import BODY, StageTimings
 from service.trace import accepted, trace_id, traceparent
 
 log = structlog.get_logger(__name__)
@@ -74,6 +75,9 @@ class RequestContext:
         finally:
             if status is not None:  # counted once the answer is out, so that nobody waits for it
                 self._metrics.responded(route, status)
+                # A batch that is answered has counted its own; one that is refused whole is one refusal.
+                if route == "/recommend" or (route == "/recommend/batch" and status != HTTPStatus.OK):
+                    self._metrics.recommended(status)
                 self._metrics.answered(timings)
 
 
@@ -81,7 +85,7 @@ class BodyLimit:
     """Reads the whole body before the application runs, and refuses one that is too large.
 
     A declared length is refused before a byte of it is read; a chunked body as soon as it has grown too long, and any
-    body that takes too long to arrive.
+    body that takes too long to arrive. What the body takes is a stage of the request.
     """
 
     def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
@@ -95,8 +99,10 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         try:
-            async with asyncio.timeout(self._seconds):
-                body = await self._read(scope, receive)
+            timings: StageTimings = scope["state"]["timings"]
+            with timings.stage(BODY):
+                async with asyncio.timeout(self._seconds):
+                    body = await self._read(scope, receive)
         except (TimeoutError, BodyTooLarge) as failure:
             late = BodyLate(f"the whole body must arrive within {self._seconds:g} s")
             error = failure if isinstance(failure, BodyTooLarge) else late

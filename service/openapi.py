@@ -26,7 +26,7 @@ _HEADERS: list[tuple[str, dict[str, Any], str]] = [
     (
         "X-Deadline-Ms",
         {"type": "number", "exclusiveMinimum": 0},
-        "Milliseconds that the caller will wait; the answer is a lesser one rather than late.",
+        "Milliseconds that the caller will wait, the body's included; the answer is a lesser one rather than late.",
     ),
     (
         "X-Scoter-Arm",

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
+import structlog
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -18,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from service.access import Access
 from service.context import Context, allowed_seconds
 from service.deadline import Deadline
-from service.errors import BodyMalformed, BodyUnsupported, FieldError, RequestInvalid, ScoterError
+from service.errors import FIELDS_LISTED, BodyMalformed, BodyUnsupported, FieldError, RequestInvalid, ScoterError
 from service.events import EventsRequest
 from service.metrics import Metrics
 from service.problems import problem
@@ -26,6 +27,12 @@ from service.schemas import BatchRequest, BatchResponse, BatchResult, RecommendR
 from service.serving import Serving
 from service.settings import LimitSettings
 from service.timings import StageTimings
+from service.trace import trace_id, traceparent
+
+# pydantic makes all of a body's errors into Python objects or none, ten microseconds each while every caller waits.
+ERRORS_READ = 256
+
+log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
 _Body = TypeVar("_Body", bound=BaseModel)
@@ -43,7 +50,9 @@ class Recommend:
         """Rank items for one user."""
         headers = Headers(scope=scope)
         self._access.check(headers)
-        deadline = Deadline(allowed_seconds(headers, self._limits))
+        timings: StageTimings = scope["state"]["timings"]
+        # The caller has waited since the request came, and the body may have taken its time.
+        deadline = Deadline(allowed_seconds(headers, self._limits) - timings.total())
         body: bytes = (await receive())["body"]  # whole, from BodyLimit
         serving: Serving = scope["app"].state.serving
         await self.answer(serving, headers, body, deadline, scope, receive, send)
@@ -96,13 +105,18 @@ class RecommendBatch(Recommend):
         if results is None:
             self._metrics.caller_gone()
             return
+        for result in results:
+            self._metrics.recommended(result.status)
         response = BatchResponse(results=results)
         await _reply(response)(scope, receive, send)
 
     async def _one(self, serving: Serving, request: RecommendRequest, context: Context) -> BatchResult:
         try:
             response = await serving.recommend(request, context)
-        except ScoterError as error:
+        except Exception as error:  # whatever it is, the others of the batch have their answers
+            if not isinstance(error, ScoterError):
+                trace = trace_id(traceparent.get())
+                log.exception("request_failed", request_id=context.request_id, route="/recommend/batch", trace=trace)
             refused = problem(error, context.request_id)
             return BatchResult(status=refused.status, response=None, problem=refused)
         context.timings.stop()
@@ -151,10 +165,14 @@ def parsed(model: type[_Body], headers: Headers, body: bytes) -> _Body:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
+        count = error.error_count()
+        if count > ERRORS_READ:
+            raise RequestInvalid([FieldError("", f"holds {count:,} errors, too many to name")]) from error
         wrong = error.errors(include_url=False, include_context=False, include_input=False)
         if wrong[0]["type"] == "json_invalid":
             raise BodyMalformed(wrong[0]["msg"]) from error
-        raise RequestInvalid([FieldError(_pointer(item["loc"]), item["msg"]) for item in wrong]) from error
+        named = [FieldError(_pointer(item["loc"]), item["msg"]) for item in wrong[:FIELDS_LISTED]]
+        raise RequestInvalid(named, count) from error
 
 
 async def unless_gone(work: Coroutine[Any, Any, _T], receive: Receive) -> _T | None:

@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.settings import BATCH_CEILING, EXCLUDE_CEILING, HISTORY_CEILING
 
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
+# Lists stop at their first wrong element: one error for each of a body's 100,000 would take longer than 1,000 answers.
+ItemIds = Annotated[list[ItemId], Field(fail_fast=True)]
 AttributeName = Annotated[str, Field(min_length=1, max_length=64)]
 AttributeText = Annotated[str, Field(max_length=256)]
-FilterValues = Annotated[list[AttributeText], Field(min_length=1, max_length=256)]
-Attribute = AttributeText | bool | int | float | Annotated[list[AttributeText], Field(max_length=64)]
+FilterValues = Annotated[list[AttributeText], Field(fail_fast=True, min_length=1, max_length=256)]
+Attribute = AttributeText | bool | int | float | Annotated[list[AttributeText], Field(fail_fast=True, max_length=64)]
 
 
 class FilterRequest(BaseModel):
@@ -51,12 +53,12 @@ class RecommendRequest(BaseModel):
     )
 
     user_id: str = Field(min_length=1, max_length=256)
-    history: list[ItemId] | None = Field(
+    history: ItemIds | None = Field(
         default=None,
         max_length=HISTORY_CEILING,
         description="Item ids, oldest first, instead of the stored history; unknown ids are ignored and counted.",
     )
-    exclude: list[ItemId] = Field(
+    exclude: ItemIds = Field(
         default=[], max_length=EXCLUDE_CEILING, description="Item ids never to return, besides those already seen."
     )
     filters: FilterRequest | None = Field(
@@ -241,7 +243,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     request_id: str
-    errors: list[ProblemField] | None = None
+    errors: list[ProblemField] | None = Field(default=None, description="The first ones, if there are many.")
 
 
 class BatchResult(BaseModel):

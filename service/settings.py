@@ -30,6 +30,8 @@ HISTORY_CEILING = 10_000
 EXCLUDE_CEILING = 10_000
 BATCH_CEILING = 1_000
 
+# An empty one, of a template that was not filled in, would open to whoever sends none.
+Secret = Annotated[SecretStr, Field(min_length=1)]
 Milliseconds = Annotated[float, Field(gt=0, description="milliseconds")]
 
 
@@ -131,8 +133,8 @@ class BreakerSettings(_Section):
 class AccessSettings(_Section):
     """Who may ask. Several keys at once make rotation possible: add the new one, move callers, drop the old one."""
 
-    api_keys: tuple[SecretStr, ...] = ()  # empty: anyone may ask for recommendations
-    admin_token: SecretStr | None = None  # None: nobody may administer
+    api_keys: tuple[Secret, ...] = ()  # empty: anyone may ask for recommendations
+    admin_token: Secret | None = None  # None: nobody may administer
 
 
 class LimitSettings(_Section):

@@ -79,5 +79,7 @@ def test_the_service_does_what_its_document_says(tiny: TinyRelease, tmp_path: Pa
         assert int(cases[1]) >= LEAST_CASES
         assert not any("Traceback" in line for line in server.lines())
         assert server.metric('scoter_responses_total{route="/recommend",status="200"}') > 100
+        exposed = httpx2.get(f"{server.address}/metrics").text
         for status in ("500", "503"):
-            assert f'status="{status}"' not in httpx2.get(f"{server.address}/metrics").text
+            assert not re.search(rf'scoter_responses_total{{.*status="{status}"', exposed)
+            assert f'scoter_recommendations_total{{status="{status}"}} 0.0' in exposed

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from starlette.datastructures import Headers
 
-from service.access import Access
+from service.access import Access, _offered
 from service.errors import Forbidden, Unauthorized
 from service.settings import AccessSettings
 
@@ -46,6 +46,17 @@ def test_anything_else_does_not(headers: dict[str, str]) -> None:
     with pytest.raises(Unauthorized, match="API keys") as failed:
         access("old-key").check(Headers(raw=raw))
     assert "old-key" not in str(failed.value)
+
+
+def test_an_empty_key_is_refused() -> None:
+    for keys, admin in (["", "real"], None), (["real"], ""):
+        with pytest.raises(ValidationError, match="at least 1"):
+            access(*keys, admin=admin)
+
+
+def test_whoever_sends_nothing_offers_nothing() -> None:
+    for headers in ({}, {"x-api-key": ""}, {"authorization": "Bearer "}, {"authorization": "Bearer"}):
+        assert _offered(Headers(headers)) == []
 
 
 def test_administration_is_off_without_a_token_and_keys_do_not_open_it() -> None:

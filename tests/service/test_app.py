@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import structlog
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.engine.base import ModelInput, Ranking
 from service.engine.ladder import Ladder
-from service.errors import EngineOverloaded, ReleaseCorrupt, ReleaseMissing, StoreUnavailable
+from service.errors import EngineOverloaded, EngineUnavailable, ReleaseCorrupt, ReleaseMissing, StoreUnavailable
+from service.logs import LogLevel, configure_logs
 from service.problems import RECOMMEND_STATUSES
 from service.settings import BreakerSettings, LimitSettings, LmdbSettings, Settings
 from service.store.keys import reasoning_key, user_tag
@@ -84,7 +86,7 @@ def test_headers(client: TestClient, tiny: TinyRelease) -> None:
     response = client.post("/recommend", json={"user_id": tiny.users[0].id}, headers={"X-Request-Id": "abc-1.2:3"})
     assert response.headers["x-request-id"] == response.json()["request_id"] == "abc-1.2:3"
     stages = dict(part.split(";dur=") for part in response.headers["server-timing"].split(", "))
-    assert list(stages) == ["store", "engine", "total"]
+    assert list(stages) == ["body", "store", "engine", "total"]
     assert float(stages["total"]) >= float(stages["engine"]) > 0
 
 
@@ -147,6 +149,29 @@ def test_a_history_of_everything_leaves_nothing_and_says_so(client: TestClient) 
 def test_fields_that_cannot_be_accepted(client: TestClient, body: Any, pointer: str) -> None:
     failed = problem(client.post("/recommend", json=body), 422, "request-invalid")
     assert pointer in [field["pointer"] for field in failed["errors"]]
+
+
+def test_of_many_errors_the_first_are_listed_and_the_rest_counted(client: TestClient) -> None:
+    response = ask(client, user_id="u", **{f"unknown-{number}": 1 for number in range(50)})
+    failed = problem(response, 422, "request-invalid")
+    assert [field["pointer"] for field in failed["errors"]] == [f"/unknown-{number}" for number in range(20)]
+    assert failed["detail"].count("unknown-") == 20
+    assert failed["detail"].endswith("; and 30 more")
+
+
+def test_more_errors_than_are_read_are_counted(client: TestClient) -> None:
+    response = ask(client, user_id="u", **{f"unknown-{number}": 1 for number in range(10_000)})
+    failed = problem(response, 422, "request-invalid")
+    assert failed["errors"] == [{"pointer": "", "detail": "holds 10,000 errors, too many to name"}]
+
+
+@pytest.mark.parametrize("name", ["history", "exclude"])
+def test_a_list_stops_at_its_first_wrong_element(client: TestClient, name: str) -> None:
+    requests = [{"user_id": "u", name: ["item-1", *[1] * 5_000]}] * 12
+    response = client.post("/recommend/batch", json={"requests": requests})
+    failed = problem(response, 422, "request-invalid")
+    assert [field["pointer"] for field in failed["errors"]] == [f"/requests/{number}/{name}/1" for number in range(12)]
+    assert len(response.content) < 5_000
 
 
 def test_null_is_no_request(client: TestClient) -> None:
@@ -317,9 +342,14 @@ def test_a_store_that_is_down_takes_no_replica_out_of_rotation(
 def test_metrics(client: TestClient, tiny: TinyRelease) -> None:
     used = 'scoter_request_seconds_count{arm="default",model="scoter_h",reasoning="used"}'
     before = sample(client, used)
+    counted = {
+        status: sample(client, f'scoter_recommendations_total{{status="{status}"}}') for status in (200, 404, 422)
+    }
     ask(client, user_id=tiny.users[0].id)
     client.get("/nothing/at/all")
     ask(client, user_id="u", k=0)
+    for status, more in ((200, 1), (404, 0), (422, 1)):
+        assert sample(client, f'scoter_recommendations_total{{status="{status}"}}') == counted[status] + more
     text = client.get("/metrics").text
     assert sample(client, used) == before + 1
     assert f'scoter_release_info{{dataset="tiny",release="{tiny.manifest.release_id}"}} 1.0' in text
@@ -422,8 +452,54 @@ def test_a_pinned_release_needs_no_pointer(tiny: TinyRelease, tmp_path: Path) ->
         assert ask(client, user_id="u", history=["item-1"]).json()["reasoning"]["reason"] == "absent"
 
 
-def test_no_user_data_in_logs(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        ask(client, user_id="very-private-user", history=["item-1"])
-    assert "very-private-user" not in caplog.text
-    assert json.dumps("item-1") not in caplog.text
+class Away(Failing):
+    async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
+        raise EngineUnavailable("connection refused")
+
+
+@pytest.fixture
+def written() -> Iterator[StringIO]:
+    """What is logged, with logs set up as the command does, down to debug."""
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    configure_logs(LogLevel.debug)
+    (handler,) = root.handlers
+    assert isinstance(handler, logging.StreamHandler)
+    stream = StringIO()
+    handler.setStream(stream)
+    structlog.configure(cache_logger_on_first_use=False)  # or loggers would keep this set-up beyond the test
+    try:
+        yield stream
+    finally:
+        structlog.configure(**before)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    "engine, status, batch_status", [(None, 200, 200), (Away, 200, 200), (Full, 503, 503), (Broken, 500, 500)]
+)
+def test_no_user_data_in_logs(
+    app: FastAPI,
+    client: TestClient,
+    monkeypatch: pytest.MonkeyPatch,
+    written: StringIO,
+    engine: type[Away | Full | Broken] | None,
+    status: int,
+    batch_status: int,
+) -> None:
+    if engine is not None:
+        monkeypatch.setattr(app.state.serving.edition.recommender, "_ladder", Ladder([engine()], BreakerSettings()))
+    private: dict[str, Any] = {"user_id": "very-private-user", "history": ["item-17"], "exclude": ["item-23"]}
+    logging.getLogger("test").info("heard")
+    assert ask(client, **private).status_code == status
+    assert ask(client, **private, k=0).status_code == 422
+    (one,) = client.post("/recommend/batch", json={"requests": [private]}).json()["results"]
+    assert one["status"] == batch_status
+    event = {"event_id": "order-7", "item_id": "item-17", "timestamp": "2025-06-01T00:00:00Z"}
+    assert client.post("/events", json={"user_id": "very-private-user", "events": [event]}).status_code == 200
+    text = written.getvalue()
+    assert "heard" in text
+    assert text.count("request_failed") == (2 if engine is Broken else 0)
+    for secret in ("very-private-user", user_tag("very-private-user"), "item-17", "item-23", "order-7"):
+        assert secret not in text

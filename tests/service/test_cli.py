@@ -144,6 +144,24 @@ def test_a_url_that_cannot_be_read_is_one_line_without_it(monkeypatch: pytest.Mo
         assert "hunter2" not in line
 
 
+@pytest.mark.parametrize("keys", ["hunter2", '["hunter2"', '["", "hunter2"]'])
+def test_keys_that_cannot_be_are_one_line_without_them(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+    monkeypatch.setenv("SCOTER_ACCESS__API_KEYS", keys)
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 2
+    (line,) = result.output.splitlines()
+    assert line.startswith("scoter-serve: SCOTER_")
+    assert "SCOTER_ACCESS__API_KEYS" in line
+    assert "hunter2" not in line
+
+
+def test_a_log_level_that_is_none_is_refused_with_those_there_are() -> None:
+    result = CliRunner().invoke(app, ["--log-level", "loud"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    for word in ("loud", "debug", "info", "warning", "error"):
+        assert word in result.output
+
+
 def test_help_teaches() -> None:
     result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0

@@ -7,9 +7,9 @@ from pathlib import Path
 
 PROGRAM = """
 import logging, structlog
-from service.logs import configure_logs
+from service.logs import LogLevel, configure_logs
 
-configure_logs("INFO")
+configure_logs(LogLevel.info)
 log = structlog.get_logger("service.test")
 log.debug("hidden")
 log.info("shown", release="r1")

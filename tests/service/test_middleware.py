@@ -8,13 +8,20 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.metrics import Metrics
 from service.middleware import BodyLimit, RequestContext
+from service.timings import StageTimings
 
 pytestmark = pytest.mark.anyio
 
 
 def http(**headers: str) -> Scope:
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return {"type": "http", "path": "/x", "method": "POST", "headers": pairs, "state": {"request_id": "r"}}
+    return {
+        "type": "http",
+        "path": "/x",
+        "method": "POST",
+        "headers": pairs,
+        "state": {"request_id": "r", "timings": StageTimings()},
+    }
 
 
 def receiving(*messages: Message) -> Receive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
 from service.app import create_app
 from service.engine.base import ModelInput, Ranking
@@ -102,6 +104,57 @@ def test_the_callers_time_may_be_up_before_anything_begins(client: TestClient) -
     assert sample(client, 'scoter_refused_total{reason="deadline"}') == before + 1
 
 
+async def halting(app: FastAPI, pause: float, deadline_ms: str) -> list[dict[str, Any]]:
+    """What a caller is sent whose body comes in two chunks, with a pause between them."""
+    chunks = [(b'{"user_id":', True), (b' "user-0"}', False)]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if not chunks:
+            await asyncio.Event().wait()  # the caller stays until it is answered
+        if len(chunks) == 1:
+            await asyncio.sleep(pause)
+        body, more = chunks.pop(0)
+        return {"type": "http.request", "body": body, "more_body": more}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = http()
+    scope["headers"].append((b"x-deadline-ms", deadline_ms.encode()))
+    await app(scope, receive, send)
+    return sent
+
+
+def test_a_body_that_outlasts_the_deadline_is_turned_away(app: FastAPI, client: TestClient) -> None:
+    before = sample(client, 'scoter_refused_total{reason="deadline"}')
+    assert client.portal is not None
+    start, body = client.portal.call(halting, app, 0.1, "60")
+    assert start["status"] == 503
+    assert b"urn:scoter:problem:deadline" in body["body"]
+    assert sample(client, 'scoter_refused_total{reason="deadline"}') == before + 1
+
+
+def test_what_the_body_took_is_missing_to_the_engine(app: FastAPI, client: TestClient, slow: Slow) -> None:
+    assert client.portal is not None
+    start, body = client.portal.call(halting, app, 0.3, "500")  # 0.2 s are left, and the engine takes 0.3
+    assert start["status"] == 200
+    assert json.loads(body["body"])["degraded"] == ["engine_timeout"]
+
+
+def test_a_slow_body_is_a_stage_of_its_own_and_no_latency_of_the_service(app: FastAPI, client: TestClient) -> None:
+    latency = 'scoter_request_seconds_sum{arm="default",model="scoter_h",reasoning="used"}'
+    stage = 'scoter_stage_seconds_sum{stage="body"}'
+    before = sample(client, latency), sample(client, stage)
+    assert client.portal is not None
+    start, _ = client.portal.call(halting, app, 0.5, "5000")
+    assert start["status"] == 200
+    assert sample(client, latency) - before[0] < 0.4
+    assert sample(client, stage) - before[1] >= 0.5
+    timing = dict(part.split(";dur=") for part in dict(start["headers"])[b"server-timing"].decode().split(", "))
+    assert float(timing["total"]) >= float(timing["body"]) >= 500
+
+
 def test_a_deadline_that_is_none_is_refused(client: TestClient) -> None:
     failed = client.post("/recommend", json={"user_id": "user-0"}, headers={"X-Deadline-Ms": "soon"})
     assert "x-deadline-ms" in problem(failed, 400, "header-invalid")["detail"]
@@ -115,6 +168,47 @@ def test_one_request_more_than_there_are_places_is_turned_away_at_once(client: T
     assert results[2]["problem"]["type"] == "urn:scoter:problem:overloaded"
     assert sample(client, 'scoter_refused_total{reason="overloaded"}') == before + 1
     assert sample(client, "scoter_answering_requests") == 0
+
+
+def counted(client: TestClient) -> dict[int, int]:
+    """Recommendations by status so far."""
+    statuses = (200, 422, 500, 503)
+    return {status: int(sample(client, f'scoter_recommendations_total{{status="{status}"}}')) for status in statuses}
+
+
+def test_each_recommendation_of_a_batch_is_counted_by_its_status(client: TestClient, slow: Slow) -> None:
+    before = counted(client)
+    requests: list[dict[str, Any]] = [{"user_id": "user-0"}, {"user_id": "user-0"}, {"user_id": "user-0"}]
+    response = client.post("/recommend/batch", json={"requests": requests})  # two places for three
+    assert response.status_code == 200
+    assert counted(client) == {**before, 200: before[200] + 2, 503: before[503] + 1}
+    client.post("/recommend/batch", json={"requests": []})  # refused whole
+    assert counted(client)[422] == before[422] + 1
+
+
+class Breaking(Slow):
+    """Fails for whoever has no reasoning, in a way that nobody has thought of."""
+
+    async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
+        if request.reasoning is None:
+            raise RuntimeError("secret-detail")
+        return await super().infer(model, request, seconds)
+
+
+def test_an_unexpected_failure_costs_a_batch_one_answer(
+    app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ladder = Ladder([Breaking(0)], BreakerSettings())
+    monkeypatch.setattr(app.state.serving.edition.recommender, "_ladder", ladder)
+    before = counted(client)
+    requests = [{"user_id": "user-0"}, {"user_id": "user-0", "reasoning": False}]
+    with capture_logs() as logged:
+        response = client.post("/recommend/batch", json={"requests": requests}, headers={"X-Request-Id": "b"})
+    assert response.status_code == 200
+    assert [result["status"] for result in response.json()["results"]] == [200, 500]
+    assert "secret-detail" not in response.text
+    assert [(line["event"], line["request_id"]) for line in logged] == [("request_failed", "b.1")]
+    assert counted(client) == {**before, 200: before[200] + 1, 500: before[500] + 1}
 
 
 def test_each_request_of_a_batch_has_an_answer_of_its_own(client: TestClient, tiny: TinyRelease) -> None:

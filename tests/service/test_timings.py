@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from service.timings import StageTimings
+from service.timings import BODY, StageTimings
 
 
 def test_stages_add_up_even_when_they_fail() -> None:
@@ -25,6 +25,18 @@ def test_a_stopped_clock_stands_still() -> None:
     total = timings.total()
     time.sleep(0.002)
     assert timings.total() == total
+
+
+def test_the_wait_for_the_body_is_in_the_total_and_not_the_services_own() -> None:
+    timings = StageTimings()
+    with timings.stage(BODY):
+        time.sleep(0.02)
+    with timings.stage("engine"):
+        time.sleep(0.002)
+    timings.stop()
+    assert timings.total() >= 0.022
+    assert timings.inside() == pytest.approx(timings.total() - timings.stages["body"])
+    assert 0.002 <= timings.inside() < 0.02
 
 
 def test_the_header_is_in_milliseconds() -> None:
