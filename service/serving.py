@@ -146,7 +146,7 @@ class Serving:
     def _expose(
         self, response: RecommendResponse, request: RecommendRequest, context: Context, assignment: Assignment
     ) -> None:
-        latency = context.timings.total() * 1000
+        latency = context.timings.inside() * 1000
         self._exposures.record(Exposure.of(response, request.user_id, assignment, latency))
 
     def _waiting(self) -> int:
