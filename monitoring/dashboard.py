@@ -194,6 +194,12 @@ ROWS: dict[str, list[Panel]] = {
             {"{{outcome}}": events("scoter_experiments_reloads_total", "outcome")},
             "`refused`: the file is wrong and the last good one stays. `unavailable`: it could not be read.",
         ),
+        Panel(
+            "Shadow arms skipped",
+            "reqps",
+            {"arms": events("scoter_shadows_skipped_total")},
+            "A shadow arm is computed only where no answer would wait for it.",
+        ),
         Panel("Exposures written", "reqps", {"{{sink}}": events("scoter_exposures_written_total", "sink")}),
         Panel(
             "Exposures dropped",
