@@ -243,11 +243,12 @@ def _users(release: Path, number: int) -> list[str]:
     path = release / "reasoning" / "users.jsonl"
     try:
         with path.open(encoding="utf-8") as lines:
-            known = [str(json.loads(line)["user"]) for line in lines]
+            rows = [json.loads(line) for line in lines]
+        known = [str(row["user"]) for row in rows if row["steps"]]
     except (OSError, ValueError, KeyError) as error:
         raise DemoFailed(f"cannot read the users of the release from {path}: {error!r}") from error
     if not known:
-        raise DemoFailed(f"{path} names no user")
+        raise DemoFailed(f"{path} names no user with reasoning")
     number = min(number, len(known))
     return [known[place * len(known) // number] for place in range(number)]
 

@@ -85,6 +85,8 @@ def export(work: Path, parts: Parts, recipe: Recipe) -> Path:
     path = releases / (stage.folder / "release").read_text(encoding="ascii").strip()
     if not path.is_dir():
         raise StageError(f"{path} is gone: remove {stage.folder} and export again")
+    # `publish` takes the release that was asked for last, also where it was there already.
+    (stage.folder / "release").touch()
     console.print(f"  release [bold]{path.name}[/] [dim]({path})[/]")
     return path
 

@@ -30,7 +30,7 @@ from service.release.blob import encode
 from service.release.manifest import ReasoningEntry
 from service.release.release import Release
 from service.store.base import Change, Store
-from service.store.keys import history_key, reasoning_key, steps_key, user_tag, users_key
+from service.store.keys import history_key, load_key, reasoning_key, steps_key, user_tag, users_key
 from service.store.records import (
     History,
     Load,
@@ -38,6 +38,7 @@ from service.store.records import (
     Shelf,
     decode_history,
     encode_history,
+    encode_load,
     encode_steps,
     encode_tags,
 )
@@ -122,16 +123,21 @@ async def _load(release: Release, load: Load, store: Store) -> tuple[int, int]:
         )
         rows = _records(release, range(load.done, load.users))
         while batch := list(islice(rows, load.part)):
-            # First, so that `gc` finds whatever else is written.
+            # First, so that `gc` finds whatever else is written. Whoever has no chain has nothing to be found.
             part = load.done // load.part
-            await store.put([(users_key(release.id, part), encode_tags([record.tag for record in batch]))])
+            await store.put([(users_key(release.id, part), encode_tags([r.tag for r in batch if r.own]))])
             pairs = [pair for record in batch for pair in record.own]
             await store.put(pairs)
             size += sum(len(key) + len(value) for key, value in pairs)
             size += await _merge_histories(batch, known_until, store)
             records += len(pairs) + len(batch)
-            load = replace(load, done=load.done + len(batch))
-            await write_load(store, release.id, load)
+            before, load = load, replace(load, done=load.done + len(batch))
+            # Not over what somebody else has said meanwhile: `gc` may be taking away what was just written.
+            if not await store.swap(load_key(release.id), encode_load(before), encode_load(load)):
+                raise StageError(
+                    f"another command works on release {release.id} (`scoter gc`, or a second `publish`): publish it "
+                    "again when that has ended"
+                )
             users += len(batch)
             progress.update(bar, completed=load.done, users=users, records=records, size=size)
     return records, size

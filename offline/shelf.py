@@ -117,10 +117,11 @@ async def _check_presence(store: Store, release_id: str, load: Load) -> None:
     for row in spread(load.users, 100):
         part, place = divmod(row, load.part)
         (record,) = await store.get([users_key(release_id, part)])
-        tags = decode_tags(record)
-        if isinstance(tags, RecordMiss) or len(tags) <= place:
+        tags = decode_tags(record)  # of those who have a chain
+        if isinstance(tags, RecordMiss):
             raise StageError(f"the store's list of users of release {release_id} is {tags}: publish it by its id")
-        if None in await store.get(record_keys(release_id, load.names, [tags[place]])):
+        sampled = [tags[place % len(tags)]] if tags else []
+        if None in await store.get(record_keys(release_id, load.names, sampled)):
             raise StageError(f"release {release_id} is no longer whole in the store: publish it by its id")
 
 

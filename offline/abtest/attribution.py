@@ -14,6 +14,8 @@ from offline.abtest.logs import Outcome
 from service.exposures.event import Exposure
 from service.store.keys import user_tag
 
+# Seconds that the clock of whoever names an answer may be behind the service's: the name says which came first.
+SKEW = 60.0
 HOLDOUT = "(holdout)"  # beside the experiments: who is kept out of all of them, against everybody else
 UNSEEN = "(not in the log)"
 WEIGHT_TOLERANCE = 1e-4
@@ -142,7 +144,8 @@ class Attribution:
             if whose is not None and whose != user:
                 continue  # request ids come from callers, who may use one twice
             after = self._seconds[number] - exposure.ts
-            if (item is not None and item not in shown) or not 0 <= after <= self._window:
+            earliest = 0.0 if self._outcomes[number].request_id is None else -SKEW
+            if (item is not None and item not in shown) or not earliest <= after <= self._window:
                 continue
             before = self._answer[number]
             if before < 0 or self._ts[before] < exposure.ts:

@@ -156,7 +156,7 @@ def _rows(path: Path, rejected: Rejected) -> Iterator[tuple[str, dict[str, Any]]
     for place, line in _lines(path):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             rejected.add(place, f"not JSON: {error}")
             continue
         if isinstance(row, dict):
@@ -169,9 +169,12 @@ def _table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with _opened(path) as stream:
         text = (line.decode("utf-8-sig" if number == 0 else "utf-8", "replace") for number, line in enumerate(stream))
         reader = csv.DictReader(text)
-        for row in reader:
-            # An empty cell is a value that is not there.
-            yield f"{path}, line {reader.line_num}", {name: cell for name, cell in row.items() if name and cell}
+        try:
+            for row in reader:
+                # An empty cell is a value that is not there.
+                yield f"{path}, line {reader.line_num}", {name: cell for name, cell in row.items() if name and cell}
+        except (OSError, EOFError, zlib.error, csv.Error) as error:
+            raise DataError(f"cannot read {path} after line {reader.line_num}: {error}") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -38,7 +38,7 @@ STEP_CHARS = 120
 _REASON_WORDS, _ITEM_WORDS = 80, 16  # that a constrained decoder may write
 _BLOCK = r"cot[ _-]?path|reason(?:ing)?|recommendations?"
 THOUGHT = re.compile(r"\A.*</\s*think(?:ing)?\s*>", re.DOTALL | re.IGNORECASE)
-_THINKING = re.compile(r"\A\s*<\s*think(?:ing)?\s*>", re.IGNORECASE)
+THINKING = re.compile(r"\A\s*<\s*think(?:ing)?\s*>", re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[^\n`]*$\n?", re.MULTILINE)
 _TAG = re.compile(rf"<\s*(/?)\s*({_BLOCK})\s*>", re.IGNORECASE)
 _HEADING = re.compile(
@@ -129,7 +129,7 @@ def parse(text: str, path: Sequence[str] | None = None) -> Explored:
 
 
 def _without_thoughts(text: str, repairs: list[str]) -> str:
-    if _THINKING.match(text) and not THOUGHT.match(text):
+    if THINKING.match(text) and not THOUGHT.match(text):
         raise AnswerError("thinking that never ended")
     bare = THOUGHT.sub("", text)
     if bare != text:

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 
 from offline.chains import history
-from offline.chains.explore import LONG, THOUGHT, read_path
+from offline.chains.explore import LONG, THINKING, THOUGHT, read_path
 from offline.chains.template import ARROW, STEP_WORDS
 from offline.errors import AnswerError
 from offline.llm.base import Abstract, Message, Prompt, Sampling
@@ -21,8 +21,10 @@ from offline.llm.base import Abstract, Message, Prompt, Sampling
 BEST = "- Best Path:"
 NOTE_CHARS = 600
 _SYSTEM = "You are an expert in reasoning patterns of recommender systems."
-_BEST = re.compile(
-    r"best\s+path\b[^:：\n]*[:：](.*?)(?=\n[\s\-*•]*improvement\s+logic|\n\s*#|\Z)", re.DOTALL | re.IGNORECASE
+_PATH = r"best\s+path\b[^:：\n]*[:：](.*?)(?=\n[\s\-*•]*improvement\s+logic|\n\s*#|\Z)"
+_BEST = (  # where a line begins so; else wherever the words are
+    re.compile(r"^[\s\-*•#\d.)]*" + _PATH, re.DOTALL | re.IGNORECASE | re.MULTILINE),
+    re.compile(_PATH, re.DOTALL | re.IGNORECASE),
 )
 _NOTES = {
     name: re.compile(rf"^[\s\-*•]*{name}[^:：\n]*[:：][\s*]*(\S[^\n]*)", re.MULTILINE | re.IGNORECASE)
@@ -61,8 +63,11 @@ Answer in this form, and keep the path clear and not overly complex:
 
 def parse(text: str) -> Mined:
     """Read an answer. Raises AnswerError, with the reason, unless it has a path that can be a template as it stands."""
-    plain = html.unescape(THOUGHT.sub("", text)).replace("**", "")
-    found = _BEST.search(plain)
+    bare = THOUGHT.sub("", text)
+    if THINKING.match(bare):
+        raise AnswerError("thinking that never ended")
+    plain = html.unescape(bare).replace("**", "")
+    found = next((match for pattern in _BEST if (match := pattern.search(plain))), None)
     if found is None:
         raise AnswerError(f"no `{BEST}`")
     repairs: list[str] = []

@@ -119,6 +119,9 @@ class _Run:
             [{"user": self.dataset.users[u], **asdict(self.kept[u])} for u in self.users if u in self.kept],
         )
         self._write_rejected()
+        if not (self.folder / "usage.json").is_file():  # the last run was killed after the last answer
+            with self._teacher():
+                pass
         usage: dict[str, Any] = _json(self.folder / "usage.json")
         write_json(
             self.folder / "summary.json",
@@ -163,6 +166,10 @@ class _Run:
             answered = len(self.kept) + len(self.rejected)
             if answered >= EARLY and len(self.kept) < HARDLY_EVER * answered:
                 self._write_rejected()
+                if not self.kept and set(self._reasons()) == {NO_ANSWER}:
+                    raise StageError(
+                        f"the teacher answered none of {answered} prompts, the last one for this reason: {said.error}"
+                    ) from None
                 raise StageError(
                     f"of the teacher's first {answered} chains {len(self.kept)} can be learnt from ({self._why()}); "
                     f"the others are in {self.folder / 'rejected.jsonl'}: take another teacher.model, or a template "

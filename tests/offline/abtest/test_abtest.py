@@ -157,6 +157,8 @@ def test_a_request_id_decides_and_needs_no_item() -> None:
     answers = [answer(0, 100, "a"), answer(1, 200, "a")]
     late = {"event": "purchase", "request_id": "r0", "ts": 300, "value": 2.5}
     assert attributed(answers, [late, {**late, "item_id": "a"}, {**late, "item_id": "z"}]) == [0, 0, -1]
+    # Whoever stamped it has a clock of his own, or whole seconds: the name says which came first.
+    assert attributed(answers, [{**late, "ts": ts} for ts in (99, 40, 39)]) == [0, 0, -1]
 
 
 def test_answers_with_one_request_id_are_told_apart_by_their_users() -> None:
@@ -282,11 +284,17 @@ def test_what_cannot_be_analysed_is_said_in_one_line(
     exposures, outcomes = simulate(tmp_path, Traffic(users=20))
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
+    cut = tmp_path / "cut.csv.gz"
+    cut.write_bytes(gzip.compress(b"event,ts,user_id\n" + b"click,1,u\n" * 1000)[:-20])
+    open_quote = tmp_path / "quote.csv"
+    open_quote.write_text('event,ts,user_id\nclick,1,"' + "u" * 200_000)
     shadow = tmp_path / "shadow.jsonl"
     shadow.write_bytes(encode(replace(exposure(), shadow=True), tagged=True))
     for arguments, said in (
         ((tmp_path / "none.jsonl", "--outcomes", outcomes), "cannot read"),
         ((exposures, "--outcomes", tmp_path / "none.csv"), "No such file"),
+        ((exposures, "--outcomes", cut), "Compressed file ended"),
+        ((exposures, "--outcomes", open_quote), "field larger than field limit"),
         ((empty, "--outcomes", outcomes), "no exposure can be used: 0 read"),
         ((shadow, "--outcomes", outcomes), "of which 1 shadow"),
         ((exposures, "--outcomes", outcomes, "--experiment", "x"), "no experiment 'x'"),

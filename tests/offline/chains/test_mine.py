@@ -34,10 +34,22 @@ def test_the_best_path_is_read_with_what_is_said_of_it(path: str) -> None:
     assert found.notes["limitations"] == "new interests"
 
 
+def test_a_line_that_begins_with_it_goes_before_prose_that_speaks_of_it() -> None:
+    text = ANSWER.format(path="Look back -> Recommend items").replace(
+        "These paths", "The best path is: A -> B -> C, that"
+    )
+    assert mine.parse(text).steps == ("Look back", "Recommend items")
+    assert mine.parse("I think the best path is: Look back -> Recommend items").steps == (
+        "Look back",
+        "Recommend items",
+    )
+
+
 @pytest.mark.parametrize(
     "text, reason",
     [
         ("no idea", "no `- Best Path:`"),
+        ("<think>\n" + ANSWER.format(path="Look back -> Guess -> Recommend items"), "thinking that never ended"),
         (ANSWER.format(path="Step 1 -> Step 2 -> Item Recommendation"), "the format itself"),
         (ANSWER.format(path="Look back at all of the many things that were bought -> Recommend"), "more than 8 words"),
         (ANSWER.format(path="one").split("- Improvement")[0], "2 to 8 steps"),

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from offline.chains.template import Template
+from offline.distill import teach as module
 from offline.distill.teach import EARLY, load_chains, sample, teach
 from offline.errors import LLMError, StageError
 from offline.llm.base import Prompt, Rationale
@@ -120,6 +121,39 @@ def test_an_endpoint_that_dies_costs_nothing_that_it_said(
         assert (cut.folder / name).read_bytes() == (whole.folder / name).read_bytes()
     summary = json.loads((cut.folder / "summary.json").read_text(encoding="utf-8"))
     assert summary["usage"]["requests"] == 15 + 5 + 22
+
+
+def test_a_run_that_is_killed_before_its_bill_is_written_goes_on(
+    prepared: Stage,
+    template: Template,
+    recipe: Recipe,
+    teacher: Teacher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def killed(path: Path, rows: object) -> None:
+        raise KeyboardInterrupt
+
+    teacher(good)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "rewrite", killed)
+        with pytest.raises(KeyboardInterrupt):
+            teach(tmp_path, prepared, template, recipe, [prepared])
+    (next(tmp_path.glob("*.partial")) / "usage.json").unlink()
+    silent = teacher(good)
+    stage = teach(tmp_path, prepared, template, recipe, [prepared])
+    assert silent.asked == []
+    assert json.loads((stage.folder / "summary.json").read_text(encoding="utf-8"))["asked"] == 40
+
+
+def test_a_teacher_that_never_answers_is_stopped_early_with_its_reason(
+    prepared: Stage, template: Template, recipe: Recipe, teacher: Teacher, tmp_path: Path
+) -> None:
+    teacher(lambda number, prompt: None)
+    with pytest.raises(
+        StageError, match=rf"the teacher answered none of {EARLY} prompts, the last one for this reason"
+    ):
+        teach(tmp_path, prepared, template, _with(recipe, users=60), [prepared])
 
 
 def test_a_teacher_of_nonsense_is_stopped_early_and_named(

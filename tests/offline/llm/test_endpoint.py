@@ -139,6 +139,16 @@ def test_a_server_that_calls_the_limit_otherwise_is_asked_its_way(connect: Open,
     assert "max_tokens" not in layer.asked[1].body
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_what_a_server_refuses_is_found_out_by_all_who_are_on_their_way(connect: Open, layer: Layer, n: int) -> None:
+    """Eight have asked before the first one hears of it."""
+    refusal = "Use 'max_completion_tokens' instead." if n == 1 else "n > 1 is not supported"
+    layer.faults.extend([status(400, refusal)] * 8)
+    found = answers(connect(concurrency=8, retries=0), [ask(f"Number {number}", n=n) for number in range(20)])
+    assert [(answer.error, len(answer.texts)) for answer in found] == [(None, n)] * 20
+    assert layer.asked[-1].body.get("n", 1) == 1
+
+
 def test_everybody_waits_as_long_as_a_refusal_says(connect: Open, layer: Layer) -> None:
     layer.faults.append(status(429, headers={"Retry-After": "1"}))
     backend = connect(concurrency=1)
