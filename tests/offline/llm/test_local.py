@@ -206,7 +206,7 @@ def without(package: str) -> Callable[[pytest.MonkeyPatch], None]:
 @pytest.mark.parametrize("package", ["transformers", "gguf"])
 def test_a_missing_extra_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     without(package)(monkeypatch)
-    with pytest.raises(LLMError, match=rf"needs the package {package}, .*pip install 'scoter-serving\[llm\]'"):
+    with pytest.raises(LLMError, match=rf"needs the package {package}, .*pip install -e '\.\[llm\]'"):
         load_causal("smollm2", "float32")
 
 

@@ -54,7 +54,7 @@ def test_a_recipe_without_a_model_is_refused(backend: Any, tmp_path: Path) -> No
 def test_an_endpoint_without_the_extra_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     recipe = TeacherRecipe(backend="endpoint", model="m", base_url="http://localhost:1/v1")
-    message = r"needs the package openai, .*pip install 'scoter-serving\[llm\]'"
+    message = r"needs the package openai, .*pip install -e '\.\[llm\]'"
     with pytest.raises(LLMError, match=message), open_backend(recipe, EMPTY, tmp_path):
         pass
 
