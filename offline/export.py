@@ -24,6 +24,7 @@ from offline.errors import StageError
 from offline.models.fused import FusedGraph, example_inputs, fused_graph, reasoning_width, write_onnx
 from offline.models.recommender import Recommender
 from offline.prepare import Dataset, dataset_name, load_dataset
+from offline.publish import latest_release
 from offline.reason.output import load_reasoning, load_steps, load_template
 from offline.recipe import BACKBONES, Recipe, Variant, reads_reasoning
 from offline.stage import Stage, console, finished, run_stage
@@ -85,8 +86,8 @@ def export(work: Path, parts: Parts, recipe: Recipe) -> Path:
     path = releases / (stage.folder / "release").read_text(encoding="ascii").strip()
     if not path.is_dir():
         raise StageError(f"{path} is gone: remove {stage.folder} and export again")
-    # `publish` takes the release that was asked for last, also where it was there already.
-    (stage.folder / "release").touch()
+    if latest_release(work) != path:  # `publish` takes what was asked for last, also where it was there already
+        (stage.folder / "release").touch()
     console.print(f"  release [bold]{path.name}[/] [dim]({path})[/]")
     return path
 
