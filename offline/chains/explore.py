@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from offline.chains import history
 from offline.chains.template import ARROW, ARROWS, MAX_STEPS, STEP_WORDS, Template, split_path
+from offline.chains.thoughts import without_thoughts
 from offline.errors import AnswerError, RecipeError
 from offline.llm.base import Explore, Message, Prompt, Sampling
 from offline.prepare import ItemText
@@ -37,8 +38,6 @@ LONG = f"a step of more than {STEP_WORDS} words"
 STEP_CHARS = 120
 _REASON_WORDS, _ITEM_WORDS = 80, 16  # that a constrained decoder may write
 _BLOCK = r"cot[ _-]?path|reason(?:ing)?|recommendations?"
-THOUGHT = re.compile(r"\A.*</\s*think(?:ing)?\s*>", re.DOTALL | re.IGNORECASE)
-THINKING = re.compile(r"\A\s*<\s*think(?:ing)?\s*>", re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[^\n`]*$\n?", re.MULTILINE)
 _TAG = re.compile(rf"<\s*(/?)\s*({_BLOCK})\s*>", re.IGNORECASE)
 _HEADING = re.compile(
@@ -119,7 +118,7 @@ def parse(text: str, path: Sequence[str] | None = None) -> Explored:
     Raises AnswerError with the reason, in words that say nothing of the user.
     """
     repairs: list[str] = []
-    found = _blocks(_without_thoughts(html.unescape(text[:ANSWER_CHARS]), repairs), repairs)
+    found = _blocks(_bare(html.unescape(text[:ANSWER_CHARS]), repairs), repairs)
     recommendations = _recommendations(found.get("recommendations"), repairs)
     steps = _path(found, path, repairs)
     reason = history.clean(found.get("reason", ""), ANSWER_CHARS)
@@ -128,10 +127,8 @@ def parse(text: str, path: Sequence[str] | None = None) -> Explored:
     return Explored(steps, reason, recommendations, tuple(dict.fromkeys(repairs)))
 
 
-def _without_thoughts(text: str, repairs: list[str]) -> str:
-    if THINKING.match(text) and not THOUGHT.match(text):
-        raise AnswerError("thinking that never ended")
-    bare = THOUGHT.sub("", text)
+def _bare(text: str, repairs: list[str]) -> str:
+    bare = without_thoughts(text)
     if bare != text:
         repairs.append("thinking before the answer")
     plain = _FENCE.sub("", bare)

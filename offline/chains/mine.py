@@ -13,8 +13,9 @@ import re
 from dataclasses import dataclass
 
 from offline.chains import history
-from offline.chains.explore import LONG, THINKING, THOUGHT, read_path
+from offline.chains.explore import LONG, read_path
 from offline.chains.template import ARROW, STEP_WORDS
+from offline.chains.thoughts import without_thoughts
 from offline.errors import AnswerError
 from offline.llm.base import Abstract, Message, Prompt, Sampling
 
@@ -63,10 +64,7 @@ Answer in this form, and keep the path clear and not overly complex:
 
 def parse(text: str) -> Mined:
     """Read an answer. Raises AnswerError, with the reason, unless it has a path that can be a template as it stands."""
-    bare = THOUGHT.sub("", text)
-    if THINKING.match(bare):
-        raise AnswerError("thinking that never ended")
-    plain = html.unescape(bare).replace("**", "")
+    plain = html.unescape(without_thoughts(text)).replace("**", "")
     found = next((match for pattern in _BEST if (match := pattern.search(plain))), None)
     if found is None:
         raise AnswerError(f"no `{BEST}`")
