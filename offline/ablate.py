@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from offline.cooccurrence import Neighbours
-from offline.encoder import SentenceEncoder
 from offline.errors import StageError
 from offline.prepare import SPLITS, Dataset, load_dataset
 from offline.reason import load_reasoning, load_template, present
-from offline.recipe import AblationRecipe, Recipe
+from offline.reason.engines import Encoder, Sentences
+from offline.reason.vectors import Vectors
+from offline.recipe import AblationRecipe, ReasonRecipe, Recipe
 from offline.stage import Stage, console, run_stage, write_json
 from offline.tokenize import load_embeddings
 
@@ -60,7 +61,7 @@ def _build(folder: Path, prepared: Stage, tokens: Stage, reasoned: Stage, recipe
     dataset = load_dataset(prepared.folder)
     what, names = recipe.ablation, load_template(reasoned.folder)
     successors = _Successors(dataset, tokens, len(names)) if what.control == "successors" else None
-    encoder = SentenceEncoder(recipe.reason.encoder, recipe.reason.precision) if what.steps == "whole" else None
+    whole = _Whole(folder.parent / "reasoning", recipe.reason) if what.steps == "whole" else None
     source = _others(len(dataset.users)) if what.control == "shuffled" else np.arange(len(dataset.users))
     width = 0
     for split in SPLITS:
@@ -80,7 +81,7 @@ def _build(folder: Path, prepared: Stage, tokens: Stage, reasoned: Stage, recipe
                 if successors is not None:
                     matrix, texts = successors.of(users, split)
                 absent = ~present(matrix)
-                matrix, texts = _collapsed(matrix, texts, what, encoder)
+                matrix, texts = _collapsed(matrix, texts, what, whole)
                 # A chain that is not there stays so: the text of nothing has an embedding, too.
                 matrix[absent] = 0.0
                 texts = [[] if gone else steps for gone, steps in zip(absent, texts, strict=True)]
@@ -99,7 +100,7 @@ def _build(folder: Path, prepared: Stage, tokens: Stage, reasoned: Stage, recipe
 
 
 def _collapsed(
-    matrix: NDArray[np.float32], texts: list[list[str]], what: AblationRecipe, encoder: SentenceEncoder | None
+    matrix: NDArray[np.float32], texts: list[list[str]], what: AblationRecipe, whole: _Whole | None
 ) -> tuple[NDArray[np.float32], list[list[str]]]:
     """H [B, K, D] and its texts as `steps` leaves them."""
     match what.steps:
@@ -110,9 +111,9 @@ def _collapsed(
         case "last":
             return matrix[:, -1:], [steps[-1:] for steps in texts]
         case "whole":
-            assert encoder is not None
+            assert whole is not None
             chains = [" ".join(steps) for steps in texts]
-            return encoder.encode(chains)[:, None], [[chain] for chain in chains]
+            return whole.of(chains)[:, None], [[chain] for chain in chains]
 
 
 def _named(names: list[str], what: AblationRecipe) -> list[str]:
@@ -138,6 +139,25 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)
+
+
+class _Whole:
+    """Embeddings of chains as one text, kept where those of steps are: a run that was cut off goes on where it was."""
+
+    def __init__(self, folder: Path, recipe: ReasonRecipe) -> None:
+        self._sentences = Sentences(recipe.encoder, recipe.precision)
+        self._vectors = Vectors(folder, self._sentences.identity)
+        self._encoder: Encoder | None = None  # loaded if there is anything to encode
+
+    def of(self, chains: list[str]) -> NDArray[np.float32]:
+        """Of each chain, float32 [len(chains), D], to the precision of H."""
+        missing = self._vectors.missing(list(dict.fromkeys(chains)))
+        if missing:
+            self._encoder = self._encoder or self._sentences.open()
+            self._vectors.put(missing, self._encoder.encode(missing).astype(np.float16))
+        found = self._vectors.of(chains)
+        assert found is not None
+        return found.astype(np.float32)
 
 
 class _Successors:

@@ -34,8 +34,9 @@ from offline.prepare import SPLITS, load_dataset
 from offline.reason.chains import Asking, Chain, Keys, added
 from offline.reason.chunks import Chunks
 from offline.reason.engines import Ask, Engine, Job, Local, Sentences
-from offline.reason.kept import Kept, digest, remove
+from offline.reason.kept import Kept, remove
 from offline.reason.output import read_json
+from offline.reason.vectors import Vectors
 from offline.reason.writers import writer
 from offline.recipe import Recipe
 from offline.stage import Stage, console, run_stage, write_json
@@ -89,7 +90,7 @@ def build(folder: Path, kept: Path, job: Job, engine: Engine) -> None:
         progress = stack.enter_context(_progress())
         shared = kept if job.writer.view is not None else folder
         chains = stack.enter_context(Kept(shared / "chains.sqlite"))
-        vectors = stack.enter_context(Kept(kept / "vectors.sqlite"))
+        vectors = stack.enter_context(Vectors(kept, job.encoder.identity))
         _Run(folder, job, engine, chains, vectors, progress).go()
     shutil.rmtree(folder / "chunks")
     remove(folder / "chains.sqlite")
@@ -97,7 +98,9 @@ def build(folder: Path, kept: Path, job: Job, engine: Engine) -> None:
 
 
 class _Run:
-    def __init__(self, folder: Path, job: Job, engine: Engine, chains: Kept, vectors: Kept, progress: Progress) -> None:
+    def __init__(
+        self, folder: Path, job: Job, engine: Engine, chains: Kept, vectors: Vectors, progress: Progress
+    ) -> None:
         self.folder, self.job, self.engine = folder, job, engine
         self.chains, self.vectors, self.progress = chains, vectors, progress
         self.dataset = load_dataset(job.prepared)
@@ -187,9 +190,8 @@ class _Run:
         def rows(seen: Kept) -> Iterator[tuple[int, str]]:
             for split, users in self._parts("looking for texts"):
                 texts = [text for chain in self._chains(split, users) for text in chain.steps]
-                fresh = [texts[place] for place in seen.new([self._key(text) for text in texts])]
-                held = self.vectors.get([self._key(text) for text in fresh])
-                missing = [text for text, vector in zip(fresh, held, strict=True) if vector is None]
+                fresh = [texts[place] for place in seen.new([self.vectors.key(text) for text in texts])]
+                missing = self.vectors.missing(fresh)
                 found.update(unique=len(fresh), encoded=len(missing))
                 for text in missing:
                     yield 0, text
@@ -208,17 +210,17 @@ class _Run:
 
         def left() -> Iterator[str]:
             for name in self.texts.names():
-                keys = self._text_keys(name)
-                if all(vector is not None for vector in self.vectors.get(keys)):
-                    self.progress.advance(task, len(keys))
-                else:
+                texts = self.texts.read(name).rows
+                if self.vectors.missing(texts):
                     yield name
+                else:
+                    self.progress.advance(task, len(texts))
 
         for name, encoded in self.engine.encode(self._job(self.texts), left()):
-            keys = self._text_keys(name)
-            self.vectors.put((key, row.tobytes()) for key, row in zip(keys, encoded, strict=True))
+            texts = self.texts.read(name).rows
+            self.vectors.put(texts, encoded)
             self.spent.on("encode")
-            self.progress.advance(task, len(keys))
+            self.progress.advance(task, len(texts))
 
     def _assemble(self) -> tuple[dict[str, int], int]:
         """Write every split's texts and H; returns how many users have none, by split, and D."""
@@ -241,9 +243,9 @@ class _Run:
                             json.dumps({"user": name, "split": split, "fault": chain.fault}, ensure_ascii=False) + "\n"
                         )
                 absent[split] += len(users) - len(rows)
-                block = self._vectors([text for row in rows for text in chains[row].steps])
-                if block is None:
+                if not rows:
                     continue
+                block = self._vectors([text for row in rows for text in chains[row].steps])
                 width = block.shape[1]
                 if split not in H:
                     H.update({split: self._matrix(split, K, width)})
@@ -306,30 +308,18 @@ class _Run:
             raise StageError("chains are gone that were there when this run began: run it again, it will write them")
         return [Chain.decode(body) for body in found if body is not None]
 
-    def _vectors(self, texts: list[str]) -> NDArray[np.float16] | None:
-        """Of each text, float16 [len(texts), D]; None if there are no texts."""
-        found = self.vectors.get([self._key(text) for text in texts])
-        bodies = [body for body in found if body is not None]
-        if len(bodies) < len(found):
+    def _vectors(self, texts: list[str]) -> NDArray[np.float16]:
+        """Of each text, float16 [len(texts), D]."""
+        found = self.vectors.of(texts)
+        if found is None:
             shutil.rmtree(self.folder / "chunks")
             raise StageError("vectors are gone that were there when this run began: run it again, it will encode them")
-        if len({len(body) for body in bodies}) > 1:
-            raise StageError(
-                f"vectors of {self.job.encoder.identity} are of different lengths: the encoder was changed under its "
-                "name; give it another name, or remove the folder `reasoning` in the work folder"
-            )
-        return np.frombuffer(b"".join(bodies), np.float16).reshape(len(bodies), -1) if bodies else None
+        return found
 
     def _matrix(self, split: str, K: int, width: int) -> _OnDisk:
         """H of a split on disk, all zeros."""
         shape = (len(self.dataset.users), K, width)
         return open_memmap(self.folder / f"{split}.npy", mode="w+", dtype=np.float16, shape=shape)
-
-    def _text_keys(self, name: str) -> list[bytes]:
-        return [self._key(text) for text in self.texts.read(name).rows]
-
-    def _key(self, text: str) -> bytes:
-        return digest(self.job.encoder.identity, text)
 
     def _job(self, chunks: Chunks) -> Job:
         return replace(self.job, chunks=chunks.folder)

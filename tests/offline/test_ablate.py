@@ -14,7 +14,7 @@ from offline.ablate import ablate
 from offline.cooccurrence import Neighbours
 from offline.errors import StageError
 from offline.prepare import SPLITS, load_dataset, prepare
-from offline.reason import load_reasoning, load_steps, load_template, present
+from offline.reason import engines, load_reasoning, load_steps, load_template, present
 from offline.recipe import PrepareRecipe, Recipe
 from offline.sample import write_sample
 from offline.stage import Stage
@@ -34,7 +34,7 @@ class FakeEncoder:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SentenceEncoder", FakeEncoder)
+    monkeypatch.setattr(engines, "SentenceEncoder", FakeEncoder)
     monkeypatch.setattr(module, "USERS", 50)
 
 
@@ -113,6 +113,32 @@ def test_whoever_has_no_chain_has_none_afterwards(
         there = present(load_reasoning(stage.folder, split))
         assert there.sum() == (np.arange(len(there)) % 3 > 0).sum()
         assert [bool(steps) for steps in load_steps(stage.folder, split)] == there.tolist()
+
+
+def test_chains_as_one_text_are_encoded_once_though_a_run_is_cut_off(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    limit = 150
+
+    class Counting(FakeEncoder):
+        def encode(self, texts: list[str]) -> NDArray[np.float32]:
+            if len(asked) > limit:
+                raise KeyboardInterrupt
+            asked.extend(texts)
+            return super().encode(texts)
+
+    monkeypatch.setattr(engines, "SentenceEncoder", Counting)
+    with pytest.raises(KeyboardInterrupt):
+        ablated(tmp_path, upstream, steps="whole")
+    assert asked
+    limit = 10**6
+    stage = ablated(tmp_path, upstream, steps="whole")
+    chains = [" ".join(steps) for split in SPLITS for steps in load_steps(upstream[2].folder, split)]
+    assert sorted(asked) == sorted(set(chains))
+    straight = ablated(tmp_path / "straight", upstream, steps="whole")
+    for split in SPLITS:
+        assert (stage.folder / f"{split}.npy").read_bytes() == (straight.folder / f"{split}.npy").read_bytes()
 
 
 def test_shuffled_reasoning_is_whole_and_always_the_same_other_user_s(
