@@ -88,7 +88,7 @@ def main(
 
     Example: python -m loadtest.open_loop --releases out/releases --store out/store --rates 50,100,200 --plot curve.png
 
-    Two services: ... --url onnx=http://localhost:8000 --url triton=http://localhost:8001 --releases out/releases
+    Two services: ... --url onnx=http://localhost:8080 --url triton=http://localhost:8081 --releases out/releases
     """
     headers = (*(header or ()), *([f"{DEADLINE_HEADER}: {deadline_ms:g}"] if deadline_ms is not None else ()))
     if users is None and releases is None:

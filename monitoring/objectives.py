@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from service.metrics import SLO_SECONDS
 
 SERVER_ERRORS = 'status=~"5.."'
-# A new user is no fault of the service; the other reasons are.
-FAULTS = 'reason!="no_history"'
+# A new user is no fault of the service, and the fallback engine ranks where the engine's own reason is counted already.
+FAULTS = 'reason!~"no_history|engine_fallback"'
 WITHIN = f'le="{SLO_SECONDS}"'
 
 

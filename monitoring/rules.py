@@ -82,10 +82,11 @@ def _burn(objective: Objective, pairs: tuple[tuple[str, str, float], ...], sever
     def above(window: str, factor: float) -> str:
         return f'{RECORD}{window}{{objective="{objective.name}"}} > {factor * budget:.4g}'
 
+    # The short window first: of two series joined by `and` the alert's $value is the first one's, and says "now".
     name = f"Scoter{objective.name.capitalize()}BudgetBurns{pace.capitalize()}"
     return alert(
         name,
-        " or ".join(f"({above(long, factor)} and {above(short, factor)})" for long, short, factor in pairs),
+        " or ".join(f"({above(short, factor)} and {above(long, factor)})" for long, short, factor in pairs),
         wait,
         severity,
         f"The {objective.name} budget burns {pace}",

@@ -344,7 +344,8 @@ def triton_add(
 ) -> None:
     """Lay a release's models out for Triton and, with --url, make the server load them and wait until it has.
 
-    A second time it does nothing that is done. The server has to run with --model-control-mode=explicit.
+    A second time it does nothing that is done. With --url the server has to run with --model-control-mode=explicit;
+    one that polls its repository finds the models by itself, and --url is left out.
     """
     opened = Release.open(release or latest_release(work))
     count = instances or (usable_cores() if profile is Profile.cpu else 1)

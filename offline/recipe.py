@@ -99,6 +99,12 @@ class TeacherRecipe(_Section):
     precision: Literal["float32", "bfloat16"] = "float32"  # local: of the weights
     seed: int = 7
 
+    @model_validator(mode="after")
+    def _a_budget_has_prices(self) -> Self:
+        if self.budget and not (self.prompt_price or self.completion_price):
+            raise ValueError("budget needs prompt_price and completion_price to be held to")
+        return self
+
 
 class DiscoverRecipe(_Section):
     """Section 3.2: Generate, Validate and Mine."""

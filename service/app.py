@@ -61,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(ScoterError, _problem)
     app.add_exception_handler(HTTPException, _problem)
     _add_routes(app, metrics)
-    app.openapi = partial(openapi, app, keys=bool(settings.access.api_keys))  # type: ignore[method-assign]
+    app.openapi = partial(openapi, app, keys=bool(settings.access.api_keys), limits=settings.limits)  # type: ignore[method-assign]
     return app
 
 

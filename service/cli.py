@@ -45,8 +45,8 @@ def serve(
 ) -> None:
     """Answer POST /recommend from a release and a user store.
 
-    Every option but --log-level can be set in the environment instead, and so can what has no option (a name that
-    is not known is ignored):
+    Every option but --log-level can be set in the environment instead, and so can what has no option (an unknown
+    section is ignored, an unknown name within one refused):
 
         SCOTER_RELEASES, SCOTER_RELEASE, SCOTER_HOST, SCOTER_PORT
         SCOTER_STORE__KIND=redis
@@ -55,7 +55,15 @@ def serve(
         SCOTER_ENGINE__THREADS, ..._MAX_BATCH, ..._QUEUE_LIMIT
         SCOTER_ENGINE__KIND=triton
         SCOTER_ENGINE__URL=triton:8001
+        SCOTER_LIMITS__DEADLINE_MS, ..._STORE_MS, ..._CONCURRENCY, ..._BATCH
         SCOTER_LIMITS__BODY_BYTES, ..._HISTORY, ..._EXCLUDE, ..._SEEN, ..._K
+        SCOTER_FALLBACK__THREADS
+        SCOTER_BREAKER__FAILURES, ..._OPEN_MS, ..._SLOW_MS, ..._RESERVE_MS
+        SCOTER_ACCESS__API_KEYS, ..._ADMIN_TOKEN
+        SCOTER_EXPERIMENTS__SOURCE, SCOTER_EXPOSURES__FILE, ...: docs/experiments.md
+        SCOTER_POLL_SECONDS, SCOTER_DRAIN_SECONDS
+
+    What each means, and its default: docs/serving.md and service/settings.py.
 
     Keep a Redis password in the environment: arguments are visible to every user of the machine.
 
@@ -70,7 +78,10 @@ def serve(
         settings = Settings(**{name: value for name, value in chosen.items() if value is not None})
     except ValidationError as error:
         for wrong in error.errors(include_url=False, include_input=False):
-            name = "SCOTER_" + "__".join(str(part) for part in wrong["loc"] if part not in _KINDS).upper()
+            where = [str(part) for part in wrong["loc"]]
+            if len(where) > 1 and where[0] in {"store", "engine"} and where[1] in _KINDS:
+                del where[1]
+            name = "SCOTER_" + "__".join(where).upper()
             typer.echo(f"scoter-serve: {name}: {wrong['msg']}", err=True)
         raise typer.Exit(2) from None
     except SettingsError as error:  # names the section, and quotes nothing: it may be a key

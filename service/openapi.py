@@ -20,22 +20,11 @@ from service.schemas import (
     ReleaseRequest,
     ReleaseResponse,
 )
+from service.settings import LimitSettings
 
 _COMPONENT = "#/components/schemas/{model}"
-_HEADERS: list[tuple[str, dict[str, Any], str]] = [
-    (
-        "X-Deadline-Ms",
-        {"type": "number", "exclusiveMinimum": 0},
-        "Milliseconds that the caller will wait, the body's included; the answer is a lesser one rather than late.",
-    ),
-    (
-        "X-Scoter-Arm",
-        {"type": "string"},
-        "Experiments and variations to use, `experiment=variation, ...`, where the service allows it.",
-    ),
-    ("X-Request-Id", {"type": "string"}, "Comes back in the answer; made up if left out."),
-]
-
+_Header = tuple[str, dict[str, Any], str]
+_REQUEST_ID: _Header = ("X-Request-Id", {"type": "string"}, "Comes back in the answer; made up if left out.")
 
 _SECURITY: dict[str, dict[str, str]] = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or the admin token."},
@@ -43,8 +32,11 @@ _SECURITY: dict[str, dict[str, str]] = {
 }
 
 
-def openapi(app: FastAPI, *, keys: bool) -> dict[str, Any]:
-    """The document of the whole application; `keys`: recommendations are for callers with an API key only."""
+def openapi(app: FastAPI, *, keys: bool, limits: LimitSettings) -> dict[str, Any]:
+    """The document of the whole application; `keys`: recommendations are for callers with an API key only.
+
+    Sizes are those that this service takes, which may be set below what the schemas allow.
+    """
     document = FastAPI.openapi(app)
     if "/recommend" not in document["paths"]:  # FastAPI keeps the document it made
         _, schemas = models_json_schema(
@@ -61,22 +53,30 @@ def openapi(app: FastAPI, *, keys: bool) -> dict[str, Any]:
             ],
             ref_template=_COMPONENT,
         )
-        document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+        definitions = schemas["$defs"]
+        asked = definitions["RecommendRequest"]["properties"]
+        asked["history"]["anyOf"][0]["maxItems"] = limits.history
+        asked["exclude"]["maxItems"] = limits.exclude
+        definitions["BatchRequest"]["properties"]["requests"]["maxItems"] = limits.batch
+        document.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
         document["components"]["securitySchemes"] = _SECURITY
         document["paths"] = {
-            "/recommend": _post("recommend", "Rank items for one user.", "RecommendRequest", "RecommendResponse"),
+            "/recommend": _post(
+                "recommend", "Rank items for one user.", "RecommendRequest", "RecommendResponse", _headers(limits)
+            ),
             "/recommend/batch": _post(
                 "recommend_batch",
                 "Rank items for many users at once; each request has an answer or a problem of its own.",
                 "BatchRequest",
                 "BatchResponse",
+                _headers(limits),
             ),
             "/events": _post(
                 "events",
                 "Append interactions to a user's stored history: each event id once, in order of time.",
                 "EventsRequest",
                 "EventsResponse",
-                [_HEADERS[-1]],
+                [_REQUEST_ID],
             ),
             "/admin/release": _post(
                 "swap_release",
@@ -84,7 +84,7 @@ def openapi(app: FastAPI, *, keys: bool) -> dict[str, Any]:
                 "To change all replicas, move the pointer with `scoter publish`: each follows it within seconds.",
                 "ReleaseRequest",
                 "ReleaseResponse",
-                [_HEADERS[-1]],
+                [_REQUEST_ID],
                 ADMIN_STATUSES,
             ),
             **document["paths"],
@@ -95,12 +95,32 @@ def openapi(app: FastAPI, *, keys: bool) -> dict[str, Any]:
     return document
 
 
+def _headers(limits: LimitSettings) -> list[_Header]:
+    """What a request for recommendations may bring."""
+    return [
+        (
+            "X-Deadline-Ms",
+            {"type": "number", "exclusiveMinimum": 0, "default": limits.deadline_ms},
+            (
+                f"Milliseconds that the caller will wait, the body's included, up to {limits.deadline_ceiling_ms:g}; "
+                "the answer is a lesser one rather than late."
+            ),
+        ),
+        (
+            "X-Scoter-Arm",
+            {"type": "string"},
+            "Experiments and variations to use, `experiment=variation, ...`, where the service allows it.",
+        ),
+        _REQUEST_ID,
+    ]
+
+
 def _post(
     operation: str,
     description: str,
     request: str,
     response: str,
-    headers: Sequence[tuple[str, dict[str, Any], str]] = _HEADERS,
+    headers: Sequence[_Header],
     statuses: Sequence[int] = RECOMMEND_STATUSES,
 ) -> dict[str, Any]:
     return {

@@ -66,6 +66,7 @@ class Follower:
         self._clock = clock
         self._refused: _Refused | None = None
         self._unread: str | None = None  # why the pointer could not be read at the last look
+        self._tell = 0.0  # when to tell that again, by the clock
         self._now = asyncio.Event()
 
     def hurry(self) -> None:
@@ -102,12 +103,12 @@ class Follower:
             self._followed, self._refused = wanted, None
 
     async def _read(self) -> str | None:
-        """The release that the pointer names; why there is none is told once, not at every look."""
+        """The release that the pointer names; why there is none is told at first and every few minutes."""
         try:
             wanted = await published(self._store)
         except (ReleaseError, StoreError) as error:
-            if str(error) != self._unread:
-                self._unread = str(error)
+            if str(error) != self._unread or self._clock() >= self._tell:
+                self._unread, self._tell = str(error), self._clock() + PATIENCE_CEILING
                 log.error("release_pointer_unread", error=str(error))  # noqa: TRY400 - it says what is wrong
                 if isinstance(error, ReleaseError):  # a store that is down has refused nothing
                     self._metrics.swapped("refused")

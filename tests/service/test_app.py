@@ -413,6 +413,20 @@ def test_openapi_declares_examples_and_problems(client: TestClient) -> None:
     assert document["components"]["schemas"]["RecommendResponse"]["examples"]
 
 
+def test_openapi_promises_the_sizes_that_this_service_takes(tiny: TinyRelease, tmp_path: Path, own: Path) -> None:
+    settings = published_settings(tiny, tmp_path / "store", own.parent)
+    limits = settings.limits.model_copy(update={"batch": 3, "history": 5, "exclude": 2, "deadline_ceiling_ms": 700.0})
+    document = create_app(settings.model_copy(update={"limits": limits})).openapi()
+    asked = document["components"]["schemas"]["RecommendRequest"]["properties"]
+    assert asked["exclude"]["maxItems"] == 2
+    assert asked["history"]["anyOf"][0]["maxItems"] == 5
+    assert document["components"]["schemas"]["BatchRequest"]["properties"]["requests"]["maxItems"] == 3
+    for path in ("/recommend", "/recommend/batch"):
+        (deadline,) = (p for p in document["paths"][path]["post"]["parameters"] if p["name"] == "X-Deadline-Ms")
+        assert deadline["schema"]["default"] == settings.limits.deadline_ms
+        assert "More than 700" in deadline["description"]
+
+
 def test_the_examples_of_the_documentation_are_accepted(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     for example in document["components"]["schemas"]["RecommendRequest"]["examples"]:

@@ -144,6 +144,16 @@ def test_a_url_that_cannot_be_read_is_one_line_without_it(monkeypatch: pytest.Mo
         assert "hunter2" not in line
 
 
+@pytest.mark.parametrize("name", ["SCOTER_EXPOSURES__REDIS__URL", "SCOTER_STORE__URL"])
+def test_a_setting_is_named_as_it_is_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("SCOTER_STORE__KIND", "redis")
+    monkeypatch.setenv("SCOTER_STORE__URL", "redis://localhost")
+    monkeypatch.setenv(name, "localhost:6379")
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 2
+    assert result.output.startswith(f"scoter-serve: {name}: ")
+
+
 @pytest.mark.parametrize("keys", ["hunter2", '["hunter2"', '["", "hunter2"]'])
 def test_keys_that_cannot_be_are_one_line_without_them(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
     monkeypatch.setenv("SCOTER_ACCESS__API_KEYS", keys)

@@ -103,6 +103,13 @@ async def test_a_lost_or_damaged_pointer_is_told_and_counted_once() -> None:
     assert await stage.look(BETTER) == [BETTER]
 
 
+async def test_a_pointer_that_stays_lost_is_counted_again_so_that_an_alert_lasts() -> None:
+    stage = Stage()
+    for _ in range(round(3600 / EVERY)):
+        await stage.look(None)
+    assert stage.refused() == 3600 / PATIENCE_CEILING
+
+
 async def test_a_store_that_is_down_is_told_once_and_has_refused_nothing() -> None:
     stage = Stage()
     stage.down = True
