@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -23,6 +24,7 @@ class Context:
     timings: StageTimings
     deadline: Deadline
     forced: str = ""  # "experiment=variation, ..." that the caller insists on
+    after: Callable[[Callable[[], None]], object] | None = None  # takes what is to be done once a batch is answered
 
 
 def allowed_seconds(headers: Headers, limits: LimitSettings) -> float:

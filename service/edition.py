@@ -8,6 +8,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import structlog
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
@@ -15,13 +16,13 @@ from pydantic import ValidationError
 from service.context import Context
 from service.deadline import Deadline
 from service.engine.absent import AbsentEngine
-from service.engine.base import Engine, Engines
+from service.engine.base import Engine, Engines, ModelInput
 from service.engine.ladder import Ladder
 from service.errors import EngineError, EngineUnavailable, ReleaseCorrupt, RequestInvalid
 from service.filters import Filters
 from service.metrics import Metrics
 from service.recommend import Recommender
-from service.release.manifest import listed
+from service.release.manifest import ModelEntry, listed
 from service.release.release import WARMUP, Release
 from service.schemas import RecommendRequest
 from service.settings import LimitSettings, Settings
@@ -79,9 +80,10 @@ class Edition:
             log.info("release_opened", release=release.id, seconds=round(perf_counter() - started, 3))
             ladder = Ladder(opened, settings.breaker)
             filters = await asyncio.to_thread(Filters, release.catalogue)
+            apart = Ladder(opened, settings.breaker)  # what fails in the shadow keeps no answer from its model
             recommender, unseen = (
-                Recommender(release, filters, store, ladder, settings.limits, counted)
-                for counted in (metrics, Metrics(CollectorRegistry()))
+                Recommender(release, filters, store, rungs, settings.limits, counted)
+                for rungs, counted in ((ladder, metrics), (apart, Metrics(CollectorRegistry())))
             )
             for engine in opened:
                 if not isinstance(engine, AbsentEngine):
@@ -108,9 +110,10 @@ class Edition:
 
     async def readiness(self) -> dict[str, str]:
         """State of every model: "ok", "on the fallback engine", or UNANSWERED."""
-        names = [model.name for model in self.release.manifest.models]
-        ready = await asyncio.gather(*map(self.ladder.ready, names))  # at once: a server that hangs costs its time once
-        return {f"model:{name}": _state(answers) for name, answers in zip(names, ready, strict=True)}
+        models = self.release.manifest.models
+        # All at once: a server that hangs costs its time once.
+        ready = await asyncio.gather(*(self.ladder.ready(model.name, _probe(model)) for model in models))
+        return {f"model:{model.name}": _state(answers) for model, answers in zip(models, ready, strict=True)}
 
     async def retire(self, seconds: float) -> None:
         """Close the engines when the last request is answered, or after `seconds`."""
@@ -120,6 +123,13 @@ class Edition:
         except TimeoutError:
             log.warning("release_closed_while_busy", release=self.release.id, requests=self._running)
         await self.ladder.close()
+
+
+def _probe(model: ModelEntry) -> ModelInput:
+    """The least that the model can be asked: a history of one item, without reasoning."""
+    history = np.zeros(model.history_length, np.int64)
+    history[-1] = 1
+    return ModelInput(history, None, np.zeros(0, np.int64))
 
 
 def _state(ready: list[bool]) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from bisect import bisect_right
+from collections import Counter
 from typing import Annotated
 from weakref import WeakValueDictionary
 
@@ -124,13 +125,17 @@ def appended(history: History, events: list[Event], keep: int) -> tuple[History,
     base = history.items[: len(history.items) - len(history.times)]
     items, times, marks = history.items[len(base) :], history.times.copy(), history.marks.copy()
     new: list[Event] = []
+    room = Counter(base)
     for event in events:
         mark = event_mark(event.event_id)
         if mark in known:
             continue
         known.add(mark)
-        new.append(event)
         moment = round(event.timestamp.timestamp() * 1000)
+        if moment <= history.known_until * 1000 and room[event.item_id] > 0:
+            room[event.item_id] -= 1  # the release was made later and holds it, as `scoter publish` judges it, too
+            continue
+        new.append(event)
         place = bisect_right(times, moment)  # of those at the same time, the later comer comes later
         items.insert(place, event.item_id)
         times.insert(place, moment)

@@ -45,6 +45,9 @@ from service.settings import LimitSettings
 from service.store.base import Store
 
 _LAST_SECOND = int(datetime.max.replace(tzinfo=UTC).timestamp())
+# More exclusions than these go into a mask over the trie, which is as long however many they are. The graph compares
+# each of `exclude` with each candidate, and a batch is padded to its longest: one long list would slow all of it down.
+EXCLUDED_SINGLY = 128
 _RAREST = 1e-12  # stands for a popularity of zero, whose logarithm JSON cannot hold
 
 
@@ -137,9 +140,11 @@ class Recommender:
             "request" if request.history is not None else "stored" if profile.history is not None else "none"
         )
         known = _indices(self.release.catalogue, ids or [])
-        # The most recent distinct items; the graph's work grows with what it has to exclude.
+        # The most recent distinct items.
         seen = list(islice(dict.fromkeys(reversed(known)), self._limits.seen))
         blocked = _indices(self.release.catalogue, request.exclude)
+        excluded = [*dict.fromkeys(seen + blocked)]
+        masking = self._filters.resolve({}, {}) if chosen is None and len(excluded) > EXCLUDED_SINGLY else chosen
         recent = known[-model.history_length :]
         history = np.zeros(model.history_length, np.int64)
         history[model.history_length - len(recent) :] = recent
@@ -157,9 +162,9 @@ class Recommender:
             input=ModelInput(
                 history=history,
                 reasoning=profile.reasoning.matrix if profile.reasoning else None,
-                # A filter's mask covers what is excluded as well.
-                exclude=np.array(seen + blocked if chosen is None else [], np.int64),
-                allowed=None if chosen is None else chosen.mask(seen + blocked),
+                # A mask covers what is excluded as well.
+                exclude=np.array(excluded if masking is None else [], np.int64),
+                allowed=None if masking is None else masking.mask(excluded),
             ),
         )
 

@@ -7,7 +7,7 @@ emptied the processor's caches: every layer less is tens of microseconds off eac
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import structlog
@@ -97,10 +97,13 @@ class RecommendBatch(Recommend):
             raise RequestInvalid([FieldError("/requests", f"must hold at most {self._limits.batch} requests")])
         request_id: str = scope["state"]["request_id"]
         forced = headers.get("x-scoter-arm", "")
+        afterwards: list[Callable[[], None]] = []
         contexts = [
-            Context(f"{request_id}.{number}", StageTimings(), deadline, forced) for number in range(len(batch.requests))
+            Context(f"{request_id}.{number}", StageTimings(), deadline, forced, afterwards.append)
+            for number in range(len(batch.requests))
         ]
-        work = (self._one(serving, *pair) for pair in zip(batch.requests, contexts, strict=True))
+        members: list[RecommendRequest | ValidationError] = [*batch.requests]
+        work = (self._one(serving, *pair) for pair in zip(members, contexts, strict=True))
         results = await unless_gone(_gathered(work), receive)
         if results is None:
             self._metrics.caller_gone()
@@ -108,10 +111,16 @@ class RecommendBatch(Recommend):
         for result in results:
             self._metrics.recommended(result.status)
         response = BatchResponse(results=results)
+        for act in afterwards:  # a batch whose caller has left was shown to nobody
+            act()
         await _reply(response)(scope, receive, send)
 
-    async def _one(self, serving: Serving, request: RecommendRequest, context: Context) -> BatchResult:
+    async def _one(
+        self, serving: Serving, request: RecommendRequest | ValidationError, context: Context
+    ) -> BatchResult:
         try:
+            if isinstance(request, ValidationError):
+                raise _refusal(request) from request
             response = await serving.recommend(request, context)
         except Exception as error:  # whatever it is, the others of the batch have their answers
             if not isinstance(error, ScoterError):
@@ -165,14 +174,17 @@ def parsed(model: type[_Body], headers: Headers, body: bytes) -> _Body:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        count = error.error_count()
-        if count > ERRORS_READ:
-            raise RequestInvalid([FieldError("", f"holds {count:,} errors, too many to name")]) from error
-        wrong = error.errors(include_url=False, include_context=False, include_input=False)
-        if wrong[0]["type"] == "json_invalid":
-            raise BodyMalformed(wrong[0]["msg"]) from error
-        named = [FieldError(_pointer(item["loc"]), item["msg"]) for item in wrong[:FIELDS_LISTED]]
-        raise RequestInvalid(named, count) from error
+        raise _refusal(error) from error
+
+
+def _refusal(error: ValidationError) -> BodyMalformed | RequestInvalid:
+    count = error.error_count()
+    if count > ERRORS_READ:
+        return RequestInvalid([FieldError("", f"holds {count:,} errors, too many to name")])
+    wrong = error.errors(include_url=False, include_context=False, include_input=False)
+    if wrong[0]["type"] == "json_invalid":
+        return BodyMalformed(wrong[0]["msg"])
+    return RequestInvalid([FieldError(_pointer(item["loc"]), item["msg"]) for item in wrong[:FIELDS_LISTED]], count)
 
 
 async def unless_gone(work: Coroutine[Any, Any, _T], receive: Receive) -> _T | None:

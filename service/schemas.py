@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from service.settings import BATCH_CEILING, EXCLUDE_CEILING, HISTORY_CEILING
 
@@ -70,7 +70,9 @@ class RecommendRequest(BaseModel):
     reasoning: bool = Field(default=True, description="False ranks without the user's reasoning.")
     explain: bool = Field(default=False, description="Also return the text of the reasoning steps that were used.")
     model: str | None = Field(
-        default=None, description="A model of the release. If left out, experiments decide, or else it is the default."
+        default=None,
+        max_length=128,
+        description="A model of the release. If left out, experiments decide, or else it is the default.",
     )
     attributes: dict[AttributeName, Attribute] = Field(
         default={}, max_length=64, description="What experiments may target: country, app version and the like."
@@ -180,12 +182,25 @@ class RecommendResponse(BaseModel):
     degraded: list[str] = Field(description="Reasons why this answer is worse than it should be; empty if it is not.")
 
 
+def _or_error(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return read(value)
+    except ValidationError as error:
+        return error
+
+
+_Member = Annotated[RecommendRequest, WrapValidator(_or_error)]
+
+
 class BatchRequest(BaseModel):
     """Several requests at once."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    requests: list[RecommendRequest] = Field(min_length=1, max_length=BATCH_CEILING)
+    # In the place of one that is no request stands what is wrong with it (ValidationError): the others get answers.
+    requests: list[Annotated[RecommendRequest, WrapValidator(_or_error)]] = Field(
+        min_length=1, max_length=BATCH_CEILING
+    )
 
 
 class ReleaseRequest(BaseModel):

@@ -10,6 +10,7 @@ import asyncio
 import gc
 from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal
 
 import structlog
@@ -53,6 +54,7 @@ class Serving:
     def __init__(self, settings: Settings, store: Store, engines: Sequence[Engines], metrics: Metrics) -> None:
         self.store = store
         self.admission = Admission(settings.limits.concurrency)
+        self._appending = Admission(settings.limits.concurrency)  # who waits for the disk takes no answer's place
         self.draining = False
         self._settings = settings
         self._engines = engines
@@ -122,15 +124,13 @@ class Serving:
             self._metrics.refused("deadline")
             raise
         if self._exposures.enabled:
-            # Once the answer is on its way.
-            asyncio.get_running_loop().call_soon(self._expose, response, request, context, assignment)
-            if assignment.shadow:
-                self.spawn(self._shadows.run(edition, request, context.request_id, assignment))
+            after = context.after or asyncio.get_running_loop().call_soon  # once the answer is on its way
+            after(partial(self._expose, edition, response, request, context, assignment))
         return response
 
     async def append(self, request: EventsRequest) -> EventsResponse:
         """Append events to a user's stored history. Raises Overloaded, RequestInvalid or StoreError."""
-        with self.admission:
+        with self._appending:
             return await self._events.append(request, self.edition.release.catalogue)
 
     def _assigned(self, request: RecommendRequest, context: Context) -> Assignment:
@@ -144,10 +144,17 @@ class Serving:
         return experiments.assign(request.user_id, request.attributes, forced)
 
     def _expose(
-        self, response: RecommendResponse, request: RecommendRequest, context: Context, assignment: Assignment
+        self,
+        edition: Edition,
+        response: RecommendResponse,
+        request: RecommendRequest,
+        context: Context,
+        assignment: Assignment,
     ) -> None:
         latency = context.timings.inside() * 1000
         self._exposures.record(Exposure.of(response, request.user_id, assignment, latency))
+        if assignment.shadow:
+            self.spawn(self._shadows.run(edition, request, context.request_id, assignment))
 
     def _waiting(self) -> int:
         return sum(maker.waiting() for maker in self._engines)

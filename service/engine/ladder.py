@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from service.deadline import Deadline
 from service.engine.base import Engine, ModelInput, Ranking
 from service.engine.breaker import Breaker
-from service.errors import EngineTimeout, EngineUnavailable
+from service.errors import EngineError, EngineOverloaded, EngineTimeout, EngineUnavailable
 from service.settings import BreakerSettings
 
 _T = TypeVar("_T")
@@ -37,12 +37,13 @@ class _Lane:
     breaker: Breaker
     answered: float = 0.0  # when it last answered, by the monotonic clock
     took: float = UNKNOWN_SECONDS  # seconds that this answer took
+    silent: float | None = None  # when the first timeout was counted since then
     hurried: int = 0  # timeouts since then that might be their callers' fault
 
     def succeeded(self, began: float) -> None:
         """Note an answer to a request that began at that time."""
         self.answered = monotonic()
-        self.took, self.hurried = self.answered - began, 0
+        self.took, self.hurried, self.silent = self.answered - began, 0, None
         self.breaker.succeeded()
 
     def timed_out(self, began: float, seconds: float, settings: BreakerSettings) -> None:
@@ -51,13 +52,16 @@ class _Lane:
         A busy model, which meanwhile answers others, is not out of order, nor is one whose caller was in a hurry. But
         where all callers are, a model that hangs must be noticed, too: one such timeout says little, a row of them
         without an answer says enough. Less time than its last answer took says nothing however often it comes, or one
-        caller with absurd deadlines would keep the model from all others.
+        caller with absurd deadlines would keep the model from all others. Whoever waited when the first timeout was
+        counted waited for the same batch: one stall is one failure, however many it keeps waiting.
         """
-        excused = self.answered > began
+        excused = self.answered > began or (self.silent is not None and self.silent > began)
         if not excused and seconds * 1000 < settings.slow_ms:
             ample = seconds >= self.took
             self.hurried += ample
             excused = not ample or self.hurried <= settings.failures
+        if not excused and self.silent is None:
+            self.silent = monotonic()
         (self.breaker.abandoned if excused else self.breaker.failed)()
 
 
@@ -118,9 +122,13 @@ class Ladder:
         """Circuit breakers that are open."""
         return sum(lane.breaker.open for rung in self._rungs for lane in rung.lanes.values())
 
-    async def ready(self, model: str) -> list[bool]:
-        """Per engine, whether it would answer for the model now; one that does not say so soon would not."""
-        return await asyncio.gather(*(_ready(rung.engine, model) for rung in self._rungs))
+    async def ready(self, model: str, probe: ModelInput) -> list[bool]:
+        """Per engine, whether it would answer for the model now; one that does not say so soon would not.
+
+        Of a model whose breaker is open its engine's word is not enough: it has to answer the probe. Without that, a
+        replica that gets no requests because it is not ready would never be found to be well again.
+        """
+        return await asyncio.gather(*(_ready(rung, model, probe) for rung in self._rungs))
 
     @property
     def local(self) -> bool:
@@ -133,11 +141,17 @@ class Ladder:
             await rung.engine.close()
 
 
-async def _ready(engine: Engine, model: str) -> bool:
+async def _ready(rung: _Rung, model: str, probe: ModelInput) -> bool:
+    lane = rung.lanes.get(model)
     try:
         async with asyncio.timeout(READY_SECONDS):
-            return await engine.ready(model)
-    except TimeoutError:
+            ready = await rung.engine.ready(model)
+            if ready and lane is not None and lane.breaker.open:
+                await rung.engine.infer(model, probe, READY_SECONDS)
+            return ready
+    except EngineOverloaded:  # it has more to do than it can
+        return True
+    except (EngineError, TimeoutError):
         return False
 
 

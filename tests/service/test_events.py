@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
+from offline.publish import merged
 from service.errors import RequestInvalid, StoreUnavailable
 from service.events import AHEAD_SECONDS, Event, Events, EventsRequest, appended
 from service.metrics import Metrics
@@ -239,3 +240,21 @@ async def test_a_user_that_never_stays_the_same_is_no_endless_loop(
     monkeypatch.setattr(store, "swap", never)
     with pytest.raises(StoreUnavailable, match="send it again"):
         await writer(store).append(request("u", ("e", "a", 5)), catalogue)
+
+
+def test_a_late_event_that_the_release_holds_ends_alike_before_and_after_it() -> None:
+    late = Event.model_validate({"event_id": "order-7", "item_id": "milk", "timestamp": NOW - 86_400})
+    items = ["bread", "milk", "razor"]
+    before, _ = appended(History(["bread"], 1), [late], 200)
+    first = merged(before, items, NOW)
+    after, new = appended(History(items, 1, NOW), [late], 200)
+    assert first is not None
+    assert after.items == first.items == items
+    assert new == []
+
+
+def test_of_two_events_of_an_item_that_the_release_holds_once_one_is_new() -> None:
+    events = [Event.model_validate({"event_id": f"e{n}", "item_id": "milk", "timestamp": NOW - n}) for n in (2, 1)]
+    after, new = appended(History(["milk", "razor"], 1, NOW), events, 200)
+    assert [event.event_id for event in new] == ["e1"]
+    assert after.items == ["milk", "razor", "milk"]

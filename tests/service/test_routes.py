@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import redis
 from fastapi import FastAPI
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
@@ -18,10 +22,19 @@ from service.app import create_app
 from service.engine.base import ModelInput, Ranking
 from service.engine.ladder import Ladder
 from service.errors import EngineTimeout
-from service.settings import BreakerSettings, LimitSettings
+from service.settings import (
+    BreakerSettings,
+    ExposureSettings,
+    LimitSettings,
+    OnnxSettings,
+    RedisSettings,
+    Settings,
+)
+from service.store.keys import user_tag
+from service.store.redis import RedisStore
 from tests.service.conftest import published_settings
 from tests.service.test_app import problem, sample
-from tests.service.tiny_release import BEAM, TinyRelease
+from tests.service.tiny_release import BEAM, TinyRelease, publish
 
 
 class Slow:
@@ -85,8 +98,6 @@ def slow(app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> S
 
 
 def test_a_late_engine_costs_the_ranking_not_the_answer(client: TestClient, slow: Slow) -> None:
-    import time
-
     started = time.perf_counter()
     response = client.post("/recommend", json={"user_id": "user-0"}, headers={"X-Deadline-Ms": "60"})
     assert time.perf_counter() - started < 0.2
@@ -232,13 +243,105 @@ def test_each_request_of_a_batch_has_an_answer_of_its_own(client: TestClient, ti
     [
         ({"requests": []}, "/requests"),
         ({"requests": [{"user_id": "u"}] * 4}, "/requests"),
-        ({"requests": [{"user_id": "u"}, {"user_id": 3}]}, "/requests/1/user_id"),
+        ({"requests": {"user_id": "u"}}, "/requests"),
         ({}, "/requests"),
     ],
 )
 def test_a_batch_that_is_none_is_refused_whole(client: TestClient, body: dict[str, Any], pointer: str) -> None:
     failed = problem(client.post("/recommend/batch", json=body), 422, "request-invalid")
     assert [one["pointer"] for one in failed["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize(
+    "bad, pointer",
+    [
+        ({"user_id": "user-1", "k": 0}, "/k"),
+        ({"user_id": "user-1", "k": BEAM + 1}, "/k"),
+        ({"user_id": ""}, "/user_id"),
+        ({"user_id": "user-1", "exclude": [""]}, "/exclude/0"),
+        ({"user_id": "user-1", "excluded": []}, "/excluded"),
+        ("user-1", ""),
+    ],
+)
+def test_a_bad_member_costs_a_batch_one_answer(client: TestClient, bad: object, pointer: str) -> None:
+    requests = [{"user_id": "user-0"}, bad, {"user_id": "user-2"}]
+    response = client.post("/recommend/batch", json={"requests": requests})
+    assert response.status_code == 200
+    first, middle, last = response.json()["results"]
+    assert (first["status"], middle["status"], last["status"]) == (200, 422, 200)
+    assert [one["pointer"] for one in middle["problem"]["errors"]] == [pointer]
+    assert len(first["response"]["items"]) == len(last["response"]["items"]) > 0
+
+
+def test_a_batch_that_nobody_got_was_shown_to_nobody(tiny: TinyRelease, tmp_path: Path) -> None:
+    log = tmp_path / "exposures.jsonl"
+    settings = published_settings(tiny, tmp_path / "store")
+    app = create_app(settings.model_copy(update={"exposures": ExposureSettings(file=log, linger_seconds=0)}))
+    sent: list[dict[str, Any]] = []
+
+    class Uneven(Slow):
+        """Quick with the first request, slow with the next."""
+
+        async def infer(self, model: str, request: ModelInput, seconds: float) -> Ranking:
+            self.seconds = 5.0 * self.begun
+            return await super().infer(model, request, seconds)
+
+    async def leave() -> None:
+        engine = Uneven(0)
+        app.state.serving.edition.recommender._ladder = Ladder([engine], BreakerSettings())
+        body = json.dumps({"requests": [{"user_id": "user-0"}, {"user_id": "user-1"}]}).encode()
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            while engine.begun < 2:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.05)  # the first of the two is done by now
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        await app({**http(), "path": "/recommend/batch"}, receive, send)  # type: ignore[arg-type]
+
+    with TestClient(app) as client:
+        assert client.portal is not None
+        client.portal.call(leave)
+        client.post("/recommend/batch", json={"requests": [{"user_id": "user-2"}]})
+    assert sent == []
+    assert [json.loads(line)["user_tag"] for line in log.read_text().splitlines()] == [user_tag("user-2")]
+
+
+def test_events_that_wait_for_a_redis_in_failover_take_no_answer_s_place(tiny: TinyRelease, redis_port: int) -> None:
+    address = RedisSettings(
+        url=SecretStr(f"redis://127.0.0.1:{redis_port}/0"), read_timeout_ms=1000.0, connect_timeout_ms=1000.0
+    )
+
+    async def fill() -> None:
+        store = RedisStore(address)
+        await publish(tiny, store)
+        await store.close()
+
+    asyncio.run(fill())
+    settings = Settings(
+        releases=tiny.path.parent, store=address, engine=OnnxSettings(threads=1), limits=LimitSettings(concurrency=4)
+    )
+    server = redis.Redis(port=redis_port)
+    app = create_app(settings)
+    with TestClient(app) as client, ThreadPoolExecutor(4) as threads:
+        server.execute_command("CLIENT", "PAUSE", "5000", "WRITE")  # as in a planned failover: reads are answered
+        try:
+            event = {"event_id": "e", "item_id": "item-9", "timestamp": 5}
+            for number in range(4):
+                threads.submit(client.post, "/events", json={"user_id": f"user-{number}", "events": [event]})
+            while app.state.serving._appending.taken < 4:
+                time.sleep(0.001)
+            answer = client.post("/recommend", json={"user_id": "user-0"})
+        finally:
+            server.execute_command("CLIENT", "UNPAUSE")
+    assert answer.status_code == 200
+    assert answer.json()["source"] == "model"
 
 
 def test_whoever_leaves_is_dropped_and_counted(app: FastAPI, client: TestClient, slow: Slow) -> None:

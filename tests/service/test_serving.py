@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +14,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from service.app import create_app
-from service.engine.onnx import OnnxEngines
-from service.settings import ExperimentSettings, ExposureSettings
+from service.engine.base import ModelInput, Ranking
+from service.engine.onnx import OnnxEngine, OnnxEngines
+from service.settings import BreakerSettings, ExperimentSettings, ExposureSettings
 from tests.service.conftest import published_settings
 from tests.service.test_app import problem, sample
 from tests.service.tiny_release import TinyRelease
@@ -298,3 +300,25 @@ def test_an_explanation_says_which_steps_the_model_attended_to(start: Start, tin
         assert len(steps) == len(tiny.manifest.template)
         assert sum(step["attention"] for step in steps) == pytest.approx(1, abs=1e-3)
         assert ask(client, tiny.users[0].id)["reasoning"]["steps"] is None
+
+
+def test_a_shadow_that_fails_costs_no_answer(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = OnnxEngine.infer
+
+    async def heavy(self: OnnxEngine, model: str, request: ModelInput, seconds: float) -> Ranking:
+        if model == "hstu":
+            async with asyncio.timeout(seconds):  # a candidate that takes more than the default deadline
+                await asyncio.sleep(0.3)
+        return await plain(self, model, request, seconds)
+
+    content = {"features": {"shadow": {"defaultValue": [{"model": "hstu"}], "rules": []}}}
+    with start(content) as client:
+        monkeypatch.setattr(OnnxEngine, "infer", heavy)
+        for number in range(BreakerSettings().failures + 1):
+            ask(client, "user-0")
+            while written(tmp_path) < 2 * (number + 1):
+                time.sleep(0.01)
+        answer = ask(client, "user-1", headers={"X-Deadline-Ms": "3000"}, model="hstu")
+    assert (answer["source"], answer["degraded"]) == ("model", [])
+    shadows = [line for line in exposures(tmp_path) if line["shadow"]]
+    assert {line["model"] for line in shadows} == {None}  # no model ranked

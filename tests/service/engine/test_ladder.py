@@ -230,13 +230,53 @@ async def test_an_engine_that_hangs_is_not_ready_in_time_for_a_probe() -> None:
             return True
 
     started = time.monotonic()
-    assert await Ladder([Hanging(1), Hanging(2), Scripted(3)], SETTINGS).ready("hstu") == [False, False, True]
+    assert await Ladder([Hanging(1), Hanging(2), Scripted(3)], SETTINGS).ready("hstu", REQUEST) == [False, False, True]
     assert time.monotonic() - started < 2 * READY_SECONDS
 
 
 async def test_readiness_and_closing_reach_every_engine() -> None:
     engines = [Scripted(1, EngineUnavailable("gone")), Scripted(2)]
     ladder = Ladder(engines, SETTINGS)
-    assert await ladder.ready("hstu") == [False, True]
+    assert await ladder.ready("hstu", REQUEST) == [False, True]
     await ladder.close()
     assert [engine.closed for engine in engines] == [True, True]
+
+
+async def test_one_stall_is_one_failure_however_many_wait_for_it() -> None:
+    first = Scripted(1)
+    ladder = Ladder([first], SETTINGS)
+    assert await ask(ladder) == Outcome(1, [])
+    for _ in range(3):
+        first.slow = 5
+        answers = await asyncio.gather(*(ask(ladder, 0.1) for _ in range(8)))
+        assert answers == [Outcome(None, ["engine_timeout"])] * 8
+        first.slow = 0
+        assert await ask(ladder) == Outcome(1, [])
+
+
+async def test_a_model_that_hangs_is_given_up_within_two_deadlines() -> None:
+    ladder = Ladder([Scripted(1, slow=5)], BreakerSettings(failures=5, open_ms=60_000))
+    for _ in range(2):
+        assert ladder.broken() == 0
+        await asyncio.gather(*(ask(ladder, 0.1) for _ in range(8)))
+    assert ladder.broken() == 1
+
+
+async def test_a_model_that_was_given_up_has_to_answer_to_be_ready() -> None:
+    class Loaded(Scripted):
+        async def ready(self, model: str) -> bool:
+            return True
+
+    engine = Loaded(1, EngineUnavailable("bad allocation"))
+    ladder = Ladder([engine], SETTINGS)
+    assert await ladder.ready("hstu", REQUEST) == [True]
+    assert not engine.given  # while nobody complains it is not asked
+    for _ in range(SETTINGS.failures):
+        await ask(ladder)
+    assert await ladder.ready("hstu", REQUEST) == [False]
+    assert await ladder.ready("scoter_h", REQUEST) == [True]
+    engine.failure = EngineOverloaded("more to do than it can")
+    assert await ladder.ready("hstu", REQUEST) == [True]
+    engine.failure = None
+    assert await ladder.ready("hstu", REQUEST) == [True]
+    assert ladder.broken() == 1  # answers alone close it
