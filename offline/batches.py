@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from offline.prepare import Dataset
 
 
-def left_pad(sequences: list[NDArray[np.int32]], length: int) -> NDArray[np.int64]:
+def left_pad(sequences: Sequence[NDArray[np.integer]], length: int) -> NDArray[np.int64]:
     """The last `length` items of each sequence, int64 [len(sequences), length], zeros in front."""
     out = np.zeros((len(sequences), length), np.int64)
     for row, sequence in enumerate(sequences):

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -167,7 +167,7 @@ def _write_model(
         )
         _write_reasoning(release / reasoning.file, model, load_reasoning(parts.reasoned.folder, "serve"), reasoning)
     example = example_inputs(graph, layout)
-    _check_parity(path, name, graph, example, dataset)
+    _check_parity(path, name, graph, layout, example, dataset)
     inputs = [
         TensorEntry(
             name=key,
@@ -233,7 +233,14 @@ def _write_reasoning(path: Path, model: Recommender, raw: NDArray[np.float16], e
     out.flush()
 
 
-def _check_parity(path: Path, name: str, graph: FusedGraph, example: dict[str, torch.Tensor], dataset: Dataset) -> None:
+def _check_parity(
+    path: Path,
+    name: str,
+    graph: FusedGraph,
+    layout: Literal["projected", "raw"],
+    example: dict[str, torch.Tensor],
+    dataset: Dataset,
+) -> None:
     """The same items and scores from ONNX Runtime and PyTorch, on real histories of every length."""
     random = np.random.default_rng(3)
     users = random.choice(len(dataset.users), min(PARITY_ROWS, len(dataset.users)), replace=False)
@@ -241,7 +248,10 @@ def _check_parity(path: Path, name: str, graph: FusedGraph, example: dict[str, t
     length = graph.model.recipe.length
     feeds: dict[str, NDArray[Any]] = {"history": left_pad(histories, length), "exclude": left_pad(histories, length)}
     if graph.model.adapter is not None:
-        feeds["reasoning"] = random.normal(size=(len(users), *example["reasoning"].shape[1:])).astype(np.float32)
+        steps = random.normal(size=(len(users), *example["reasoning"].shape[1:])).astype(np.float32)
+        if layout == "raw":  # as an encoder writes them: scores that are many times as large differ by more
+            steps /= np.linalg.norm(steps, axis=2, keepdims=True)
+        feeds["reasoning"] = steps
         feeds["has_reasoning"] = random.random(len(users)) < 0.5
     eligible = np.arange(1, dataset.num_items + 1) % 7 < 3  # as a campaign would choose: at random
     alive = packed_alive(graph.model.trie, eligible)

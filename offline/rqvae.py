@@ -147,10 +147,11 @@ class _Training:
         order = torch.from_numpy(self.random.permutation(len(self.data)))
         used = torch.zeros(self.settings.levels, self.settings.codebook, dtype=torch.bool, device=self.device)
         sums = np.zeros(2)
-        residuals = torch.empty(0)
+        residuals = torch.empty(self.settings.levels, 0, self.recipe.latent)
         for rows in order.split(self.recipe.batch):
             x = self.data[rows]
-            rebuilt, quantization, codes, residuals = self.network(x)
+            rebuilt, quantization, codes, left = self.network(x)
+            residuals = left if left.shape[1] >= residuals.shape[1] else residuals  # the last batch may be of one item
             reconstruction = F.mse_loss(rebuilt, x)
             loss = self.recipe.reconstruction * reconstruction + quantization
             if not torch.isfinite(loss):
@@ -176,7 +177,7 @@ class _Training:
 
     @torch.no_grad()
     def _move_dead_codes(self, used: Tensor, residuals: Tensor) -> int:
-        """Move codes that were not chosen in an epoch onto residuals [L, B, d] of its last batch."""
+        """Move codes that were not chosen in an epoch onto residuals [L, B, d] of its last whole batch."""
         moved = 0
         for level, book in enumerate(self.network.codebooks):
             dead = np.flatnonzero(~used[level].cpu().numpy())

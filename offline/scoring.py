@@ -12,6 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from offline.batches import left_pad
+from offline.errors import TrainingError
 from offline.models.recommender import Recommender
 from offline.prepare import Dataset
 from offline.reason.output import present
@@ -25,7 +26,7 @@ class History:
     """What a split knows of each user before its target."""
 
     items: NDArray[np.int64]  # [U, T], left-padded
-    seen: NDArray[np.int64]  # [U, S], every item of the history, padded with 0
+    seen: list[NDArray[np.integer]]  # of each user [S], every item of the history; one has ten, another ten thousand
     targets: NDArray[np.int64]  # [U]
     reasoning: NDArray[np.float16] | None  # [U, K, D], zeros for users without
 
@@ -42,16 +43,21 @@ class History:
         histories = [dataset.history(int(u), split) for u in users]
         return cls(
             left_pad(histories, length),
-            left_pad([np.unique(h) for h in histories], max(len(np.unique(h)) for h in histories)),
+            [np.unique(h) for h in histories],
             np.array([dataset.target(int(u), split) for u in users], np.int64),
             reasoning[users] if reasoning is not None else None,
         )
+
+    def excluded(self, rows: slice) -> NDArray[np.int64]:
+        """What these users have seen, int64 [B, S], padded with 0 to the longest of them."""
+        seen = self.seen[rows]
+        return left_pad(seen, max(map(len, seen)))
 
     def take(self, rows: NDArray[np.int64]) -> History:
         """The same for some of the users."""
         return History(
             self.items[rows],
-            self.seen[rows],
+            [self.seen[row] for row in rows],
             self.targets[rows],
             self.reasoning[rows] if self.reasoning is not None else None,
         )
@@ -97,8 +103,7 @@ def score_beam(
     for start in track(starts, progress, console=console, transient=True) if progress else starts:
         rows = slice(start, start + batch)
         items = torch.from_numpy(history.items[rows]).to(device)
-        seen = torch.from_numpy(history.seen[rows]).to(device)
-        seen = seen[:, (seen > 0).any(0)] if mask_history else seen[:, :0]
+        seen = torch.from_numpy(history.excluded(rows)).to(device) if mask_history else items[:, :0]
         steps, has_reasoning = None, None
         if model.adapter is not None:
             assert history.reasoning is not None
@@ -127,7 +132,8 @@ def score_exact(
     """The exact first k by log p of the whole catalogue, or of its `eligible` [N] items, int64 [U, k].
 
     A prefix's log-probability is never below that of an item under it. So a beam whose k-th item is not below the
-    best prefix it pruned has found the true first k; where it has not, the beam is widened until it has.
+    best prefix it pruned has found the true first k; where it has not, the beam is widened until it has. Raises
+    TrainingError if scores are no numbers.
     """
     best = np.zeros((len(history.targets), k), np.int64)
     open_rows = np.arange(len(history.targets))
@@ -146,5 +152,9 @@ def score_exact(
         )
         best[open_rows] = scored.items[:, :k]
         open_rows = open_rows[~scored.exact(k)]
+        if len(open_rows) and width >= len(model.trie.item):  # nothing was pruned, so these are no numbers
+            raise TrainingError(
+                f"{model.variant}: the scores of {len(open_rows)} users are not numbers: train it again"
+            )
         width *= 4
     return best

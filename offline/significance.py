@@ -67,8 +67,8 @@ def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> Diffe
     by_user = (first - second).mean(0)
     value = float(by_user.mean())
     ours, theirs = float(first.mean()), float(second.mean())
-    if not by_user.any():
-        return Difference(ours, theirs, 0.0, 0.0, 0.0, 1.0, first.shape[1], len(first))
+    if len(by_user) < 2 or not by_user.any():
+        return Difference(ours, theirs, value, value, value, 1.0, first.shape[1], len(first))
     interval = stats.bootstrap(
         (by_user,),
         np.mean,
@@ -79,13 +79,16 @@ def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> Diffe
         rng=np.random.default_rng(_SEED),
     ).confidence_interval
     # Users whom both serve alike keep their zero whatever its sign.
-    tested = stats.permutation_test(
-        (by_user[by_user != 0],),
-        np.sum,
-        permutation_type="samples",
-        n_resamples=_RESAMPLES,
-        batch=100,
-        rng=np.random.default_rng(_SEED),
-    )
+    changed = by_user[by_user != 0]
+    p = 1.0  # of one user either sign is as likely
+    if len(changed) > 1:
+        p = stats.permutation_test(
+            (changed,),
+            np.sum,
+            permutation_type="samples",
+            n_resamples=_RESAMPLES,
+            batch=100,
+            rng=np.random.default_rng(_SEED),
+        ).pvalue
     low, high = float(interval.low), float(interval.high)
-    return Difference(ours, theirs, value, low, high, float(tested.pvalue), first.shape[1], len(first))
+    return Difference(ours, theirs, value, low, high, float(p), first.shape[1], len(first))

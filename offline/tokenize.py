@@ -45,9 +45,10 @@ def tokenize(work: Path, prepared: Stage, recipe: TokenizeRecipe) -> Stage:
     Raises StageError if the items cannot be told apart, if a codebook collapses, or if there are more items than codes;
     TrainingError if the loss of RQ-VAE is not finite.
     """
-    return run_stage(
-        work, "tokenize", VERSION, recipe.model_dump(), [prepared], lambda folder: _build(folder, prepared, recipe)
-    )
+    settings = recipe.model_dump()
+    if recipe.quantizer == "rqvae":
+        settings["dead_codes"] = "whole batch"  # are moved into; it was the last one, which may be of one item
+    return run_stage(work, "tokenize", VERSION, settings, [prepared], lambda folder: _build(folder, prepared, recipe))
 
 
 def load_codes(folder: Path, num_items: int | None = None) -> NDArray[np.int64]:

@@ -193,7 +193,8 @@ def _freed_memory_kept() -> Iterator[None]:
     """Let glibc reuse the memory of activations.
 
     It would hand such large blocks back to the kernel at every free, which then zeroes and maps them anew: a quarter of
-    an epoch's time on a CPU. Given back at the end, as scoring allocates blocks of ever other sizes.
+    an epoch's time on a CPU. Given back at the end: scoring allocates blocks of ever other sizes, and would leave what
+    is kept in pieces.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):  # another C library
@@ -219,8 +220,7 @@ def _train(
     recipe: Recipe,
     refit_epochs: int | None,
 ) -> None:
-    with _freed_memory_kept():
-        _Run(folder, variant, prepared, tokens, reasoned, backbone, recipe, refit_epochs).go()
+    _Run(folder, variant, prepared, tokens, reasoned, backbone, recipe, refit_epochs).go()
 
 
 class _Run:
@@ -287,7 +287,8 @@ class _Run:
             if self.stands and self.validation is not None and not self.epoch:
                 self.before = self._validate()  # the backbone may be as good as it gets
             while self.epoch < self.last_epoch and self.stale < settings.patience:
-                row = self._one_epoch(lambda: progress.advance(bar))
+                with _freed_memory_kept():
+                    row = self._one_epoch(lambda: progress.advance(bar))
                 due = self.epoch % settings.validate_every == 0 or self.epoch == self.last_epoch
                 if self.validation is not None and due:
                     row |= self._validate()
@@ -346,7 +347,9 @@ class _Run:
                 raise self._diverged(rows, loss.item())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            length = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            if not torch.isfinite(length):  # a loss may be a number where its gradient is none
+                raise self._diverged(rows, length.item(), "length of the gradient")
             self.optimizer.step()
             self.step += 1
             losses.append(loss.item())
@@ -355,18 +358,19 @@ class _Run:
         mean = float(np.mean(self.crew.gathered(float(np.mean(losses)))))
         return {"epoch": self.epoch, "loss": mean, "seconds": round(time.monotonic() - start, 2)}
 
-    def _diverged(self, rows: NDArray[np.int64], loss: float) -> TrainingError:
+    def _diverged(self, rows: NDArray[np.int64], value: float, what: str = "loss") -> TrainingError:
         """Keep what the batch was, for whoever has to find out why."""
         path = self.folder / "bad_batch.json"
         users = self.rows.users[rows]
         targets = self.rows.targets[rows, -1]
         batch = {"rows": rows.tolist(), "users": users.tolist(), "last_targets": targets.tolist()}
-        write_json(path, {"epoch": self.epoch + 1, "step": self.step, "loss": str(loss)} | batch)
+        write_json(path, {"epoch": self.epoch + 1, "step": self.step, what: str(value)} | batch)
+        section = "train" if self.settings is self.recipe.train else "tiger.train"
         first = ", ".join(map(str, users[:5])) + (", ..." if len(users) > 5 else "")
         return TrainingError(
-            f"{self.variant}: the loss is {loss} at epoch {self.epoch + 1}, step {self.step}, in a batch of "
-            f"{len(rows)} rows (of users {first} by their place in the data set; all in {path}); the last "
-            f"good checkpoint is kept in {self.folder}: lower train.learning_rate and run again"
+            f"{self.variant}: the {what} is {value} at epoch {self.epoch + 1}, step {self.step}, in a batch of "
+            f"{len(rows)} rows (of users {first} by their place in the data set; all in {path}); the last good "
+            f"checkpoint is kept in {self.folder}. Lower {section}.learning_rate, which trains anew in another folder"
         )
 
     def _loss(self, rows: NDArray[np.int64]) -> Tensor:

@@ -62,7 +62,7 @@ def main(
                 with torch.inference_mode():
                     beam = model.recommend(
                         torch.from_numpy(history.items[rows]),
-                        torch.from_numpy(history.seen[rows]),
+                        torch.from_numpy(history.excluded(rows)),
                         settings.beam,
                         model.project(steps) if layout is Layout.raw else steps,
                         torch.ones(len(steps), dtype=torch.bool),

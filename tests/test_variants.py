@@ -211,3 +211,15 @@ def test_backbones_alone_are_trained_and_measured_where_no_chain_was_ever_writte
     assert not list(tmp_path.glob("reason*"))
     both = run(work / "work", work / "data", Recipe.model_validate(changed), "evaluate")
     assert both.name == evaluated.name  # chains that are there make it no other evaluation
+
+
+def test_steps_on_whitened_axes_are_exported_as_the_encoder_writes_them(work: Path) -> None:
+    changes = {
+        "models": ["scoter_h"],
+        "alignment": {"dim": 40, "whiten": 1.0},  # scores as large as they get
+        "export": {"layout": "raw", "warmup_requests": 6},
+    }
+    made = run(work, work.parent / "data", Recipe.model_validate(RECIPE | changes))
+    (entry,) = read_manifest(made).models
+    assert entry.reasoning is not None
+    assert entry.reasoning.layout == "raw"

@@ -137,6 +137,16 @@ def test_a_code_that_nobody_chooses_is_moved_to_where_items_are() -> None:
     assert len(np.unique(found.codes[:, 1])) >= 14
 
 
+def test_dead_codes_are_moved_though_the_last_batch_is_of_one_item() -> None:
+    vectors = grouped(RECIPE.batch * 3 + 1)
+    training = module._Training(ResidualVAE(3, 16, 7, RECIPE, None), vectors)
+    training._start_codebooks()
+    with torch.no_grad():
+        for book in training.network.codebooks:
+            book[4:] = 1e3  # where no item is
+    assert training._one_epoch()["moved"] == 3 * 12
+
+
 def test_more_codes_than_items() -> None:
     vectors = grouped(9)
     found = fit(vectors, epochs=30)

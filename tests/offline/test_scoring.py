@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import tracemalloc
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 
+from offline.errors import TrainingError
+from offline.prepare import Dataset
 from offline.scoring import History, score_beam, score_exact
 from tests.offline.models import tiny
 
@@ -13,7 +19,7 @@ USERS, ITEMS = 23, 60
 def history(*, with_reasoning: bool) -> History:
     made = tiny.model(ITEMS)
     items = tiny.histories(made, USERS).numpy()
-    seen = np.concatenate([items, np.tile([[7, 0]], (USERS, 1))], axis=1)
+    seen = [np.unique([*row[row > 0], 7]) for row in items]
     reasoning = tiny.reasoning(USERS).numpy().astype(np.float16) if with_reasoning else None
     return History(items, seen, np.arange(1, USERS + 1), reasoning)
 
@@ -32,7 +38,7 @@ def test_exact_scoring_is_exhaustive_scoring(mask_history: bool, use_reasoning: 
         scores = tiny.all_scores(made, context, present).numpy()
     if mask_history:
         for user in range(USERS):
-            scores[user, [i - 1 for i in known.seen[user] if i]] = -np.inf
+            scores[user, known.seen[user] - 1] = -np.inf
     best = np.sort(scores, axis=1)[:, ::-1][:, :5]
     np.testing.assert_allclose(np.take_along_axis(scores, found - 1, 1), best, atol=1e-4)
 
@@ -55,7 +61,7 @@ def test_beam_scoring_does_not_depend_on_the_batch() -> None:
     many = score_beam(made, known, 5, mask_history=True, batch=100)
     assert (one.items == many.items).all()
     np.testing.assert_allclose(one.scores, many.scores, atol=1e-5)
-    assert not any(set(row) & set(seen) - {0} for row, seen in zip(one.items, known.seen, strict=True))
+    assert not any(set(row) & set(seen) for row, seen in zip(one.items, known.seen, strict=True))
 
 
 def test_a_user_without_a_chain_is_ranked_as_if_reasoning_was_masked() -> None:
@@ -76,6 +82,28 @@ def test_taking_users_takes_all_that_is_known_of_them() -> None:
     assert known.reasoning is not None
     assert part.reasoning is not None
     assert (part.items == known.items[rows]).all()
-    assert (part.seen == known.seen[rows]).all()
+    assert [seen.tolist() for seen in part.seen] == [known.seen[row].tolist() for row in rows]
     assert part.targets.tolist() == [5, 2]
     assert (part.reasoning == known.reasoning[rows]).all()
+
+
+def test_scores_that_are_no_numbers_are_an_error_and_no_search_without_end() -> None:
+    made = tiny.model(ITEMS)
+    with torch.no_grad():
+        for weights in made.parameters():
+            weights.fill_(torch.nan)
+    with pytest.raises(TrainingError, match=r"the scores of \d+ users are not numbers"):
+        score_exact(made, history(with_reasoning=True), 5, mask_history=True)
+
+
+def test_one_long_history_costs_the_others_nothing() -> None:
+    lengths = [8] * 2000 + [20_000]
+    sequences = [np.arange(1, length + 1, dtype=np.int32) for length in lengths]
+    dataset = SimpleNamespace(history=lambda user, _: sequences[user][:-1], target=lambda user, _: sequences[user][-1])
+    tracemalloc.start()
+    known = History.of(cast("Dataset", dataset), "valid", np.arange(len(lengths)), 20, None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6
+    assert known.excluded(slice(0, 4)).tolist() == [list(range(1, 8))] * 4
+    assert known.excluded(slice(1999, 2001)).shape == (2, 19_999)

@@ -54,3 +54,16 @@ def test_p_is_that_of_random_signs() -> None:
     first = np.zeros((1, 100))
     first[0, :5] = 1.0
     assert difference(first, np.zeros((1, 100))).p == pytest.approx(2 / 32)
+
+
+def test_one_user_who_differs_proves_nothing() -> None:
+    one, other = np.zeros((1, 50)), np.zeros((1, 50))
+    one[0, 3] = 1.0
+    found = difference(one, other)
+    assert found.p == 1.0
+    assert found.low == 0.0 < found.value < found.high
+
+
+def test_one_user_in_all_is_no_interval() -> None:
+    found = difference(np.ones((2, 1)), np.zeros((2, 1)))
+    assert (found.value, found.low, found.high, found.p) == (1.0, 1.0, 1.0, 1.0)

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -204,6 +207,27 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     batch = json.loads((partial / "bad_batch.json").read_text(encoding="utf-8"))
     assert (batch["epoch"], batch["rows"]) == (2, batch["users"])
     assert len(batch["users"]) == len(batch["last_targets"]) > 0
+    kept = torch.load(partial / "checkpoint.pt", weights_only=True)
+    assert kept["epoch"] == 1
+    assert all(torch.isfinite(t).all() for t in kept["model"].values() if t.is_floating_point())
+
+
+def test_a_gradient_that_is_not_finite_at_the_end_of_an_epoch_spoils_no_checkpoint(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = training._Run._loss
+
+    def diverging(run: training._Run, rows: Any) -> torch.Tensor:
+        loss = real(run, rows)
+        if run.step < 2 * run.steps_an_epoch - 1:
+            return loss
+        weights = next(weights for weights in run.model.parameters() if weights.requires_grad)
+        return loss + torch.sqrt((weights * 0).abs().sum())  # nothing, with a gradient that is no number
+
+    monkeypatch.setattr(training._Run, "_loss", diverging)
+    with pytest.raises(TrainingError, match=r"the length of the gradient is nan at epoch 2, step \d+.* Lower train\."):
+        train(tmp_path, "hstu", *upstream, recipe())
+    (partial,) = tmp_path.glob("train-hstu-*.partial")
     kept = torch.load(partial / "checkpoint.pt", weights_only=True)
     assert kept["epoch"] == 1
     assert all(torch.isfinite(t).all() for t in kept["model"].values() if t.is_floating_point())
@@ -453,3 +477,13 @@ def test_semantic_ids_of_another_data_set_are_refused(upstream: tuple[Stage, Sta
         StageError, match=r"tokenize holds semantic IDs of \d+ items, the data set has \d+: they were not"
     ):
         train(tmp_path / "work", "hstu", prepared, Stage("tokenize", "x", other), reasoned, recipe(epochs=1))
+
+
+def test_what_onednn_keeps_is_bounded_before_torch_is_asked_for_anything() -> None:
+    program = "import offline, os; print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("ONEDNN_")}
+    for given, expected in (({}, "64"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "9"}, "9")):
+        run = subprocess.run(
+            [sys.executable, "-c", program], env=bare | given, capture_output=True, text=True, check=True
+        )
+        assert run.stdout.strip() == expected
