@@ -1,8 +1,9 @@
 """Which rows stand on the same training of a backbone: such rows are compared user by user, others are samples.
 
 A recipe and a seed give the same weights on one kind of machine. On another, or with semantic IDs that another version
-made, they are another draw. Nobody has to say so: the backbone that stands beside a model tells, by the losses of its
-training and by its figures, which a later version's search may have changed.
+made, they are another draw; so is another backbone, whatever its seed. Nobody has to say so: the backbone that stands
+beside a model tells, by how it was made, by the losses of its training, and by its figures, which a later version's
+search may have changed.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ class Draws:
             return None
         backbone = BACKBONE.get(row["model"], row["model"])
         beside = next((other for other in rows if other["model"] == backbone), row)
-        key = (run.dataset, setting(run.recipe, beside).key, seed)
+        made = setting(run.recipe, beside).key  # another backbone is another training, whatever the seed
+        key = (run.dataset, seed)
         figures = tuple(beside[name] for name in _FIGURES)
         losses = tuple(epoch["loss"] for epoch in run.curves.get(f"train-{beside['model']}", []))
-        training = self._place(key, losses or figures)
+        training = self._place(key, (made, *(losses or figures)))
         return seed, training, self._place((*key, training), figures)
 
     def _place(self, key: tuple[Any, ...], what: tuple[Any, ...]) -> int:

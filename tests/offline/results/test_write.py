@@ -122,6 +122,15 @@ def test_trainings_that_have_nothing_in_common_are_not_paired(tmp_path: Path) ->
     assert cells[4:6] == ["of different trainings", "–"]
 
 
+def test_a_widened_backbone_is_another_training_than_the_one_it_is_compared_with(tmp_path: Path) -> None:
+    """Though both are the first training with their seed."""
+    keep(evaluated(tmp_path / "whole", {}, PLAIN), "whole", tmp_path / "docs")
+    wider = evaluated(tmp_path / "matched", {"ablation": {"matched": True}}, {("hstu", False): 0.24}, loss=2.1)
+    keep(wider, "matched", tmp_path / "docs")
+    write_results(tmp_path / "docs")
+    assert row(tmp_path / "docs", "## Controls", "beauty | HSTU")[5:7] == ["of different trainings", "–"]
+
+
 def test_the_lift_is_that_of_the_same_seeds_and_users(docs: Path) -> None:
     lines = Lines(load_runs(docs).runs)
     full = lines.full("beauty", "scoter_h")[0]
