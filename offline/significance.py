@@ -12,6 +12,7 @@ from scipy import stats
 _RESAMPLES = 2000
 _SEED = 7  # the same ranks give the same figures
 _CONFIDENCE = 0.95
+FLOOR = 2 / (_RESAMPLES + 1)  # no p is smaller: none of the random signs gave as much, on either side
 
 
 @dataclass(frozen=True, slots=True)

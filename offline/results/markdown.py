@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from offline.results.lines import Line
+from offline.significance import FLOOR
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -> str:
@@ -33,6 +34,11 @@ def figure(line: Line | None, metrics: Sequence[str] = ("recall@10", "ndcg@10"))
         return "–"
     found = [line.over_trainings(metric) for metric in metrics]
     return " / ".join(decimals(one.mean) + (f" ± {decimals(one.sd)}" if one.sd is not None else "") for one in found)
+
+
+def chance(p: float) -> str:
+    """A p with two digits; the smallest that random signs can give is a bound, not a value."""
+    return f"≤ {FLOOR:.2g}" if p <= FLOOR else f"{p:.2g}"
 
 
 def quoted(values: Sequence[float] | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from offline.ranking import TOP
 from offline.results.commands import KEEP, last, measured, name, recipe, under
 from offline.results.lines import SWITCHES, Line, Lines, compare, gain, paired
-from offline.results.markdown import decimals, figure, folded, missing, quoted, section, table
+from offline.results.markdown import chance, decimals, figure, folded, missing, quoted, section, table
 from offline.results.settings import BACKBONE, NAMES
 
 DATASETS = {"beauty": "Amazon Beauty", "sports": "Amazon Sports", "instruments": "Amazon Instruments"}
@@ -112,7 +112,7 @@ def against(line: Line, other: Line, metric: str = f"recall@{TOP}") -> list[str]
         why = "no ranks kept" if set(line.draws) & set(other.draws) else "of different trainings"
         return [*cells, why, "–", str(line.trainings)]
     interval = f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-    return [*cells, interval, f"{found.p:.2g}", str(found.seeds)]
+    return [*cells, interval, chance(found.p), str(found.seeds)]
 
 
 def _commands(dataset: str, absent: list[str]) -> list[str]:

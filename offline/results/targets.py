@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from offline.results.lines import Line, Lines, compare, gain, repeated
-from offline.results.markdown import decimals
+from offline.results.markdown import chance, decimals
 
 # R@10 of the paper's SCoTER-H over its HSTU (Table 1).
 LIFT = {"beauty": 0.2763, "sports": 0.3190}
@@ -70,7 +70,7 @@ def _gone(lines: Lines, dataset: str) -> Target:
             what, told, decimals(shuffled.mean("recall@10")), "cannot be told: its backbone's ranks are missing"
         )
     verdict = "met" if found.p > 0.05 or found.value <= 0 else "not met: a lift stays"
-    return Target(what, told, f"{found.relative:+.1%}, p {found.p:.2g} ({_made(lines, shuffled)})", verdict)
+    return Target(what, told, f"{found.relative:+.1%}, p {chance(found.p)} ({_made(lines, shuffled)})", verdict)
 
 
 def _best(found: list[Line], metric: str) -> Line | None:

@@ -37,7 +37,8 @@ How to read it:
 - **A letter in brackets is a way to make a model**, [spelt out below](#ways). A run is a training of its own: another
   seed, or the same one on another kind of machine, where it gives other weights.
 - ± is the standard deviation over runs. Intervals and p are about users, models on the same backbone paired: 2,000
-  bootstrap resamples, and 2,000 random signs. They do not say what another seed would do.
+  bootstrap resamples, and 2,000 random signs, which cannot tell a p below .001: hence "≤ 0.001". They do not say what
+  another seed would do, and p are not corrected for the number of rows.
 - *Figures in italics are quoted from the paper*, which says of neither switch which one it took.
 """
 

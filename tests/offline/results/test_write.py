@@ -146,6 +146,12 @@ def test_the_lift_is_that_of_the_same_seeds_and_users(docs: Path) -> None:
     assert cells[-1] == "3"
 
 
+def test_the_smallest_p_that_random_signs_give_is_a_bound(docs: Path) -> None:
+    assert row(docs, "With reasoning against the backbone", "SCoTER-H [A], five-step | train, masked")[7] == "≤ 0.001"
+    assert not re.search(r"\| 0\.001 \|", page(docs))
+    assert "p are not corrected for the number of rows" in page(docs)
+
+
 def test_a_backbone_is_one_line_whatever_is_fused_into_its_twin(docs: Path) -> None:
     """The weight of a loss that it does not have makes no other model of it; one seed is not compared with three."""
     lines = Lines(load_runs(docs).runs)
