@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from offline.discover.estimate import Estimate, wilson
 from offline.ranking import TOP
 from offline.results.commands import KEEP, measured, name, recipe, under
 from offline.results.lines import Line, Lines, gain
@@ -99,10 +100,18 @@ def discovery(runs: Sequence[Run], lines: Lines, paper: dict[str, Any]) -> str:
     found = [run for run in runs if run.stage == "discover"]
     measured_alone = []
     for run in found:
-        cells = [[called, decimals(value)] for called, value in run.body.get("recall@20", {}).items()]
+        judges = run.body.get("panels", {}).get("judge", 0)
+        cells = [
+            [called, decimals(value), _interval(wilson(round(value * judges), judges)) if judges else "–"]
+            for called, value in run.body.get("recall@20", {}).items()
+        ]
         about = f"{run.name}: what `discover` measured on {run.dataset} with {run.body.get('backend', 'its backend')}"
+        asked = (
+            f"{judges:,} users who had no part in finding templates" if judges else "users whose number was not kept"
+        )
         measured_alone.append(
-            f"{about}, the recommendations in the chains themselves:\n\n" + table(["who", "Recall@20"], cells)
+            f"{about}, the recommendations in the chains themselves, {asked}:\n\n"
+            + table(["who", "Recall@20", "95 % over users"], cells)
         )
     parts.append(folded("What `discover` measures by itself, without a model", *measured_alone))
     return section("Tables 2 and 3: how a template is found, and whether it travels", *parts)
@@ -154,12 +163,17 @@ def recommenders(runs: Sequence[Run], paper: dict[str, Any]) -> str:
     parts = [table(["Recall@20 / NDCG@20", "large teacher", "fine-tuned 8B student"], rows)]
     found = [run for run in runs if run.stage == "compare"]
     for run in found:
-        columns = ["who", "query", "history", "recall@20", "ndcg@20"]
         cells = [
-            [decimals(value) if isinstance(value, float) else str(value) for value in map(row.get, columns)]
+            [
+                *(str(row[column]) for column in ("who", "query", "history")),
+                decimals(row["recall@20"]),
+                _interval(Estimate(row["recall@20"], row["low"], row["high"])) if "low" in row else "–",
+                decimals(row["ndcg@20"]),
+            ]
             for row in run.body["results"]
         ]
-        parts.append(f"{run.name}, {run.body['users']:,} users of {run.dataset}:\n\n" + table(columns, cells))
+        head = ["who", "query", "history", "Recall@20", "95 % over users", "NDCG@20"]
+        parts.append(f"{run.name}, {run.body['users']:,} users of {run.dataset}:\n\n" + table(head, cells, text=3))
     if not found:
         parts.append(
             missing(
@@ -170,6 +184,11 @@ def recommenders(runs: Sequence[Run], paper: dict[str, Any]) -> str:
             )
         )
     return section("Table 11: language models as recommenders, without a backbone", *parts)
+
+
+def _interval(share: Estimate) -> str:
+    """The ends of its interval."""
+    return f"[{decimals(share.low)}, {decimals(share.high)}]"
 
 
 def _percent(value: float | None) -> str:

@@ -26,12 +26,14 @@ run is [below](#runs).
 
 How to read it:
 
-- **Everything is measured by one evaluator**: the last item of each user is the target, the whole catalogue is ranked,
+- **All models are measured by one evaluator**: the last item of each user is the target, the whole catalogue is ranked,
   each figure says what was trained on (`train`, or the validation items too) and whether the user's own history was
   masked. Generative models are ranked as they serve, by a beam of 20. A figure without switches has the history masked
-  and labels of the training split alone.
-- **The untrained co-occurrence kNN stands in every table.** A model that does not beat it has learnt nothing from
-  sequences that counting would not give.
+  and labels of the training split alone. What is asked of chains without a model, in Table 11 and by `discover`, is
+  another question: the target is the last item of the training split, the cutoff is 20, and users are few.
+- **The untrained co-occurrence kNN stands in Table 1**, and beside chains that recommend without a model. A model that
+  does not beat it has learnt nothing from sequences that counting would not give. Tables of controls and ablations
+  compare a model with its own backbone, or with itself.
 - **`analyst` is no language model.** Chains said to be by `analyst` are statistics put into words. Nothing measured on
   them says what an LLM's reasoning is worth.
 - **A letter in brackets is a way to make a model**, [spelt out below](#ways). A run is a training of its own: another

@@ -267,15 +267,24 @@ def stage(folder: Path, name: str, file: str, body: dict[str, Any]) -> Path:
 
 
 def test_what_discover_and_compare_measured_is_shown(tmp_path: Path) -> None:
-    found = {"dataset": "beauty", "backend": "analyst", "recall@20": {"mined": 0.0213, "five-step": 0.0201}}
+    found = {
+        "dataset": "beauty",
+        "backend": "analyst",
+        "panels": {"explore": 500, "choose": 200, "judge": 200},
+        "recall@20": {"mined": 0.14, "five-step": 0.02},
+    }
     keep(stage(tmp_path, "discover", "summary.json", found), "mined", tmp_path / "docs")
     who = {"who": "distilled", "query": "last step", "history": "masked", "recall@20": 0.0312, "ndcg@20": 0.0123}
-    body = {"dataset": "beauty", "users": 200, "results": [who]}
+    interval = {"low": 0.0149, "high": 0.0642}
+    body = {"dataset": "beauty", "users": 200, "results": [who | interval, who | {"who": "earlier"}]}
     keep(stage(tmp_path, "compare", "results.json", body), "compared", tmp_path / "docs")
     docs = tmp_path / "docs"
     write_results(docs)
-    assert row(docs, "## Tables 2 and 3", "mined") == ["mined", ".0213"]
-    assert row(docs, "## Table 11", "distilled") == ["distilled", "last step", "masked", ".0312", ".0123"]
+    assert row(docs, "## Tables 2 and 3", "mined") == ["mined", ".1400", "[.0987, .1949]"]
+    assert "200 users who had no part in finding templates" in page(docs)
+    assert row(docs, "## Table 11", "distilled")[3:] == [".0312", "[.0149, .0642]", ".0123"]
+    assert row(docs, "## Table 11", "earlier")[3:] == [".0312", "–", ".0123"]
+    assert "stands in every table" not in page(docs)
     part = page(docs)[page(docs).index("## Table 11") :]
     assert "No run yet" not in part
 
