@@ -1,16 +1,15 @@
-"""Tables 4 and 10, Figure 5 and the controls: what is left when something is taken away."""
+"""Tables 4 and 10 and the controls: what is left when something is taken away."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from offline.results.commands import KEEP, last, measured, name, recipe, under
 from offline.results.lines import Line, Lines
 from offline.results.markdown import figure, missing, quoted, section, table
-from offline.results.overall import against
-from offline.results.settings import BACKBONE, LAMBDA, NAMES, TAKEN
+from offline.results.overall import against, drop
+from offline.results.settings import BACKBONE, NAMES, TAKEN
 
 _STEPS = ["no-position", "no-contrastive", "whole", "mean", "last", "undistilled"]
 _EDITS = {
@@ -24,7 +23,6 @@ _EDITS = {
     "successors": last("ablation", 'control = "successors"'),
     "matched": last("ablation", "matched = true"),
 }
-LAMBDAS = (0.02, 0.05, 0.1, 0.2, 0.5)
 _WHY = {
     "shuffled": "Everyone has somebody else's chains. What is left of a lift is not about the user.",
     "successors": "In place of chains, embeddings of the items that most often follow. What is left needs no chains.",
@@ -54,11 +52,11 @@ def _table(
         for what in _STEPS:
             for line in found[what]:
                 if line.setting.base == whole.setting.base or what == "undistilled":
-                    cells = [str(line.trainings), figure(line), *_drop(line, whole), quoted(paper.get(what))]
+                    cells = [str(line.trainings), figure(line), *drop(line, whole), quoted(paper.get(what))]
                     rows.append([TAKEN[what], *cells])
         alone = lines.backbone(whole)
         if alone is not None:
-            cells = [str(alone.trainings), figure(alone), *_drop(alone, whole), quoted(paper["backbone"])]
+            cells = [str(alone.trainings), figure(alone), *drop(alone, whole), quoted(paper["backbone"])]
             rows.append([lines.name(alone), *cells])
     absent = [what for what in _STEPS if what in paper and not found[what]]
     head = [
@@ -73,12 +71,6 @@ def _table(
     parts = [table(head, rows)] if rows else []
     heading = f"{title}: {NAMES[model]} on {dataset}"
     return section(heading, *parts, *_absent(dataset, model, absent, unmeasurable), level=3)
-
-
-def _drop(line: Line, whole: Line) -> list[str]:
-    """What became of the whole's Recall@10: relative, the difference's interval, and p."""
-    _, _, relative, difference, p, _ = against(line, whole)
-    return [relative, difference, p]
 
 
 def _absent(dataset: str, model: str, absent: list[str], unmeasurable: Mapping[str, str]) -> list[str]:
@@ -119,65 +111,6 @@ def controls(lines: Lines, unmeasurable: Mapping[str, str]) -> str:
     parts = ["\n".join(f"- **{TAKEN[what]}.** {why}" for what, why in _WHY.items())]
     parts += [table(head, rows, text=2)] if rows else []
     return section("Controls", *parts, *_absent("beauty", "scoter_h", absent, unmeasurable))
-
-
-def weights(lines: Lines, plots: set[str]) -> str:
-    """Figure 5: what the weight of the contrastive loss changes."""
-    parts: list[str] = []
-    absent = [weight for weight in LAMBDAS if weight not in by_weight(lines, "beauty")]
-    for dataset in ("beauty", "sports"):
-        found = by_weight(lines, dataset)
-        if len(found) < 2:
-            continue
-        usual = found.get(LAMBDA)
-        rows = [
-            [
-                f"{weight:g}",
-                str(line.trainings),
-                figure(line),
-                *(["", "", ""] if usual is None or line is usual else _drop(line, usual)),
-            ]
-            for weight, line in sorted(found.items())
-        ]
-        head = ["λ", "runs", "Recall@10 / NDCG@10", f"Recall@10 against {LAMBDA:g}, same draws", "95 % over users", "p"]
-        made = lines.name(usual or next(iter(found.values())))
-        parts.append(f"{made}, on {dataset}:\n\n" + table(head, rows))
-        if f"figure-5-{dataset}" in plots:
-            parts.append(f"![Recall@10 by λ on {dataset}](results/figure-5-{dataset}.svg)")
-    if absent:
-        commands = [
-            command
-            for weight in absent
-            for command in (
-                recipe(
-                    "beauty",
-                    f"beauty-lambda-{weight:g}",
-                    name("beauty"),
-                    under("train", f"contrastive_weight = {weight:g}"),
-                ),
-                measured(f"beauty-lambda-{weight:g}.toml", "beauty", f"beauty-lambda-{weight:g}"),
-            )
-        ]
-        parts.append(missing("other weights; on beauty", *commands, KEEP))
-    return section("Figure 5: weight λ of the contrastive loss", *parts)
-
-
-def by_weight(lines: Lines, dataset: str) -> dict[float, Line]:
-    """SCoTER-H at each weight, otherwise made alike; of several ways to make it, the one with most of the paper's."""
-    found: dict[str, dict[float, Line]] = {}
-    for line in lines.of(dataset):
-        weight = _weight(line.setting.what)
-        if line.setting.model == "scoter_h" and weight is not None:
-            found.setdefault(line.setting.base, {})[weight] = line
-    return max(found.values(), key=lambda made: (len(made.keys() & set(LAMBDAS)), len(made)), default={})
-
-
-def _weight(what: str) -> float | None:
-    """The weight of a model from which nothing else is taken away."""
-    if what in {"full", "no-contrastive"}:
-        return LAMBDA if what == "full" else 0.0
-    given = re.fullmatch(r"lambda (\S+)", what)
-    return float(given[1]) if given else None
 
 
 def _commands(dataset: str, model: str, absent: list[str]) -> list[str]:

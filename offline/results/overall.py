@@ -115,6 +115,14 @@ def against(line: Line, other: Line, metric: str = f"recall@{TOP}") -> list[str]
     return [*cells, interval, chance(found.p), str(found.seeds)]
 
 
+def drop(line: Line, whole: Line | None) -> list[str]:
+    """Cells: what became of the whole's Recall@10, relative, the difference with its interval, and p."""
+    if whole is None:
+        return ["no whole of this way", "–", "–"]
+    _, _, relative, difference, p, _ = against(line, whole)
+    return [relative, difference, p]
+
+
 def _commands(dataset: str, absent: list[str]) -> list[str]:
     """What trains them."""
     commands: list[str] = []

@@ -14,12 +14,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from offline.results.ablations import by_weight
 from offline.results.lines import Line, Lines, compare, gain, repeated
 from offline.results.patterns import TEMPLATES, by_template
 from offline.results.settings import BACKBONE, NAMES
 from offline.results.sparsity import FIGURES, by_group, drawn
 from offline.results.targets import LIFTS
+from offline.results.weights import by_weight
 
 _METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
 _COLORS = {"recall@10": "#4477aa", "ndcg@10": "#ee8866"}

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from offline.results.ablations import ablations, controls, weights
+from offline.results.ablations import ablations, controls
 from offline.results.efficiency import efficiency
 from offline.results.lines import Lines
 from offline.results.markdown import folded, section, table
@@ -18,6 +18,7 @@ from offline.results.runs import Kept, Run, Tried, load_runs
 from offline.results.sparsity import groups
 from offline.results.targets import LIFTS, targets
 from offline.results.ways import HEAD
+from offline.results.weights import weights
 
 _INTRODUCTION = """# Results
 

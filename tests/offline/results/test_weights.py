@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from offline.results.lines import Lines
+from offline.results.runs import keep, load_runs
+from offline.results.weights import by_weight, weights
+from tests.offline.results.made import evaluated
+
+ALIKE = dict.fromkeys((0.02, 0.05, 0.1, 0.5), 0.3)
+DIFFERENT = {0.05: 0.26, 0.1: 0.28, 0.2: 0.3}
+
+
+def made(folder: Path, found: dict[float, float], name: str, **sections: Any) -> None:
+    """SCoTER-H with that Recall@10 at each weight."""
+    for weight, share in found.items():
+        recipe = {"train": {"contrastive_weight": weight}, **sections}
+        stage = evaluated(folder / f"{name}-{weight}", recipe, {("hstu", False): 0.2, ("scoter_h", True): share})
+        keep(stage, f"{name}-{weight}", folder / "docs")
+
+
+def test_a_way_in_which_weights_change_nothing_is_not_the_one_that_is_plotted(tmp_path: Path) -> None:
+    """Though it has more weights and was kept first: what is the same model says nothing about them."""
+    made(tmp_path, ALIKE, "alike")
+    made(tmp_path, DIFFERENT, "different", model={"dim": 32})
+    lines = Lines(load_runs(tmp_path / "docs").runs)
+    assert set(by_weight(lines, "beauty")) == {0.05, 0.1, 0.2}
+    told = weights(lines, {"figure-5-beauty"})
+    plotted, _, others = told.partition("![Recall@10")
+    assert plotted.count("\n| 0.") == 3
+    assert "SCoTER-H [A], five-step, with λ of 0.02, 0.05, 0.1 or 0.5 is one model: validation kept" in others
+    assert others.count("is one model") == 1
+    assert others[others.index("Made in other ways") :].count("\n| 0.") == 4
+
+
+def test_weights_of_a_way_that_nobody_measured_as_it_is_are_shown(tmp_path: Path) -> None:
+    made(tmp_path, {0.5: 0.3}, "heavy")
+    lines = Lines(load_runs(tmp_path / "docs").runs)
+    told = weights(lines, set())
+    assert "SCoTER-H [A], five-step, on beauty:" in told
+    assert "| 0.5 | 1 | ." in told
+    assert "no whole of this way | – | –" in told
