@@ -7,7 +7,7 @@ from typing import Any
 
 from offline.results.commands import KEEP, last, measured, name, recipe, under
 from offline.results.lines import Line, Lines
-from offline.results.markdown import figure, missing, quoted, section, table
+from offline.results.markdown import counted, figure, missing, quoted, section, table
 from offline.results.overall import against, drop
 from offline.results.settings import BACKBONE, NAMES, TAKEN
 
@@ -48,15 +48,15 @@ def _table(
     whole_ones = lines.full(dataset, model)
     full = [line for line in whole_ones if _has(line, found)] or whole_ones[:1]
     for whole in full:
-        rows.append([lines.name(whole), str(whole.trainings), figure(whole), "", "", "", quoted(paper["full"])])
+        rows.append([lines.name(whole), counted(whole), figure(whole), "", "", "", quoted(paper["full"])])
         for what in _STEPS:
             for line in found[what]:
                 if line.setting.base == whole.setting.base or what == "undistilled":
-                    cells = [str(line.trainings), figure(line), *drop(line, whole), quoted(paper.get(what))]
+                    cells = [counted(line), figure(line), *drop(line, whole), quoted(paper.get(what))]
                     rows.append([TAKEN[what], *cells])
         alone = lines.backbone(whole)
         if alone is not None:
-            cells = [str(alone.trainings), figure(alone), *drop(alone, whole), quoted(paper["backbone"])]
+            cells = [counted(alone), figure(alone), *drop(alone, whole), quoted(paper["backbone"])]
             rows.append([lines.name(alone), *cells])
     absent = [what for what in _STEPS if what in paper and not found[what]]
     head = [

@@ -1,9 +1,9 @@
 """Which rows stand on the same training of a backbone: such rows are compared user by user, others are samples.
 
-A recipe and a seed give the same weights on one kind of machine. On another, or with semantic IDs that another version
-made, they are another draw; so is another backbone, whatever its seed. Nobody has to say so: the backbone that stands
-beside a model tells, by how it was made, by the losses of its training, and by its figures, which a later version's
-search may have changed.
+A recipe and a seed give the same weights on one kind of machine. On another, whose embeddings of texts give other
+semantic IDs, or with the IDs of another version, they are another draw; so is another backbone, whatever its seed.
+Nobody has to say so: the backbone that stands beside a model tells, by how it was made, by the losses of its training,
+and by its figures, which a later version's search may have changed.
 """
 
 from __future__ import annotations

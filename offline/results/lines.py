@@ -13,7 +13,7 @@ from offline.metrics import gains, hits
 from offline.ranking import TOP
 from offline.results.draws import Drawn, Draws
 from offline.results.runs import Run
-from offline.results.settings import BACKBONE, ORDER, Setting, setting
+from offline.results.settings import BACKBONE, ORDER, Setting, Way, setting
 from offline.results.ways import Ways
 from offline.significance import Difference, Spread, difference, spread
 
@@ -45,6 +45,11 @@ class Line:
     def trainings(self) -> int:
         """How many runs a table says it is the mean of."""
         return len({draw and draw[:2] for draw in self.draws})
+
+    @property
+    def ids(self) -> list[str]:
+        """The sets of semantic IDs that these runs stand on, in their order, of those that kept theirs."""
+        return list(dict.fromkeys(run.ids for run in self.runs if run.ids))
 
     def over_trainings(self, metric: str) -> Spread:
         """Of `recall@5`, `ndcg@5`, `recall@10` or `ndcg@10`; what was measured twice counts once."""
@@ -111,6 +116,14 @@ class Lines:
         """Lines of a data set under those switches, in the order of Table 1."""
         found = [line for line in self if (line.dataset, line.labels, line.history) == (dataset, labels, history)]
         return sorted(found, key=lambda line: (ORDER.index(line.setting.model), line.setting.what != "full"))
+
+    def ids(self, way: Way) -> str:
+        """The semantic IDs of models that were made so, by data set: `beauty 414 (.2048)`."""
+        found: dict[str, dict[str, None]] = {}
+        for line in self:
+            if line.setting.way == way:
+                found.setdefault(line.dataset, {}).update(dict.fromkeys(line.ids))
+        return "; ".join(f"{dataset} {' and '.join(ids)}" for dataset, ids in found.items() if ids)
 
     def same(self, line: Line, labels: str, history: str) -> Line | None:
         """The same model under other switches."""

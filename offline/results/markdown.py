@@ -36,6 +36,18 @@ def figure(line: Line | None, metrics: Sequence[str] = ("recall@10", "ndcg@10"))
     return " / ".join(decimals(one.mean) + (f" ± {decimals(one.sd)}" if one.sd is not None else "") for one in found)
 
 
+def counted(*lines: Line) -> str:
+    """How many runs a row is the mean of, under each of its switches, and on how many sets of IDs if on several."""
+    runs = " or ".join(map(str, sorted({line.trainings for line in lines}, reverse=True)))
+    return runs + mixed(*lines)
+
+
+def mixed(*lines: Line) -> str:
+    """A clause where runs of a row stand on different semantic IDs, which is more than another seed; else empty."""
+    sets = max(len(line.ids) for line in lines)
+    return f", on {sets} sets of semantic IDs" if sets > 1 else ""
+
+
 def chance(p: float) -> str:
     """A p with two digits; the smallest that random signs can give is a bound, not a value."""
     return f"≤ {FLOOR:.2g}" if p <= FLOOR else f"{p:.2g}"

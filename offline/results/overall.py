@@ -7,7 +7,7 @@ from typing import Any
 from offline.ranking import TOP
 from offline.results.commands import KEEP, last, measured, name, recipe, under
 from offline.results.lines import SWITCHES, Line, Lines, compare, gain, paired
-from offline.results.markdown import chance, decimals, figure, folded, missing, quoted, section, table
+from offline.results.markdown import chance, counted, decimals, figure, folded, missing, quoted, section, table
 from offline.results.settings import BACKBONE, NAMES
 
 DATASETS = {"beauty": "Amazon Beauty", "sports": "Amazon Sports", "instruments": "Amazon Instruments"}
@@ -44,9 +44,8 @@ def _dataset(lines: Lines, dataset: str, paper: dict[str, list[float]]) -> str:
             values = paper.get(line.setting.model)
             chosen = [values[column] for column in columns] if values and line.setting.what == "full" else None
             cells = [figure(lines.same(line, *switch), (f"recall@{cutoff}", f"ndcg@{cutoff}")) for switch in SWITCHES]
-            runs = {same.trainings for switch in SWITCHES if (same := lines.same(line, *switch)) is not None}
-            counted = " or ".join(map(str, sorted(runs, reverse=True)))
-            rows.append([lines.name(line), counted, *cells, quoted(chosen)])
+            measured_under = [same for switch in SWITCHES if (same := lines.same(line, *switch)) is not None]
+            rows.append([lines.name(line), counted(*measured_under), *cells, quoted(chosen)])
         head = [f"Recall@{cutoff} / NDCG@{cutoff}", "runs", *_SWITCHES, "*paper*"]
         tables.append(table(head, rows))
     parts = [tables[0], folded("Recall@5 and NDCG@5", tables[1]), *_lifts(lines, dataset)]

@@ -9,7 +9,7 @@ from offline.discover.estimate import Estimate, wilson
 from offline.ranking import TOP
 from offline.results.commands import KEEP, measured, name, recipe, under
 from offline.results.lines import Line, Lines, gain
-from offline.results.markdown import decimals, figure, folded, missing, quoted, section, table
+from offline.results.markdown import counted, decimals, figure, folded, missing, quoted, section, table
 from offline.results.overall import against
 from offline.results.runs import Run
 from offline.results.settings import BACKBONE, NAMES
@@ -49,7 +49,7 @@ def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
         rows = [
             [
                 lines.name(line),
-                str(line.trainings),
+                counted(line),
                 figure(line),
                 f"{gain(line, backbone):+.1%}",
                 _percent(paper["templates"][model].get(template)),
@@ -125,7 +125,7 @@ def _trained(lines: Lines, dataset: str, template: str, what: str, quote: list[f
         if line.setting.template == template and backbone is not None:
             _, _, relative, _, p, _ = against(line, backbone)
             called = f"{what} [{lines.ways.letters(line.setting)}]"
-            rows.append([called, str(line.trainings), figure(line), relative, p, quoted(quote)])
+            rows.append([called, counted(line), figure(line), relative, p, quoted(quote)])
     return rows or [[what, "0", "–", "–", "–", quoted(quote)]]
 
 

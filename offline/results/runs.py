@@ -96,6 +96,16 @@ class Run:
         """The data set's name."""
         return str(self.body["dataset"])
 
+    @property
+    def ids(self) -> str:
+        """Which semantic IDs it stands on: `414 (.2048)`, of `tokenize`'s summary; empty where that was not kept.
+
+        So many items shared an ID before they were told apart, and so far are the codes from the embeddings.
+        """
+        made = self.summaries.get("tokenize", {})
+        shared = made.get("collisions", made.get("collisions_repaired"))  # as version 0.1.0 called it
+        return "" if shared is None else f"{shared} ({made['reconstruction_error']:.4f})".replace("(0.", "(.")
+
     def results(self) -> Iterator[dict[str, Any]]:
         """Rows of the report that may be read."""
         for row in self.body.get("results", []):

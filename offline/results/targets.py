@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from offline.results.lines import Line, Lines, compare, gain, repeated
-from offline.results.markdown import chance, decimals
+from offline.results.markdown import chance, decimals, mixed
 
 # R@10 of the paper's SCoTER-H over its HSTU (Table 1).
 LIFT = {"beauty": 0.2763, "sports": 0.3190}
@@ -80,4 +80,4 @@ def _best(found: list[Line], metric: str) -> Line | None:
 def _made(lines: Lines, line: Line) -> str:
     """In which way, and how often: the best of several lines stands here."""
     runs = f"{line.trainings} run" + ("s" if line.trainings > 1 else "")
-    return f"{lines.ways.letters(line.setting)}; {runs}"
+    return f"{lines.ways.letters(line.setting)}; {runs}{mixed(line)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from offline.results.settings import BACKBONE, NAMES, TAKEN, Setting, Way
 
@@ -15,6 +15,10 @@ class Ways:
         covered = {way.alone for way in self._ways}
         rest = (one.way for one in settings if one.way is not None and not one.way.writer)
         self._ways += [way for way in dict.fromkeys(rest) if way not in covered]
+
+    def __iter__(self) -> Iterator[Way]:
+        """In the order of their letters."""
+        return iter(self._ways)
 
     def letters(self, setting: Setting) -> str:
         """Of a model; of a backbone alone those of all built on it. Empty for what our recipes do not make."""

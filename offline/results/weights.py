@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from offline.results.commands import KEEP, measured, name, recipe, under
 from offline.results.lines import Line, Lines
-from offline.results.markdown import figure, folded, missing, section, table
+from offline.results.markdown import counted, figure, folded, missing, section, table
 from offline.results.overall import drop
 from offline.results.settings import LAMBDA
 
@@ -80,7 +80,7 @@ def _table(lines: Lines, made: Mapping[float, Line]) -> str:
     rows = [
         [
             f"{weight:g}",
-            str(line.trainings),
+            counted(line),
             figure(line),
             *(["", "", ""] if line is usual else drop(line, usual)),
         ]

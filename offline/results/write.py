@@ -38,7 +38,9 @@ How to read it:
 - **`analyst` is no language model.** Chains said to be by `analyst` are statistics put into words. Nothing measured on
   them says what an LLM's reasoning is worth.
 - **A letter in brackets is a way to make a model**, [spelt out below](#ways). A run is a training of its own: another
-  seed, or the same one on another kind of machine, where it gives other weights.
+  seed, or the same one on another kind of machine, where item texts are embedded a little differently (in bfloat16) and
+  get other semantic IDs. IDs move a model as much as a seed does, or more: a row whose runs stand on several sets of
+  them says so, and rows on different ones differ by more than their switches.
 - ± is the standard deviation over runs. Intervals and p are about users, models on the same backbone paired: 2,000
   bootstrap resamples, and 2,000 random signs, which cannot tell a p below .001: hence "≤ 0.001". They do not say what
   another seed would do, and p are not corrected for the number of rows.
@@ -98,10 +100,13 @@ def _ways(lines: Lines) -> str:
     words = (
         "A backbone alone has the letters of all models that were built on it. Where the fusion starts from a trained "
         "backbone, which then stays as it is, withholding H gives the backbone's own ranking; such rows are left out. "
-        "What each switch does is in [models.md](models.md)."
+        "What each switch does is in [models.md](models.md). Sets of semantic IDs are told apart by how many items "
+        "shared one at first and, in brackets, by how far the codes are from the items' embeddings. Other IDs are "
+        "another backbone: what a switch does can be told only from ways that stand on the same."
     )
-    rows = lines.ways.rows()
-    return section("Ways", table(HEAD, rows, text=len(HEAD)), words) if rows else ""
+    rows = [[*row, lines.ids(way) or "–"] for row, way in zip(lines.ways.rows(), lines.ways, strict=True)]
+    head = [*HEAD, "semantic IDs"]
+    return section("Ways", table(head, rows, text=len(head)), words) if rows else ""
 
 
 def _tried(tried: Sequence[Tried]) -> str:
@@ -119,14 +124,15 @@ def _runs(runs: Sequence[Run]) -> str:
         seed = run.recipe.get("train", {}).get("seed", "–")
         kept = "yes" if run.ranks else "no"
         recipe = str(run.recipe.get("name", "–"))
-        rows.append([run.name, run.stage, run.dataset, recipe, str(seed), kept, " ".join([run.note, *void]).strip()])
+        notes = " ".join([run.note, *void]).strip()
+        rows.append([run.name, run.stage, run.dataset, recipe, str(seed), run.ids or "–", kept, notes])
     words = (
         "A finished evaluation, `baselines`, `discover` or `compare` is kept with its figures, curves and recipe, and "
         "without weights:\n\n```sh\nscoter results add out/evaluate-1234567890ab --name beauty-seed-2\n"
         "scoter results write\n```\n\n"
         "[runs.toml](results/runs.toml) lists them, with notes and with what of them is void."
     )
-    head = ["run", "stage", "data set", "recipe", "seed", "ranks kept", "notes"]
+    head = ["run", "stage", "data set", "recipe", "seed", "semantic IDs", "ranks kept", "notes"]
     return section(
         "Runs", words, folded(f"All {len(rows)}", table(head, rows, text=len(head))) if rows else "None yet."
     )

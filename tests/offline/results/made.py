@@ -30,10 +30,12 @@ def evaluated(
     name: str = "beauty",
     labels: str = "train",
     loss: float = 2.0,
+    collisions: int = 0,
 ) -> Path:
     """The folder of a finished evaluation of models with that Recall@10, keyed by name and whether H was read.
 
-    `loss` is that of the backbone's first epoch: another one is another training.
+    `loss` is that of the backbone's first epoch: another one is another training. As many `collisions` are those of the
+    semantic IDs; 0: `tokenize` has left nothing.
     """
     whole = Recipe.model_validate({"name": name, **recipe})
     made = dataset()
@@ -52,9 +54,17 @@ def evaluated(
     stage.mkdir(parents=True)
     train = work / "train-hstu-000000000000"
     train.mkdir(exist_ok=True)
+    upstream: list[str] = []
+    if collisions:
+        tokenize = work / "tokenize-000000000000"
+        tokenize.mkdir(exist_ok=True)
+        (tokenize / "stage.json").write_text(json.dumps({"stage": "tokenize", "upstream": []}))
+        made_of = {"collisions": collisions, "reconstruction_error": 0.2048}
+        (tokenize / "summary.json").write_text(json.dumps(made_of))
+        upstream = [tokenize.name]
     epochs = [{"epoch": 1, "loss": loss, "seconds": 3.0}, {"epoch": 2, "loss": 1.0, "seconds": 5.0, "ndcg@10": 0.1}]
     (train / "epochs.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
-    (train / "stage.json").write_text(json.dumps({"stage": "train-hstu", "upstream": []}))
+    (train / "stage.json").write_text(json.dumps({"stage": "train-hstu", "upstream": upstream}))
     (train / "model.pt").write_bytes(b"weights")
     best = {"recall@10": 0.2, "ndcg@10": 0.1}
     about = {"recipe": whole.model_dump(), "best_epoch": 2, "validation": best}

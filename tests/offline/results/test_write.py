@@ -122,6 +122,19 @@ def test_trainings_that_have_nothing_in_common_are_not_paired(tmp_path: Path) ->
     assert cells[4:6] == ["of different trainings", "–"]
 
 
+def test_runs_on_different_semantic_ids_are_counted_as_such(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    for seed, collisions in ((1, 414), (2, 414), (3, 379)):
+        stage = evaluated(tmp_path / f"seed-{seed}", {"train": {"seed": seed}}, PLAIN, collisions=collisions)
+        keep(stage, f"seed-{seed}", docs)
+    write_results(docs)
+    assert row(docs, "### Table 1: Amazon Beauty", "HSTU [A]")[1] == "3, on 2 sets of semantic IDs"
+    assert row(docs, "### Table 1: Amazon Beauty", "co-occurrence kNN")[1] == "1"
+    assert row(docs, "## Targets", "HSTU on beauty, Recall@10")[2].endswith("(A; 3 runs, on 2 sets of semantic IDs)")
+    assert row(docs, "## Ways", "**A**")[-1] == "beauty 414 (.2048) and 379 (.2048)"
+    assert row(docs, "## Runs", "seed-3")[5] == "379 (.2048)"
+
+
 def test_a_widened_backbone_is_another_training_than_the_one_it_is_compared_with(tmp_path: Path) -> None:
     """Though both are the first training with their seed."""
     keep(evaluated(tmp_path / "whole", {}, PLAIN), "whole", tmp_path / "docs")
