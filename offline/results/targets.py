@@ -49,28 +49,47 @@ def _reached(lines: Lines, model: str, metric: str, wanted: float) -> Target:
 
 def _lift(lines: Lines, dataset: str, wanted: float) -> Target:
     what, told = f"SCoTER-H over its own HSTU on {dataset}, relative Recall@10", f"≥ +{wanted:.1%}"
-    pairs = [(line, lines.backbone(line)) for line in repeated(lines.full(dataset, "scoter_h"))]
-    lifts = [(line, gain(line, other)) for line, other in pairs if other is not None]
-    if not lifts:
+    found = _lifted(lines, dataset)
+    if found is None:
         return Target(what, told, "", "not measured yet")
-    line, ours = max(lifts, key=lambda lift: lift[1])
+    line, ours = found
     verdict = "met" if ours >= wanted else f"missed by {(wanted - ours) * 100:.1f} points"
     return Target(what, told, f"{ours:+.1%} ({_made(lines, line)})", verdict)
 
 
+def _lifted(lines: Lines, dataset: str) -> tuple[Line, float] | None:
+    """The model with the largest lift over its own backbone, and that lift."""
+    pairs = [(line, lines.backbone(line)) for line in repeated(lines.full(dataset, "scoter_h"))]
+    lifts = [(line, gain(line, other)) for line, other in pairs if other is not None]
+    return max(lifts, key=lambda lift: lift[1], default=None)
+
+
 def _gone(lines: Lines, dataset: str) -> Target:
+    """The control of the model whose lift stands above; where there is none, those of others, called so."""
     what, told = f"that lift with another user's H, on {dataset}", "gone: no difference at 5 %"
-    shuffled = _best(lines.having(dataset, "scoter_h", "shuffled"), "recall@10")
-    if shuffled is None:
+    shuffled = sorted(lines.having(dataset, "scoter_h", "shuffled"), key=lambda line: lines.ways.letters(line.setting))
+    if not shuffled:
         return Target(what, told, "", "not measured yet")
+    lifted = _lifted(lines, dataset)
+    own = [line for line in shuffled if lifted is not None and line.setting.base == lifted[0].setting.base]
+    if own or lifted is None:
+        return Target(what, told, *_control(lines, (own or shuffled)[-1]))
+    found = [(lines.ways.letters(line.setting), *_control(lines, line)) for line in shuffled]
+    verdicts: dict[str, dict[str, None]] = {}
+    for letters, _, verdict in found:
+        verdicts.setdefault(verdict, {})[letters] = None
+    ours = f"not measured for {lines.ways.letters(lifted[0].setting)}; {found[-1][1]}"
+    return Target(what, told, ours, "; ".join(f"for {', '.join(who)}: {verdict}" for verdict, who in verdicts.items()))
+
+
+def _control(lines: Lines, shuffled: Line) -> tuple[str, str]:
+    """What is left of the lift over its backbone with another user's H, and the verdict."""
     backbone = lines.backbone(shuffled)
     found = compare(shuffled, backbone) if backbone is not None else None
-    if backbone is None or found is None:
-        return Target(
-            what, told, decimals(shuffled.mean("recall@10")), "cannot be told: its backbone's ranks are missing"
-        )
+    if found is None:
+        return decimals(shuffled.mean("recall@10")), "cannot be told: its backbone's ranks are missing"
     verdict = "met" if found.p > 0.05 or found.value <= 0 else "not met: a lift stays"
-    return Target(what, told, f"{found.relative:+.1%}, p {chance(found.p)} ({_made(lines, shuffled)})", verdict)
+    return f"{found.relative:+.1%}, p {chance(found.p)} ({_made(lines, shuffled)})", verdict
 
 
 def _best(found: list[Line], metric: str) -> Line | None:

@@ -187,6 +187,26 @@ def test_targets_say_by_how_much(docs: Path) -> None:
     assert gone[2].startswith("+0.0%, p 1 ")
 
 
+def test_the_control_of_another_model_is_not_called_that_of_the_best_lift(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    keep(evaluated(tmp_path / "best", {}, PLAIN), "best", docs)
+    other: dict[str, Any] = {"model": {"dim": 32}}
+    keep(evaluated(tmp_path / "other", other, PLAIN | {("scoter_h", True): 0.25}), "other", docs)
+    without = {("hstu", False): 0.2, ("scoter_h", True): 0.2}
+    made = evaluated(tmp_path / "other-shuffled", other | {"ablation": {"control": "shuffled"}}, without)
+    keep(made, "other-shuffled", docs)
+    write_results(docs)
+    assert "(A; 1 run)" in row(docs, "## Targets", "SCoTER-H over its own HSTU on beauty")[2]
+    gone = row(docs, "## Targets", "that lift with another user's H, on beauty")
+    assert gone[2:] == ["not measured for A; +0.0%, p 1 (B; 1 run)", "for B: met"]
+    assert "the best by this very figure on test users stands here" in page(docs)
+    own = evaluated(tmp_path / "best-shuffled", {"ablation": {"control": "shuffled"}}, without)
+    keep(own, "best-shuffled", docs)
+    write_results(docs)
+    gone = row(docs, "## Targets", "that lift with another user's H, on beauty")
+    assert gone[2:] == ["+0.0%, p 1 (A; 1 run)", "met"]
+
+
 def test_a_single_draw_is_no_headline_where_there_are_several_seeds(docs: Path, tmp_path: Path) -> None:
     copied = tmp_path / "docs"
     shutil.copytree(docs, copied)
