@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from offline.results.commands import KEEP, last, measured, name, recipe, under
+from offline.results.commands import KEEP, base, last, measured, name, recipe, under
 from offline.results.lines import Line, Lines
-from offline.results.markdown import counted, figure, missing, quoted, section, table
+from offline.results.markdown import counted, decimals, figure, missing, quoted, section, table
 from offline.results.overall import against, drop
 from offline.results.settings import BACKBONE, NAMES, TAKEN
 
@@ -58,6 +58,13 @@ def _table(
         if alone is not None:
             cells = [counted(alone), figure(alone), *drop(alone, whole), quoted(paper["backbone"])]
             rows.append([lines.name(alone), *cells])
+    bases = {line.setting.base for line in whole_ones}
+    rows += [
+        [lines.name(line), counted(line), figure(line), *drop(line, None), quoted(paper.get(what))]
+        for what in _STEPS
+        for line in found[what]
+        if line.setting.base not in bases and (what != "undistilled" or not whole_ones)
+    ]
     absent = [what for what in _STEPS if what in paper and not found[what]]
     head = [
         "Recall@10 / NDCG@10",
@@ -70,15 +77,17 @@ def _table(
     ]
     parts = [table(head, rows)] if rows else []
     heading = f"{title}: {NAMES[model]} on {dataset}"
-    return section(heading, *parts, *_absent(dataset, model, absent, unmeasurable), level=3)
+    return section(heading, *parts, *_absent(lines, dataset, model, absent, unmeasurable), level=3)
 
 
-def _absent(dataset: str, model: str, absent: list[str], unmeasurable: Mapping[str, str]) -> list[str]:
-    """What there is no run of: why there is none, or the commands that would make it."""
+def _absent(lines: Lines, dataset: str, model: str, absent: list[str], unmeasurable: Mapping[str, str]) -> list[str]:
+    """What there is no run of: why there is none, or the commands that would make it, and first of all its whole."""
     left = [what for what in absent if what not in unmeasurable]
     told = [f"{TAKEN[what]}: {unmeasurable[what]}" for what in absent if what in unmeasurable]
     if left:
-        told.append(missing(", ".join(TAKEN[what] for what in left), *_commands(dataset, model, left)))
+        known = any(line.setting.base == base(model) for line in lines.full(dataset, model))
+        named = [*([] if known else ["the whole (by the recipe as it is)"]), *(TAKEN[what] for what in left)]
+        told.append(missing(", ".join(named), *_commands(dataset, model, left if known else ["full", *left])))
     return told
 
 
@@ -103,23 +112,23 @@ def controls(lines: Lines, unmeasurable: Mapping[str, str]) -> str:
         ]
         for line in found:
             other = lines.backbone(line)
-            if other is not None:
-                rows.append([line.dataset, lines.name(line), *against(line, other)])
+            alone = [decimals(line.mean("recall@10")), "–", "–", "no backbone of this way", "–", counted(line)]
+            rows.append([line.dataset, lines.name(line), *(alone if other is None else against(line, other))])
         if not found:
             absent.append(what)
     head = ["data set", "control", "Recall@10", "backbone", "relative", "difference, 95 % over users", "p", "runs"]
     parts = ["\n".join(f"- **{TAKEN[what]}.** {why}" for what, why in _WHY.items())]
     parts += [table(head, rows, text=2)] if rows else []
-    return section("Controls", *parts, *_absent("beauty", "scoter_h", absent, unmeasurable))
+    return section("Controls", *parts, *_absent(lines, "beauty", "scoter_h", absent, unmeasurable))
 
 
 def _commands(dataset: str, model: str, absent: list[str]) -> list[str]:
     commands: list[str] = []
     for what in absent:
         called = f"{dataset}-{model.replace('_', '-')}-{what}"
-        edits = [name(dataset), _EDITS[what]]
+        edits = [name(dataset), *([] if what == "full" else [_EDITS[what]])]
         if model != "scoter_h":
+            edits = [edit.replace(r"^\[train\]", r"^\[tiger.train\]") for edit in edits]
             edits.append(f'1 i models = ["{BACKBONE[model]}", "{model}"]')
-            edits[1] = edits[1].replace(r"^\[train\]", r"^\[tiger.train\]")
         commands += [recipe("beauty", called, *edits), measured(f"{called}.toml", dataset, called)]
     return [*commands, KEEP]

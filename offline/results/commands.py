@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from offline.recipe import load_recipe
+from offline.results.settings import BACKBONE, setting
+
 KEEP = "scoter results write"
+_EDITED = "beauty"  # the recipe that all of them start from
+
+
+def base(model: str) -> str:
+    """How that recipe makes a model (`Setting.base`): ablations by commands are compared with a whole of this."""
+    row = {"model": model, "reasoning": BACKBONE[model] != model}
+    return setting(load_recipe(_EDITED).model_dump(mode="json"), row).base
 
 
 def recipe(base: str, name: str, *edits: str) -> str:

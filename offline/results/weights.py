@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from offline.results.commands import KEEP, measured, name, recipe, under
+from offline.results.commands import KEEP, base, measured, name, recipe, under
 from offline.results.lines import Line, Lines
 from offline.results.markdown import counted, figure, folded, missing, section, table
 from offline.results.overall import drop
@@ -27,8 +27,7 @@ def weights(lines: Lines, plots: set[str]) -> str:
             parts.append(f"![Recall@10 by λ on {dataset}](results/figure-5-{dataset}.svg)")
         parts += [_alike(lines, made) for made in (first, *others)]
         parts.append(folded("Made in other ways", *(_table(lines, made) for made in others)))
-    absent = [weight for weight in LAMBDAS if weight not in by_weight(lines, "beauty")]
-    return section("Figure 5: weight λ of the contrastive loss", *parts, _missing(absent) if absent else "")
+    return section("Figure 5: weight λ of the contrastive loss", *parts, _missing(lines))
 
 
 def by_weight(lines: Lines, dataset: str) -> dict[float, Line]:
@@ -106,11 +105,18 @@ def _alike(lines: Lines, made: Mapping[float, Line]) -> str:
     return " ".join(told)
 
 
-def _missing(absent: list[float]) -> str:
-    """The commands for weights."""
+def _missing(lines: Lines) -> str:
+    """The commands for weights that neither the way that is plotted nor the recipe's own has; empty without any."""
+    made = base("scoter_h")
+    known = next((way for way in _ways(lines, "beauty") if next(iter(way.values())).setting.base == made), {})
+    absent = [weight for weight in LAMBDAS if weight not in by_weight(lines, "beauty").keys() | known.keys()]
+    if not absent:
+        return ""
+    if LAMBDA not in known:  # with which the others are compared
+        absent = sorted({LAMBDA, *absent}, key=lambda weight: (weight != LAMBDA, weight))
     commands: list[str] = []
     for weight in absent:
         called = f"beauty-lambda-{weight:g}"
         edits = [name("beauty"), under("train", f"contrastive_weight = {weight:g}")]
         commands += [recipe("beauty", called, *edits), measured(f"{called}.toml", "beauty", called)]
-    return missing("other weights; on beauty", *commands, KEEP)
+    return missing(f"λ of {', '.join(f'{weight:g}' for weight in absent)} on beauty", *commands, KEEP)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from offline.recipe import load_recipe
 from offline.results.lines import Lines
 from offline.results.runs import keep, load_runs
 from offline.results.weights import by_weight, weights
@@ -41,3 +42,17 @@ def test_weights_of_a_way_that_nobody_measured_as_it_is_are_shown(tmp_path: Path
     assert "SCoTER-H [A], five-step, on beauty:" in told
     assert "| 0.5 | 1 | ." in told
     assert "no whole of this way | – | –" in told
+
+
+def test_weights_are_asked_for_until_the_recipe_itself_has_them(tmp_path: Path) -> None:
+    made(tmp_path, DIFFERENT, "different")
+    asked = "No run yet: λ of 0.1, 0.02, 0.5 on beauty."
+    assert asked in weights(Lines(load_runs(tmp_path / "docs").runs), set())
+    packaged = load_recipe("beauty").model_dump(mode="json")
+    for weight in (0.02, 0.1, 0.5):
+        recipe = packaged | {"train": packaged["train"] | {"contrastive_weight": weight}}
+        strength = {("hstu", False): 0.2, ("scoter_h", True): 0.3}
+        keep(evaluated(tmp_path / f"packaged-{weight}", recipe, strength), f"packaged-{weight}", tmp_path / "docs")
+    told = weights(Lines(load_runs(tmp_path / "docs").runs), set())
+    assert "No run yet" not in told
+    assert "SCoTER-H [B], five-step, on beauty:" in told

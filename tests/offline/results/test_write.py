@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from offline.errors import DataError
-from offline.recipe import Recipe
+from offline.recipe import Recipe, load_recipe
 from offline.results.lines import Lines, compare, gain, paired
 from offline.results.runs import keep, load_runs
 from offline.results.sparsity import drawn
@@ -257,6 +257,37 @@ def test_what_is_taken_away_stands_beside_the_whole(docs: Path) -> None:
     assert wider[-1] == "1"
 
 
+def test_an_ablation_is_shown_though_nobody_measured_the_whole_of_its_way(tmp_path: Path) -> None:
+    """And compared with it as soon as somebody has."""
+    docs, section = tmp_path / "docs", "### Table 4: SCoTER-H on beauty"
+    mean, aligned = {"ablation": {"steps": "mean"}}, {"alignment": {"dim": 8}}
+    for name, recipe, share in (("whole", {}, 0.3), ("mean", mean, 0.27), ("aligned-mean", mean | aligned, 0.28)):
+        keep(evaluated(tmp_path / name, recipe, {("hstu", False): 0.2, ("scoter_h", True): share}), name, docs)
+    write_results(docs)
+    assert row(docs, section, "w/o step-wise: mean")[3].startswith("-")
+    assert row(docs, section, "SCoTER-H [B], five-step, w/o step-wise: mean")[3:6] == ["no whole of this way", "–", "–"]
+    asked = page(docs)[page(docs).index(section) :]
+    assert "No run yet: the whole (by the recipe as it is), w/o position" in asked[: asked.index("###", 3)]
+    assert asked.index("beauty-scoter-h-full.toml") < asked.index("beauty-scoter-h-no-position.toml")
+    keep(evaluated(tmp_path / "aligned", aligned, PLAIN), "aligned", docs)
+    packaged = load_recipe("beauty").model_dump(mode="json")
+    keep(evaluated(tmp_path / "packaged", packaged, PLAIN), "packaged", docs)
+    write_results(docs)
+    asked = page(docs)[page(docs).index(section) :]
+    part = asked[: asked.index("###", 3)]
+    assert "no whole of this way" not in part
+    assert part.count("| w/o step-wise: mean") == 2
+    assert "No run yet: w/o position" in part
+
+
+def test_a_control_is_shown_though_nobody_measured_its_backbone(tmp_path: Path) -> None:
+    wider = evaluated(tmp_path / "matched", {"ablation": {"matched": True}}, {("hstu", False): 0.24})
+    keep(wider, "matched", tmp_path / "docs")
+    write_results(tmp_path / "docs")
+    cells = row(tmp_path / "docs", "## Controls", "beauty | HSTU [A], as many parameters as with fusion")
+    assert cells[3:] == ["–", "–", "no backbone of this way", "–", "1"]
+
+
 def test_weights_groups_and_templates_have_their_figures(docs: Path) -> None:
     for name in ("lifts", "figure-4", "figure-5-beauty", "figure-3-scoter_h"):
         assert (docs / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
@@ -395,6 +426,7 @@ def test_the_commands_of_the_page_make_recipes_that_can_be_read(tmp_path: Path) 
     recipes = {path.stem: Recipe.model_validate(tomllib.loads(path.read_text())) for path in tmp_path.glob("*.toml")}
     assert recipes["beauty-scoter-h-mean"].ablation.steps == "mean"
     assert recipes["beauty-scoter-h-matched"].ablation.matched
+    assert recipes["beauty-scoter-t-full"].models == ["tiger", "scoter_t"]
     assert recipes["beauty-lambda-0.5"].train.contrastive_weight == 0.5
     assert recipes["beauty-scoter-t-no-contrastive"].tiger.train.contrastive_weight == 0
     assert recipes["beauty-scoter-t-no-contrastive"].models == ["tiger", "scoter_t"]
