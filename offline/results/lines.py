@@ -156,9 +156,11 @@ def repeated(found: list[Line]) -> list[Line]:
     return [line for line in found if line.trainings >= RUNS] or found
 
 
-def paired(first: Line, second: Line, metric: str = f"recall@{TOP}") -> tuple[float, float]:
-    """Means of both over the draws that they share; over all of their own where they share none."""
-    shared = [draw for draw in first.draws if draw in second.draws]
+def paired(
+    first: Line, second: Line, metric: str = f"recall@{TOP}", *, among: Sequence[Drawn] | None = None
+) -> tuple[float, float]:
+    """Means of both over the draws that they share, `among` those; over all of their own where they share none."""
+    shared = [draw for draw in first.draws if draw in second.draws and (among is None or draw in among)]
     if not shared:
         return first.mean(metric), second.mean(metric)
     ours, theirs = (
@@ -167,9 +169,9 @@ def paired(first: Line, second: Line, metric: str = f"recall@{TOP}") -> tuple[fl
     return ours, theirs
 
 
-def gain(first: Line, second: Line, metric: str = f"recall@{TOP}") -> float:
+def gain(first: Line, second: Line, metric: str = f"recall@{TOP}", *, among: Sequence[Drawn] | None = None) -> float:
     """Of the first over the second, relative, with the same draws paired; 0 where the second is 0."""
-    ours, theirs = paired(first, second, metric)
+    ours, theirs = paired(first, second, metric, among=among)
     return ours / theirs - 1 if theirs else 0.0
 
 

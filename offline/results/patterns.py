@@ -1,4 +1,4 @@
-"""Tables 2, 3 and 11 and Figure 3: what the reasoning template is worth."""
+"""Tables 2, 3 and 11: where a template was found, and what chains recommend by themselves."""
 
 from __future__ import annotations
 
@@ -6,71 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from offline.discover.estimate import Estimate, wilson
-from offline.ranking import TOP
 from offline.results.commands import KEEP, measured, name, recipe, under
-from offline.results.lines import Line, Lines, gain
+from offline.results.lines import Lines
 from offline.results.markdown import counted, decimals, figure, folded, missing, quoted, section, table
 from offline.results.overall import against
 from offline.results.runs import Run
-from offline.results.settings import BACKBONE, NAMES
 
-TEMPLATES = ("two-step", "three-step", "five-step", "discovered")
 TOP_K = "top-k.json"  # as `discover` calls the template from the best single chains
-
-
-def by_template(lines: Lines, model: str) -> dict[str, tuple[Line, Line]]:
-    """A model on beauty with its backbone, by the template of its chains, otherwise made alike.
-
-    Of several ways to make it: the one with most templates, of those the one with most runs, and then the best.
-    """
-    ways: dict[str, dict[str, tuple[Line, Line]]] = {}
-    for line in lines.full("beauty", model):
-        backbone = lines.backbone(line)
-        if backbone is not None and line.setting.template in TEMPLATES:
-            way = lines.ways.letters(line.setting)
-            ways.setdefault(way, {}).setdefault(line.setting.template, (line, backbone))
-
-    def known(way: dict[str, tuple[Line, Line]]) -> tuple[int, int, float]:
-        made = [line for line, _ in way.values()]
-        return len(made), sum(line.trainings for line in made), max(line.mean(f"recall@{TOP}") for line in made)
-
-    return max(ways.values(), key=known, default={})
-
-
-def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
-    """Figure 3."""
-    parts: list[str] = []
-    absent: dict[str, list[str]] = {}
-    for model in ("scoter_h", "scoter_t"):
-        found = by_template(lines, model)
-        for template in TEMPLATES:
-            if template not in found:
-                absent.setdefault(template, []).append(model)
-        rows = [
-            [
-                lines.name(line),
-                counted(line),
-                figure(line),
-                f"{gain(line, backbone):+.1%}",
-                _percent(paper["templates"][model].get(template)),
-            ]
-            for template, (line, backbone) in found.items()
-        ]
-        if rows:
-            head = ["model", "runs", "Recall@10 / NDCG@10", "over its backbone, Recall@10", "*paper*"]
-            parts.append(table(head, rows))
-        if f"figure-3-{model}" in plots:
-            parts.append(f"![Gain over the backbone by template](results/figure-3-{model}.svg)")
-    commands: list[str] = []
-    for template, models in absent.items():
-        called = "-".join(["beauty", template, *(model.replace("_", "-") for model in models)])
-        both = ", ".join(f'"{one}"' for model in models for one in (BACKBONE[model], model))
-        edits = [name("beauty"), f"1 i models = [{both}]", under("reason", f'template = "{template}"')]
-        commands += [recipe("beauty", called, *edits), measured(f"{called}.toml", "beauty", called)]
-    if absent:
-        told = ", ".join(f"{one} ({' and '.join(NAMES[model] for model in models)})" for one, models in absent.items())
-        parts.append(missing(told, *commands, KEEP))
-    return section("Figure 3: manual templates and the discovered one", *parts)
 
 
 def discovery(runs: Sequence[Run], lines: Lines, paper: dict[str, Any]) -> str:
@@ -95,6 +37,7 @@ def discovery(runs: Sequence[Run], lines: Lines, paper: dict[str, Any]) -> str:
     parts = [
         "Table 2: how the chains are chosen that a template is mined from.\n\n" + table(head, selected),
         "Table 3: on which data set it was found.\n\n" + table(head, carried),
+        "Rows of different ways, the letters in brackets, differ by more than the template.",
         *_untrained(lines),
     ]
     found = [run for run in runs if run.stage == "discover"]
@@ -122,8 +65,8 @@ def _trained(lines: Lines, dataset: str, template: str, what: str, quote: list[f
     rows: list[list[str]] = []
     for line in lines.full(dataset, "scoter_h"):
         backbone = lines.backbone(line)
-        if line.setting.template == template and backbone is not None:
-            _, _, relative, _, p, _ = against(line, backbone)
+        if line.setting.template == template:
+            _, _, relative, _, p, _ = ["–"] * 6 if backbone is None else against(line, backbone)
             called = f"{what} [{lines.ways.letters(line.setting)}]"
             rows.append([called, counted(line), figure(line), relative, p, quoted(quote)])
     return rows or [[what, "0", "–", "–", "–", quoted(quote)]]
@@ -189,7 +132,3 @@ def recommenders(runs: Sequence[Run], paper: dict[str, Any]) -> str:
 def _interval(share: Estimate) -> str:
     """The ends of its interval."""
     return f"[{decimals(share.low)}, {decimals(share.high)}]"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"*{value:+.1%}*"

@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from offline.results.lines import Line, Lines, compare, gain, repeated
-from offline.results.patterns import TEMPLATES, by_template
 from offline.results.settings import BACKBONE, NAMES
 from offline.results.sparsity import FIGURES, by_group, drawn
 from offline.results.targets import LIFTS
+from offline.results.templates import plotted, shared
 from offline.results.weights import by_weight
 
 _METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
@@ -32,14 +32,14 @@ def plots(lines: Lines, paper: dict[str, Any]) -> dict[str, Figure]:
     if lifts:
         found[LIFTS] = _lifts(lifts)
     for dataset, title in FIGURES.items():
-        plotted = drawn(lines, dataset)
-        if plotted is not None:
-            found[f"figure-{title[-1]}"] = _groups(*plotted)
+        best = drawn(lines, dataset)
+        if best is not None:
+            found[f"figure-{title[-1]}"] = _groups(*best)
         weights = by_weight(lines, dataset)
         if len(weights) > 1:
             found[f"figure-5-{dataset}"] = _weights(weights)
     for model in ("scoter_t", "scoter_h"):
-        pairs_by_template = by_template(lines, model)
+        pairs_by_template = plotted(lines, model)
         if len(pairs_by_template) > 1:
             found[f"figure-3-{model}"] = _templates(pairs_by_template, model)
     return found
@@ -158,16 +158,16 @@ def _weights(found: Mapping[float, Line]) -> Figure:
 
 
 def _templates(found: Mapping[str, tuple[Line, Line]], model: str) -> Figure:
-    """Relative gain over the backbone by template."""
+    """Relative gain over the backbone by template, over the draws that all of them have."""
     figure, axes = plt.subplots(figsize=(6, 3))
-    shown = [name for name in TEMPLATES if name in found]
+    draws = shared(found.values()) or None
     for place, (metric, label) in enumerate(_METRICS.items()):
-        gains = [100 * gain(*found[name], metric) for name in shown]
-        spots = [spot + (place - 0.5) * 0.38 for spot in range(len(shown))]
+        gains = [100 * gain(*pair, metric, among=draws) for pair in found.values()]
+        spots = [spot + (place - 0.5) * 0.38 for spot in range(len(found))]
         bars = axes.bar(spots, gains, 0.36, label=label, color=_COLORS[metric])
         axes.bar_label(bars, fmt="%+.1f", fontsize=7, padding=2)
     axes.axhline(0, color="#222", linewidth=0.8)
-    axes.set_xticks(range(len(shown)), shown)
+    axes.set_xticks(range(len(found)), list(found))
     axes.set_ylabel(f"{NAMES[model]} over its backbone, %")
     axes.legend(frameon=False, fontsize=8)
     _bare(axes)

@@ -13,10 +13,11 @@ from offline.results.efficiency import efficiency
 from offline.results.lines import Lines
 from offline.results.markdown import folded, section, table
 from offline.results.overall import overall
-from offline.results.patterns import discovery, recommenders, templates
+from offline.results.patterns import discovery, recommenders
 from offline.results.runs import Kept, Run, Tried, load_runs
 from offline.results.sparsity import groups
 from offline.results.targets import LIFTS, targets
+from offline.results.templates import templates
 from offline.results.ways import HEAD
 from offline.results.weights import weights
 

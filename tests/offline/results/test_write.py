@@ -16,6 +16,7 @@ from offline.recipe import Recipe, load_recipe
 from offline.results.lines import Lines, compare, gain, paired
 from offline.results.runs import keep, load_runs
 from offline.results.sparsity import drawn
+from offline.results.templates import plotted
 from offline.results.write import write_results
 from tests.offline.results.made import evaluated
 
@@ -220,10 +221,10 @@ def test_a_single_draw_is_no_headline_where_there_are_several_seeds(docs: Path, 
     assert row(copied, "## Targets", "HSTU on beauty, Recall@10") == before
     assert row(copied, "## Targets", "SCoTER-H over its own HSTU on beauty")[2].endswith("(A; 3 runs)")
     lines = Lines(load_runs(copied).runs)
-    plotted = drawn(lines, "beauty")
-    assert plotted is not None
-    assert plotted[0].draws == [(1, 0, 0), (2, 0, 0), (3, 0, 0)]
-    assert f"{lines.name(plotted[0])}, against its backbone:\n\n![Gain by group" in page(copied)
+    best = drawn(lines, "beauty")
+    assert best is not None
+    assert best[0].draws == [(1, 0, 0), (2, 0, 0), (3, 0, 0)]
+    assert f"{lines.name(best[0])}, against its backbone:\n\n![Gain by group" in page(copied)
 
 
 def test_a_target_names_the_way_that_reached_it(tmp_path: Path) -> None:
@@ -310,6 +311,7 @@ def test_of_several_ways_to_make_a_model_figure_3_takes_the_one_with_most_runs(t
         stage = evaluated(tmp_path / f"seed-{seed}", {"train": {"seed": seed}}, PLAIN)
         keep(stage, f"seed-{seed}", tmp_path / "docs")
     write_results(tmp_path / "docs")
+    assert [line.trainings for line, _ in plotted(Lines(load_runs(tmp_path / "docs").runs), "scoter_h").values()] == [2]
     assert row(tmp_path / "docs", "## Figure 3", "SCoTER-H [B], five-step")[1] == "2"
     ways = [row(tmp_path / "docs", "## Ways", f"**{letter}**") for letter in "AB"]
     assert ways[1][1:] == ["SCoTER-H on HSTU, of other sizes or training", *ways[0][2:]]
