@@ -219,7 +219,7 @@ def test_steps_on_whitened_axes_are_exported_as_the_encoder_writes_them(work: Pa
         "alignment": {"dim": 40, "whiten": 1.0},  # scores as large as they get
         "export": {"layout": "raw", "warmup_requests": 6},
     }
-    made = run(work, work.parent / "data", Recipe.model_validate(RECIPE | changes))
+    made = run(work / "work", work / "data", Recipe.model_validate(RECIPE | changes))
     (entry,) = read_manifest(made).models
     assert entry.reasoning is not None
     assert entry.reasoning.layout == "raw"
