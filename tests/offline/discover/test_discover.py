@@ -147,7 +147,7 @@ def test_the_same_recipe_finds_the_same_in_whatever_order_answers_come(bench: Be
 def test_an_unchanged_recipe_asks_nobody(bench: Bench) -> None:
     bench.run()
     bench.restart()
-    patient = RECIPE.model_copy(update={"teacher": TeacherRecipe(retries=9, budget=3.0)})
+    patient = RECIPE.model_copy(update={"teacher": TeacherRecipe(retries=9, budget=3.0, prompt_price=1.0)})
     bench.run(patient)
     assert not bench.backend.asked
 
