@@ -146,16 +146,17 @@ class _Whole:
 
     def __init__(self, folder: Path, recipe: ReasonRecipe) -> None:
         self._sentences = Sentences(recipe.encoder, recipe.precision)
-        self._vectors = Vectors(folder, self._sentences.identity)
+        self._folder = folder
         self._encoder: Encoder | None = None  # loaded if there is anything to encode
 
     def of(self, chains: list[str]) -> NDArray[np.float32]:
         """Of each chain, float32 [len(chains), D], to the precision of H."""
-        missing = self._vectors.missing(list(dict.fromkeys(chains)))
-        if missing:
-            self._encoder = self._encoder or self._sentences.open()
-            self._vectors.put(missing, self._encoder.encode(missing).astype(np.float16))
-        found = self._vectors.of(chains)
+        with Vectors.open(self._folder, self._sentences.identity) as vectors:
+            missing = vectors.missing(list(dict.fromkeys(chains)))
+            if missing:
+                self._encoder = self._encoder or self._sentences.open()
+                vectors.put(missing, self._encoder.encode(missing).astype(np.float16))
+            found = vectors.of(chains)
         assert found is not None
         return found.astype(np.float32)
 

@@ -66,7 +66,7 @@ class Follower:
         self._clock = clock
         self._refused: _Refused | None = None
         self._unread: str | None = None  # why the pointer could not be read at the last look
-        self._tell = 0.0  # when to tell that again, by the clock
+        self._tell_again = 0.0  # when, by the clock
         self._now = asyncio.Event()
 
     def hurry(self) -> None:
@@ -107,8 +107,8 @@ class Follower:
         try:
             wanted = await published(self._store)
         except (ReleaseError, StoreError) as error:
-            if str(error) != self._unread or self._clock() >= self._tell:
-                self._unread, self._tell = str(error), self._clock() + PATIENCE_CEILING
+            if str(error) != self._unread or self._clock() >= self._tell_again:
+                self._unread, self._tell_again = str(error), self._clock() + PATIENCE_CEILING
                 log.error("release_pointer_unread", error=str(error))  # noqa: TRY400 - it says what is wrong
                 if isinstance(error, ReleaseError):  # a store that is down has refused nothing
                     self._metrics.swapped("refused")

@@ -198,9 +198,7 @@ class BatchRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     # In the place of one that is no request stands what is wrong with it (ValidationError): the others get answers.
-    requests: list[Annotated[RecommendRequest, WrapValidator(_or_error)]] = Field(
-        min_length=1, max_length=BATCH_CEILING
-    )
+    requests: list[_Member] = Field(min_length=1, max_length=BATCH_CEILING)
 
 
 class ReleaseRequest(BaseModel):

@@ -90,7 +90,7 @@ def build(folder: Path, kept: Path, job: Job, engine: Engine) -> None:
         progress = stack.enter_context(_progress())
         shared = kept if job.writer.view is not None else folder
         chains = stack.enter_context(Kept(shared / "chains.sqlite"))
-        vectors = stack.enter_context(Vectors(kept, job.encoder.identity))
+        vectors = stack.enter_context(Vectors.open(kept, job.encoder.identity))
         _Run(folder, job, engine, chains, vectors, progress).go()
     shutil.rmtree(folder / "chunks")
     remove(folder / "chains.sqlite")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -17,12 +17,18 @@ from offline.reason.kept import Kept, digest
 class Vectors:
     """Vectors float16 [D] by text, of one encoder; several processes may use them at a time.
 
-    `folder` is `<work>/reasoning`, `encoder` its identity. Raises StageError if the file cannot be used.
+    Raises StageError if the file cannot be used.
     """
 
-    def __init__(self, folder: Path, encoder: str) -> None:
-        self._encoder = encoder
-        self._kept = Kept(folder / "vectors.sqlite")
+    def __init__(self, kept: Kept, encoder: str) -> None:
+        self._kept, self._encoder = kept, encoder
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, encoder: str) -> Iterator[Self]:
+        """Those in `folder`, which is `<work>/reasoning`, of the encoder of that identity."""
+        with Kept(folder / "vectors.sqlite") as kept:
+            yield cls(kept, encoder)
 
     def key(self, text: str) -> bytes:
         """What a text's vector is kept under."""
@@ -49,15 +55,3 @@ class Vectors:
                 "it another name, or remove the folder `reasoning` in the work folder"
             )
         return np.frombuffer(b"".join(bodies), np.float16).reshape(len(bodies), -1)
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._kept.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -191,6 +191,13 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     assert one == other
 
 
+def assert_kept_from_the_first_epoch(partial: Path) -> None:
+    """The checkpoint that a run which diverged in its second epoch leaves behind."""
+    kept = torch.load(partial / "checkpoint.pt", weights_only=True)
+    assert kept["epoch"] == 1
+    assert all(torch.isfinite(t).all() for t in kept["model"].values() if t.is_floating_point())
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,9 +214,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     batch = json.loads((partial / "bad_batch.json").read_text(encoding="utf-8"))
     assert (batch["epoch"], batch["rows"]) == (2, batch["users"])
     assert len(batch["users"]) == len(batch["last_targets"]) > 0
-    kept = torch.load(partial / "checkpoint.pt", weights_only=True)
-    assert kept["epoch"] == 1
-    assert all(torch.isfinite(t).all() for t in kept["model"].values() if t.is_floating_point())
+    assert_kept_from_the_first_epoch(partial)
 
 
 def test_a_gradient_that_is_not_finite_at_the_end_of_an_epoch_spoils_no_checkpoint(
@@ -228,9 +233,7 @@ def test_a_gradient_that_is_not_finite_at_the_end_of_an_epoch_spoils_no_checkpoi
     with pytest.raises(TrainingError, match=r"the length of the gradient is nan at epoch 2, step \d+.* Lower train\."):
         train(tmp_path, "hstu", *upstream, recipe())
     (partial,) = tmp_path.glob("train-hstu-*.partial")
-    kept = torch.load(partial / "checkpoint.pt", weights_only=True)
-    assert kept["epoch"] == 1
-    assert all(torch.isfinite(t).all() for t in kept["model"].values() if t.is_floating_point())
+    assert_kept_from_the_first_epoch(partial)
 
 
 def test_training_stops_when_validation_no_longer_improves(
