@@ -105,10 +105,13 @@ async def test_a_late_server_is_a_timeout_and_the_connection_is_not_used_again(r
 async def test_a_server_that_never_answers_costs_tens_of_milliseconds() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         store = RedisStore(redis_settings(silent.getsockname()[1], connect_timeout_ms=50, read_timeout_ms=20))
-        started = time.perf_counter()
-        with pytest.raises(StoreTimeout):
-            await store.get([b"a"])
-        assert time.perf_counter() - started < 1.0
+        times = []
+        for _ in range(3):  # a busy test machine may stop for a while
+            started = time.perf_counter()
+            with pytest.raises(StoreTimeout):
+                await store.get([b"a"])
+            times.append(time.perf_counter() - started)
+        assert min(times) < 0.3
         with pytest.raises(StoreTimeout):
             await store.ping()
         await store.close()
@@ -247,7 +250,7 @@ async def heals(store: RedisStore, key: bytes, value: bytes, seconds: float) -> 
 @pytest.mark.slow
 async def test_a_master_that_dies_is_followed_to_the_one_that_takes_over(tmp_path: Path) -> None:
     with sentinels(tmp_path) as group:
-        store = RedisStore(redis_settings(group.url, read_timeout_ms=500, connect_timeout_ms=500))
+        store = RedisStore(redis_settings(group.url, read_timeout_ms=2000, connect_timeout_ms=2000))
         await store.put([(b"a", b"1")])
         master, replica = group.servers
         wait_for(lambda: replica.admin.get("a") == b"1")
@@ -265,7 +268,9 @@ async def test_a_master_that_dies_is_followed_to_the_one_that_takes_over(tmp_pat
 @pytest.mark.slow
 async def test_a_master_that_hangs_is_left_too(tmp_path: Path) -> None:
     with sentinels(tmp_path) as group:
-        store = RedisStore(redis_settings(group.url, read_timeout_ms=200, connect_timeout_ms=200, write_timeout_ms=500))
+        store = RedisStore(
+            redis_settings(group.url, read_timeout_ms=1000, connect_timeout_ms=1000, write_timeout_ms=1000)
+        )
         await store.put([(b"a", b"1")])
         master, replica = group.servers
         wait_for(lambda: replica.admin.get("a") == b"1")
@@ -284,7 +289,7 @@ async def test_a_master_that_hangs_is_left_too(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_a_cluster_node_that_dies_costs_its_slots_until_its_replica_takes_over(tmp_path: Path) -> None:
     with cluster(tmp_path, replica=True) as group:
-        store = RedisStore(redis_settings(group.url, read_timeout_ms=500, connect_timeout_ms=500))
+        store = RedisStore(redis_settings(group.url, read_timeout_ms=2000, connect_timeout_ms=2000))
         keys = [f"k{number}".encode() for number in range(60)]
         await store.put((key, key) for key in keys)
         dead = [key for key in keys if key_slot(key) in group.slots_of_first()]
