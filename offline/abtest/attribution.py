@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,14 @@ class Answers:
     counts: dict[str, int] = field(default_factory=dict)  # of what was read and what was left out
 
 
+@dataclass(slots=True)
+class _Shown:
+    """An item and a user who did something with it: the outcomes that name no answer, and the answers that held it."""
+
+    outcomes: list[int] = field(default_factory=list)  # numbers
+    rows: list[int] = field(default_factory=list)
+
+
 class Attribution:
     """Takes exposures one at a time; outcomes are known beforehand, as they are the fewer.
 
@@ -53,15 +62,17 @@ class Attribution:
         self._window = window
         self._outcomes = list(outcomes)
         self._by_request: dict[str, list[int]] = defaultdict(list)
-        self._by_user: dict[str, list[int]] = defaultdict(list)
+        # By user and item. A user may be thousands, who have not logged in: all of his answers with all of his outcomes
+        # would be too many pairs.
+        self._shown: dict[str, dict[str, _Shown]] = defaultdict(dict)
         self._seconds = [outcome.seconds() for outcome in self._outcomes]
         self._outcome_users = [outcome.user() for outcome in self._outcomes]
         for number, (outcome, user) in enumerate(zip(self._outcomes, self._outcome_users, strict=True)):
             if outcome.request_id is not None:
                 self._by_request[outcome.request_id].append(number)
-            elif user is not None:
-                self._by_user[user].append(number)
-        self._answer = [-1] * len(self._outcomes)  # row of the answer that each outcome goes to
+            elif user is not None and outcome.item_id is not None:
+                self._shown[user].setdefault(outcome.item_id, _Shown()).outcomes.append(number)
+        self._named = [-1] * len(self._outcomes)  # row of the answer that each outcome names
         self._users: dict[str, int] = {}
         self._parts: dict[tuple[Part, ...], int] = {}
         self._seen: set[int] = set()
@@ -103,7 +114,7 @@ class Attribution:
         clicked, disliked, bought = (np.zeros(rows, np.bool_) for _ in range(3))
         value = np.zeros(rows)
         attributed = 0
-        for outcome, row in zip(self._outcomes, self._answer, strict=True):
+        for outcome, row in zip(self._outcomes, self.credited(), strict=True):
             if row < 0:
                 continue
             attributed += 1
@@ -133,23 +144,37 @@ class Attribution:
             counts=counts,
         )
 
+    def credited(self) -> list[int]:
+        """Row of the answer that each outcome goes to, -1 for none."""
+        found = self._named.copy()
+        for shown in (one for items in self._shown.values() for one in items.values() if one.rows):
+            rows = sorted(shown.rows, key=lambda row: (self._ts[row], -row))  # of two at one time the first counts
+            times = [self._ts[row] for row in rows]
+            for number in shown.outcomes:
+                place = bisect_right(times, self._seconds[number]) - 1
+                if place >= 0 and self._seconds[number] - times[place] <= self._window:
+                    found[number] = rows[place]
+        return found
+
     def _attribute(self, exposure: Exposure, user: str, row: int) -> None:
-        candidates = self._by_request.get(exposure.request_id, ())
-        mine = self._by_user.get(user, ())
-        if not candidates and not mine:
+        named = self._by_request.get(exposure.request_id, ())
+        mine = self._shown.get(user)
+        if not named and mine is None:
             return
-        shown = {item.id for item in exposure.items}
-        for number in (*candidates, *mine):
-            item, whose = self._outcomes[number].item_id, self._outcome_users[number]
+        items = {item.id for item in exposure.items}
+        if mine is not None:
+            for item in items & mine.keys():
+                mine[item].rows.append(row)
+        for number in named:
+            item_id, whose = self._outcomes[number].item_id, self._outcome_users[number]
             if whose is not None and whose != user:
                 continue  # request ids come from callers, who may use one twice
             after = self._seconds[number] - exposure.ts
-            earliest = 0.0 if self._outcomes[number].request_id is None else -SKEW
-            if (item is not None and item not in shown) or not earliest <= after <= self._window:
+            if (item_id is not None and item_id not in items) or not -SKEW <= after <= self._window:
                 continue
-            before = self._answer[number]
+            before = self._named[number]
             if before < 0 or self._ts[before] < exposure.ts:
-                self._answer[number] = row
+                self._named[number] = row
 
 
 @dataclass(frozen=True, slots=True)
