@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from html import escape as escape_html
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -26,6 +27,7 @@ from offline.page import html, picture, table
 
 CONTROL = "control"
 OVERALL = "all"
+NAME_WIDTH = 8  # characters of a name on one line, at least
 LABELS = {metric.name: metric for metric in METRICS}
 
 
@@ -180,37 +182,59 @@ def _show_experiment(console: Console, one: dict[str, Any], confidence: float) -
     for warning in one["warnings"]:
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
     names = list(one["arms"][0]["metrics"])
-    arms = Table(box=None, padding=(0, 1, 0, 0))
-    for column in ("variation", "users", "answers", "reasoning", "degraded", *(LABELS[name].label for name in names)):
-        arms.add_column(column, justify="left" if column == "variation" else "right")
-    for arm in one["arms"]:
-        arms.add_row(
-            escape(arm["variation"]),
+    columns = ("variation", "users", "answers", "reasoning", "degraded", *(LABELS[name].label for name in names))
+    arms = [
+        (
+            arm["variation"],
             f"{arm['users']:,}",
             f"{arm['answers']:,}",
             f"{arm['reasoning_used']:.1%}",
             f"{arm['degraded']:.1%}",
             *(_value(LABELS[name], arm["metrics"][name]["value"]) for name in names),
         )
-    console.print(arms)
-    lifts = Table(box=None, padding=(0, 1, 0, 0))
-    for column in ("metric", "variation", "users", "lift", f"{confidence:.0%} interval", "p", "q"):
-        lifts.add_column(
-            column, justify="left" if column in {"metric", "variation", "users"} else "right", no_wrap=True
-        )
-    for row in one["effects"]:
-        lifts.add_row(
+        for arm in one["arms"]
+    ]
+    _show_table(console, columns, arms, texts=1)
+    lifts = [
+        (
             LABELS[row["metric"]].label,
-            escape(row["variation"]),
+            row["variation"],
             row["stratum"],
             _signed(row["lift"]),
             f"{_signed(row['lift_low'])}, {_signed(row['lift_high'])}" if row["lift_low"] is not None else "",
             _probability(row["p"]) + ("*" if row["few"] else ""),
             _probability(row.get("q")),
         )
-    if one["effects"]:
-        console.print(lifts)
+        for row in one["effects"]
+    ]
+    if lifts:
+        columns = ("metric", "variation", "users", "lift", f"{confidence:.0%} interval", "p", "q")
+        _show_table(console, columns, lifts, texts=3)
     console.print()
+
+
+def _show_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> None:
+    """Print a table whose first `texts` columns hold texts, the others figures.
+
+    Where there is little room, as in a file, texts go on in the next line, and then lines are longer than there is
+    room for: half a name or half a figure would be another one.
+    """
+    drawn = Table(box=None, padding=(0, 1, 0, 0))
+    needed = 0
+    for place, column in enumerate(columns):
+        longest = max(len(row[place]) for row in rows)
+        if place < texts:
+            width = min(max(longest, len(column)), NAME_WIDTH)
+            drawn.add_column(column, overflow="fold", min_width=width)
+        else:
+            width = max(longest, *map(len, column.split()))
+            drawn.add_column(fill(column, width), min_width=width, no_wrap=True, justify="right")
+        needed += width + 1
+    for row in rows:
+        drawn.add_row(*map(escape, row))
+    if needed > console.width:
+        drawn.width = needed
+    console.print(drawn, crop=False)
 
 
 def _mismatch(found: dict[str, Any]) -> str:

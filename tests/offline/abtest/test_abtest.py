@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +23,10 @@ from tests.service.exposures.test_exposures import exposure
 
 
 def run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str | Path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str | Path, columns: int = 120
 ) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["scoter", "abtest", *map(str, arguments)])
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", str(columns))
     with pytest.raises(SystemExit) as left:
         main()
     return int(left.value.code or 0), *capsys.readouterr()
@@ -99,6 +100,24 @@ def test_users_missing_from_an_arm_are_a_loud_warning(
     assert "Sample ratio mismatch" in text
     assert "data:image/png;base64," in text
     assert "http://" not in text
+
+
+@pytest.mark.parametrize("columns", [80, 50])
+def test_no_figure_and_no_name_is_cut_short_where_there_is_little_room(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, columns: int
+) -> None:
+    exposures, outcomes = simulate(tmp_path, Traffic(users=300))
+    exposures.write_text(exposures.read_text().replace('"scoter"', '"scoter_h_withheld"'))
+    rows = [json.loads(line) for line in outcomes.read_text().splitlines()]
+    outcomes.write_text("\n".join(json.dumps(row) for one in rows for row in (one, {**one, "event": "negative"})))
+    code, out, _ = run(capsys, monkeypatch, exposures, "--outcomes", outcomes, columns=columns)
+    assert code == 0
+    assert "…" not in out
+    figures = [line for line in out.splitlines() if " all " in line and "%" in line]
+    assert len(figures) == 4
+    for line in figures:
+        assert re.search(r"[+-][\d.]+% +[+-][\d.]+%, [+-][\d.]+% +[\d.e-]+\*? +[\d.e-]+ *$", line)
+    assert out.count("variat") == 2  # both tables name the arms
 
 
 def test_rows_that_cannot_be_read_are_counted_and_named(
