@@ -151,7 +151,7 @@ def read_histories(path: Path, rejected: Rejected) -> dict[str, int]:
 
 def _rows(path: Path, rejected: Rejected) -> Iterator[tuple[str, dict[str, Any]]]:
     if ".csv" in path.suffixes:
-        yield from _table(path)
+        yield from _table(path, rejected)
         return
     for place, line in _lines(path):
         try:
@@ -160,19 +160,23 @@ def _rows(path: Path, rejected: Rejected) -> Iterator[tuple[str, dict[str, Any]]
             rejected.add(place, f"not JSON: {error}")
             continue
         if isinstance(row, dict):
-            yield place, row
+            yield place, {name: value for name, value in row.items() if value is not None}
         else:
             rejected.add(place, "not an object")
 
 
-def _table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _table(path: Path, rejected: Rejected) -> Iterator[tuple[str, dict[str, Any]]]:
     with _opened(path) as stream:
         text = (line.decode("utf-8-sig" if number == 0 else "utf-8", "replace") for number, line in enumerate(stream))
         reader = csv.DictReader(text)
         try:
             for row in reader:
+                place = f"{path}, line {reader.line_num}"
+                if any(row.pop(None, ())):  # `12,90` without quotes would be a value of 12
+                    rejected.add(place, "more cells than the first line has columns: quote what holds a comma")
+                    continue
                 # An empty cell is a value that is not there.
-                yield f"{path}, line {reader.line_num}", {name: cell for name, cell in row.items() if name and cell}
+                yield place, {name: cell for name, cell in row.items() if name and cell}
         except (OSError, EOFError, zlib.error, csv.Error) as error:
             raise DataError(f"cannot read {path} after line {reader.line_num}: {error}") from error
 

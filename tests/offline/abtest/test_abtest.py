@@ -349,3 +349,23 @@ def test_a_table_may_begin_with_a_byte_order_mark_and_quote_its_cells(tmp_path: 
     assert (one.user_id, one.value, one.seconds()) == ("u,1", 1.5, 1763798400.0)
     assert rejected.count == 0
     assert one.seconds() < START
+
+
+def test_a_comma_that_is_not_quoted_makes_no_other_value(tmp_path: Path) -> None:
+    path = tmp_path / "o.csv"
+    path.write_text("event,ts,user_id,item_id,value\npurchase,5,u1,i1,12,90\npurchase,6,u1,i1,3,\npurchase,7,u1,i1\n")
+    rejected = Rejected()
+    assert [one.value for one in read_outcomes([path], rejected)] == [3.0, 0.0]
+    assert [(Path(place).name, reason.partition(":")[0]) for place, reason in rejected.rows] == [
+        ("o.csv, line 2", "more cells than the first line has columns")
+    ]
+
+
+def test_null_is_a_value_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    path.write_text(
+        '{"event": "click", "ts": 5, "user_id": "u1", "item_id": "i1", "request_id": null, "value": null}\n'
+    )
+    rejected = Rejected()
+    (one,) = read_outcomes([path], rejected)
+    assert (one.request_id, one.value, rejected.count) == (None, 0.0, 0)
