@@ -463,6 +463,7 @@ def abtest(
         item_id       of which item
         request_id    of the answer, or else user_id: the user's latest answer that held the item gets the credit
         value         of a purchase
+        event_id      if there is one: the same id is the same outcome, sent again, and counts once
 
     The check for a sample ratio mismatch comes first: if it fails, nothing else means anything.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -60,7 +60,8 @@ class Attribution:
 
     def __init__(self, outcomes: Iterable[Outcome], window: float) -> None:
         self._window = window
-        self._outcomes = list(outcomes)
+        self.counts = dict.fromkeys(("read", "used", "shadow", "forced", "repeated", "outcomes_repeated", "alike"), 0)
+        self._outcomes = list(self._once(outcomes))
         self._by_request: dict[str, list[int]] = defaultdict(list)
         # By user and item. A user may be thousands, who have not logged in: all of his answers with all of his outcomes
         # would be too many pairs.
@@ -79,7 +80,6 @@ class Attribution:
         self._user, self._part, self._history = array("q"), array("q"), array("q")
         self._ts = array("d")
         self._reasoned, self._degraded = bytearray(), bytearray()
-        self.counts = dict.fromkeys(("read", "used", "shadow", "forced", "repeated"), 0)
 
     def add(self, exposure: Exposure) -> None:
         """Take an exposure; shadow and forced ones, and those written twice, are counted and left out."""
@@ -155,6 +155,22 @@ class Attribution:
                 if place >= 0 and self._seconds[number] - times[place] <= self._window:
                     found[number] = rows[place]
         return found
+
+    def _once(self, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+        """Leaves out what was sent again; counts purchases that may have been, as nothing tells them apart."""
+        sent: set[int] = set()
+        for outcome in outcomes:
+            if outcome.event_id is not None:
+                identity = hash((outcome.event, outcome.event_id))
+                if identity in sent:
+                    self.counts["outcomes_repeated"] += 1
+                    continue
+                sent.add(identity)
+            elif outcome.value > 0:  # a click or a complaint twice is no more than once
+                identity = hash((outcome.user(), outcome.request_id, outcome.item_id, outcome.ts, outcome.value))
+                self.counts["alike"] += identity in sent
+                sent.add(identity)
+            yield outcome
 
     def _attribute(self, exposure: Exposure, user: str, row: int) -> None:
         named = self._by_request.get(exposure.request_id, ())

@@ -50,6 +50,7 @@ class Outcome(BaseModel):
 
     event: Literal["click", "purchase", "negative"]  # negative: "not interested", a complaint, a hidden item
     ts: datetime  # seconds since 1970, or ISO 8601; UTC if no offset is given
+    event_id: str | int | None = None  # the same id is the same outcome, sent again
     item_id: str | None = Field(default=None, min_length=1)
     request_id: str | None = Field(default=None, min_length=1)
     user_id: str | None = Field(default=None, min_length=1)

@@ -161,10 +161,24 @@ def show(console: Console, report: dict[str, Any]) -> None:
         f"{counts['attributed']:,} of {counts['outcomes']:,} outcomes belong to an answer "
         f"(within {report['window_hours']:g} h)"
     )
+    for note in _notes(counts):
+        console.print(f"[yellow]warning:[/] {escape(note)}", soft_wrap=True)
     show_rejected(console, report["rejected"])
     for one in report["experiments"]:
         _show_experiment(console, one, report["confidence"])
     console.print(f"[dim]{escape(_footnote(report))}[/]")
+
+
+def _notes(counts: dict[str, int]) -> list[str]:
+    found: list[str] = []
+    if counts["outcomes_repeated"]:
+        found.append(f"{counts['outcomes_repeated']:,} outcomes bear an event_id that came before, and are left out")
+    if counts["alike"]:
+        found.append(
+            f"{counts['alike']:,} purchases are like another one to the last digit, and all of them count: if the same "
+            "rows were exported twice, GMV is too high (an event_id in each row would tell)"
+        )
+    return found
 
 
 def show_rejected(console: Console, rejected: dict[str, Any]) -> None:
@@ -284,6 +298,7 @@ def page(report: dict[str, Any]) -> str:
         f"{counts['repeated']:,} repeated exposures, {report['rejected']['count']:,} rows that could not be read."
     )
     parts = ["<h1>A/B test</h1>", f"<p>{summary}</p>"]
+    parts += [f"<p>Warning: {escape_html(note)}.</p>" for note in _notes(counts)]
     for one in report["experiments"]:
         parts += _experiment_parts(one, report["confidence"])
     if report["rejected"]["rows"]:

@@ -204,7 +204,31 @@ def test_shadow_forced_and_repeated_exposures_are_left_out() -> None:
     forced = replace(plain, experiments=tuple(replace(one, forced=True) for one in plain.experiments))
     for one in (plain, plain, replace(plain, shadow=True), forced, replace(plain, ts=plain.ts + 1)):
         joined.add(one)
-    assert joined.counts == {"read": 5, "used": 2, "shadow": 1, "forced": 1, "repeated": 1}
+    found = {"read": 5, "used": 2, "shadow": 1, "forced": 1, "repeated": 1}
+    assert joined.counts == {**found, "outcomes_repeated": 0, "alike": 0}
+
+
+def test_an_outcome_that_is_sent_again_is_left_out_by_its_event_id_or_told_of(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    exposures, outcomes = simulate(tmp_path, Traffic(users=200))
+    rows = [json.loads(line) for line in outcomes.read_text().splitlines()]
+    sales = sum(row["event"] == "purchase" for row in rows)
+    named = tmp_path / "named.jsonl"
+    named.write_text("\n".join(json.dumps({**row, "event_id": n}) for n, row in enumerate(rows)))
+    gmv: dict[str, float] = {}
+    said: dict[str, str] = {}
+    for name, files in {"once": [named], "named": [named, named], "unnamed": [outcomes, outcomes]}.items():
+        options = [part for file in files for part in ("--outcomes", file)]
+        _, out, _ = run(capsys, monkeypatch, exposures, *options, "--json")
+        found = json.loads(out)
+        gmv[name] = found["experiments"][0]["arms"][0]["metrics"]["gmv_per_user"]["value"]
+        _, said[name], _ = run(capsys, monkeypatch, exposures, *options)
+    assert gmv["named"] == gmv["once"]
+    assert gmv["unnamed"] == pytest.approx(2 * gmv["once"])
+    assert "warning" not in said["once"]
+    assert f"{len(rows):,} outcomes bear an event_id that came before" in said["named"]
+    assert f"{sales:,} purchases are like another one" in said["unnamed"]
 
 
 def test_users_seen_in_two_variations_are_left_out_of_both(report: Any, tmp_path: Path) -> None:
