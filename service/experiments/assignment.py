@@ -240,8 +240,9 @@ class _Rule(Generic[V]):
             space, low, high = rule.namespace
             self._namespace = (draft.bucketer(f"__{space}", 1), low, high)
         self._ranges: list[Range] = [] if self.values is None else rule.bucket_ranges()
-        total = sum(high - low for low, high in self._ranges)
-        self.weights = [round((high - low) / total, 6) if total else 0.0 for low, high in self._ranges]
+        # Weights may add up to a little more than 1, and nobody's bucket lies beyond it.
+        shares = [min(high, 1.0) - min(low, 1.0) for low, high in self._ranges]
+        self.weights = [round(share / sum(shares), 6) if share else 0.0 for share in shares]
         self.keys = () if self.values is None else tuple(rule.variation_keys())
         self.passes = [one.passthrough for one in rule.meta or [Variation()] * len(self.keys)]
         self.forced = [Assigned(self.experiment, key, 0.0, None, forced=True) for key in self.keys]

@@ -254,6 +254,16 @@ def test_weights_are_the_shares_within_the_experiment() -> None:
     assert weights == {"control": 0.9, "hstu": 0.1}
 
 
+def test_weights_that_add_up_to_a_little_more_are_what_users_get_all_the_same() -> None:
+    experiments = load({"model": feature({**HALVES, "weights": [0.67, 0.339]})})
+    parts = [one for user in users(30_000) for one in experiments.assign(user, {}).experiments]
+    observed = Counter(one.variation for one in parts)
+    logged = {one.variation: one.weight for one in parts}
+    assert logged == {"control": 0.67, "hstu": 0.33}
+    expected = [len(parts) * logged[variation] for variation in observed]
+    assert chisquare([*observed.values()], expected).pvalue > 0.001
+
+
 def test_a_model_that_the_release_lacks_is_named_with_its_place() -> None:
     experiments = load(
         {
