@@ -90,8 +90,15 @@ class FileSink:
                 return self._file
             self._leave()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        return self._file
+        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            if _torn(self._path):  # by a process that was killed: what follows needs a line of its own
+                _write(file, b"\n")
+        except OSError:
+            os.close(file)
+            raise
+        self._file = file
+        return file
 
     def _leave(self) -> None:
         if self._file is not None:
@@ -171,6 +178,20 @@ def _write(file: int, content: bytes) -> None:
     left = memoryview(content)
     while left:
         left = left[os.write(file, left) :]
+
+
+def _torn(path: Path) -> bool:
+    """Whether a file ends in the middle of a line. What cannot be read, or is no file, is taken to end with one."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as stream:
+            if stream.seek(0, os.SEEK_END) == 0:
+                return False
+            stream.seek(-1, os.SEEK_END)
+            return stream.read(1) != b"\n"
+    except OSError:
+        return False
 
 
 def _failed(error: OSError | ValueError, where: str) -> SinkFailed:

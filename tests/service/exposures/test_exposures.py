@@ -205,6 +205,18 @@ async def test_a_file_that_is_moved_away_is_opened_again_and_nothing_is_lost(tmp
     ]
 
 
+async def test_half_a_line_of_a_process_that_was_killed_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    whole, half = encode(exposure(0), tagged=True), encode(exposure(1), tagged=True)[:100]
+    path.write_bytes(whole + b"\n" + half)
+    for number in (2, 3):  # the second process finds whole lines, and begins no empty one
+        async with logging(file=path) as (exposures, _):
+            exposures.record(exposure(number))
+    first, torn, *rest = path.read_bytes().splitlines()
+    assert (first, torn) == (whole, half)
+    assert [json.loads(line)["request_id"] for line in rest] == ["r2", "r3"]
+
+
 async def test_a_full_disk_costs_events_and_no_answer_and_it_recovers(tmp_path: Path) -> None:
     # A limit on the size of files stands in for the disk's end: the write comes back short, and the next one fails.
     path = tmp_path / "e"
