@@ -139,6 +139,7 @@ def effect(metric: Metric, control: Arm, arm: Arm, stratum: str, confidence: flo
     lift = lift_low = lift_high = None
     if base.value > 0:
         lift = difference / base.value
+    if lift is not None and mine.events:  # where nothing happened, the method is sure of -100 %
         # The control's own uncertainty is in the lift as well: delta method on the ratio of the two rates.
         spread_of_lift = mine.variance / base.value**2 + mine.value**2 * base.variance / base.value**4
         lift_low = lift - quantile * math.sqrt(spread_of_lift)

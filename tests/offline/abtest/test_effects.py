@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,6 +124,19 @@ def test_too_little_to_say_is_said() -> None:
         assert (found.p, found.lift, found.few) == (None, None, True)
     silent = effect(NEGATIVE, some, drawn(rng, 50), "all", 0.95)
     assert (silent.value, silent.p) == (0.0, None)
+
+
+def test_an_arm_in_which_nothing_happened_has_no_certain_lift() -> None:
+    rng = np.random.default_rng(10)
+    silent = drawn(rng, 500, name="scoter")
+    some = replace(silent, variation="control", disliked=(np.arange(500) < 3).astype(float))
+    found = effect(NEGATIVE, some, silent, "all", 0.95)
+    assert (found.lift, found.lift_low, found.lift_high, found.few) == (-1.0, None, None, True)
+    assert found.p is not None
+    assert found.p > 0.05
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < 0 < found.high
 
 
 @pytest.mark.parametrize(
