@@ -53,6 +53,11 @@ class Filter(_Part):
     hashVersion: Literal[1, 2] = 2  # noqa: N815 - the format's names
     attribute: str = "id"
 
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Self:
+        _upright(self.ranges)
+        return self
+
 
 class Rule(_Part, Generic[V]):
     """One rule of a feature: `force`, a value for a share of users, or an experiment between `variations`."""
@@ -89,9 +94,9 @@ class Rule(_Part, Generic[V]):
     def _hangs_together(self) -> Self:
         if self.force is None and self.variations is None:
             raise ValueError("needs `force` or `variations`")
-        for low, high in (*(self.ranges or ()), *([self.range] if self.range else ())):
-            if low > high:
-                raise ValueError(f"the range [{low}, {high}] is upside down")
+        _upright([*(self.ranges or ()), *([self.range] if self.range else ())])
+        if self.namespace is not None:
+            _upright([self.namespace[1:]])
         if self.variations is None:
             return self
         for name, given in (("weights", self.weights), ("ranges", self.ranges), ("meta", self.meta)):
@@ -123,6 +128,13 @@ class Rule(_Part, Generic[V]):
             ranges.append((start, start + coverage * weight))
             start += weight
         return ranges
+
+
+def _upright(ranges: list[Range]) -> None:
+    """Raises ValueError if a range ends before it begins: nobody would be in it."""
+    for low, high in ranges:
+        if low > high:
+            raise ValueError(f"the range [{low}, {high}] is upside down")
 
 
 class Feature(_Part, Generic[V]):
@@ -256,7 +268,8 @@ def _disagreements(arms: dict[str, Feature[Arm]]) -> list[FieldError]:
                 continue
             name = rule.key or key
             place = f"{feature_pointer(key)}/rules/{number}"
-            cut = (rule.variation_keys(), rule.bucket_ranges(), rule.seed or name, rule.hashVersion, rule.hashAttribute)
+            version = rule.hashVersion or 1
+            cut = (rule.variation_keys(), rule.bucket_ranges(), rule.seed or name, version, rule.hashAttribute)
             where, before = first.setdefault(name, (place, cut))
             if cut != before:
                 detail = f"experiment {name!r} divides users otherwise than at {where}: give it another key"

@@ -34,6 +34,8 @@ def refused(document: Any, prefix: str = "") -> list[tuple[str, str]]:
         ({**RULE, "ranges": [[0, 0.2], [0.9, 0.3]]}, "", "the range [0.9, 0.3] is upside down"),
         ({**RULE, "meta": [{"key": "a"}, {"key": "a"}]}, "", "two variations are called 'a'"),
         ({**RULE, "hashVersion": 3}, "/hashVersion", "Input should be 1 or 2"),
+        ({**RULE, "namespace": ["n", 0.6, 0.4]}, "", "the range [0.6, 0.4] is upside down"),
+        ({**RULE, "filters": [{"ranges": [[0.6, 0.4]]}]}, "/filters/0", "the range [0.6, 0.4] is upside down"),
         ({**RULE, "namespace": ["n", 0]}, "/namespace/2", "Field required"),
         ({**RULE, "condition": {"a": {"$gtt": 1}}}, "/condition/a/$gtt", "no operator that is known here"),
         ({**RULE, "parentConditions": [{"id": "x"}]}, "/parentConditions", "Extra inputs are not permitted"),
@@ -85,6 +87,13 @@ def test_one_experiment_may_span_features_if_it_divides_users_alike() -> None:
     ((place, detail),) = refused({"features": {"a": {"rules": [rule]}, "b": {"rules": [{**rule, "coverage": 0.5}]}}})
     assert place == "/features/b/rules/0"
     assert detail == "experiment 'shared' divides users otherwise than at /features/a/rules/0: give it another key"
+
+
+def test_the_default_of_the_hash_version_is_the_same_said_or_unsaid() -> None:
+    said = {**RULE, "key": "shared", "hashVersion": 1}
+    unsaid = {key: value for key, value in said.items() if key != "hashVersion"}
+    read = Experiments.read(json.dumps({"features": {"a": {"rules": [said]}, "b": {"rules": [unsaid]}}}).encode())
+    assert len(read.assign("u1", {}).experiments) == 1
 
 
 def test_what_growthbook_sends_beside_the_features_is_no_error() -> None:
