@@ -111,6 +111,9 @@ class StdoutSink:
 
     name = "stdout"
 
+    def __init__(self) -> None:
+        self._torn = False  # the last write ended in the middle of a line
+
     async def write(self, lines: Sequence[bytes]) -> None:
         """Write the lines. Raises SinkFailed."""
         await in_daemon(lambda: self._print(b"".join(line + b"\n" for line in lines)))
@@ -119,8 +122,13 @@ class StdoutSink:
         """Nothing to give back."""
 
     def _print(self, content: bytes) -> None:
+        left = memoryview(b"\n" + content if self._torn else content)
         try:
-            _write(sys.__stdout__.fileno() if sys.__stdout__ else 1, content)
+            file = sys.__stdout__.fileno() if sys.__stdout__ else 1
+            while left:
+                written = os.write(file, left)
+                self._torn = left[written - 1] != ord("\n")
+                left = left[written:]
         except (OSError, ValueError) as error:
             raise _failed(error, "standard output") from error
 

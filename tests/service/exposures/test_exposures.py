@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 import shutil
 import socket
@@ -23,6 +24,7 @@ from service.experiments.arm import Arm
 from service.experiments.assignment import UNASSIGNED, Assigned, Assignment
 from service.exposures.event import ExposedItem, Exposure, encode
 from service.exposures.log import ExposureLog
+from service.exposures.sinks import SinkFailed, StdoutSink
 from service.metrics import Metrics
 from service.schemas import RecommendResponse
 from service.settings import ExposureSettings, RedisSettings
@@ -315,6 +317,7 @@ PROGRAM = """
 import asyncio, sys
 from prometheus_client import CollectorRegistry
 from service.exposures.log import ExposureLog
+from service.exposures.sinks import SinkFailed, StdoutSink
 from service.metrics import Metrics
 from service.schemas import RecommendResponse
 from service.settings import ExposureSettings
@@ -336,6 +339,22 @@ def test_standard_output_gets_the_events_alone() -> None:
         [sys.executable, "-c", PROGRAM, "50"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     assert [json.loads(line)["request_id"] for line in ended.stdout.splitlines()] == [f"r{n}" for n in range(50)]
+
+
+async def test_half_a_line_on_standard_output_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    end, beginning = os.pipe()
+    os.set_blocking(beginning, False)  # full, it takes a part and refuses the rest, as a full disk does
+    monkeypatch.setattr(sys, "__stdout__", os.fdopen(beginning, "wb", buffering=0))
+    lines = [encode(exposure(number), tagged=True) for number in range(200)]
+    sink = StdoutSink()
+    with pytest.raises(SinkFailed):
+        await sink.write(lines)
+    shown = os.read(end, 1_000_000)
+    assert not shown.endswith(b"\n")
+    await sink.write(lines[:20])  # the batch is written again
+    assert (shown + os.read(end, 1_000_000)).splitlines() == [*shown.splitlines(), *lines[:20]]
+    os.close(end)
+    sys.__stdout__.close()  # type: ignore[union-attr]
 
 
 def test_a_pipe_that_nobody_reads_does_not_keep_the_process_from_ending() -> None:
