@@ -7,11 +7,12 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from sys import intern
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offline.abtest.logs import Outcome
+from offline.abtest.logs import EVENTS, Outcome
 from service.exposures.event import Exposure
 from service.store.keys import user_tag
 
@@ -61,19 +62,26 @@ class Attribution:
     def __init__(self, outcomes: Iterable[Outcome], window: float) -> None:
         self._window = window
         self.counts = dict.fromkeys(("read", "used", "shadow", "forced", "repeated", "outcomes_repeated", "alike"), 0)
-        self._outcomes = list(self._once(outcomes))
         self._by_request: dict[str, list[int]] = defaultdict(list)
         # By user and item. A user may be thousands, who have not logged in: all of his answers with all of his outcomes
         # would be too many pairs.
         self._shown: dict[str, dict[str, _Shown]] = defaultdict(dict)
-        self._seconds = [outcome.seconds() for outcome in self._outcomes]
-        self._outcome_users = [outcome.user() for outcome in self._outcomes]
-        for number, (outcome, user) in enumerate(zip(self._outcomes, self._outcome_users, strict=True)):
+        # Outcomes as columns, of which millions fit into memory.
+        self._event, self._seconds, self._value = bytearray(), array("d"), array("d")
+        self._item: list[str | None] = []
+        self._whose: list[str | None] = []
+        for number, outcome in enumerate(self._once(outcomes)):
+            user, item = (None if name is None else intern(name) for name in (outcome.user(), outcome.item_id))
+            self._event.append(EVENTS.index(outcome.event))
+            self._seconds.append(outcome.seconds())
+            self._value.append(outcome.value)
+            self._item.append(item)
+            self._whose.append(user)
             if outcome.request_id is not None:
                 self._by_request[outcome.request_id].append(number)
-            elif user is not None and outcome.item_id is not None:
-                self._shown[user].setdefault(outcome.item_id, _Shown()).outcomes.append(number)
-        self._named = [-1] * len(self._outcomes)  # row of the answer that each outcome names
+            elif user is not None and item is not None:
+                self._shown[user].setdefault(item, _Shown()).outcomes.append(number)
+        self._named = [-1] * len(self._event)  # row of the answer that each outcome names
         self._users: dict[str, int] = {}
         self._parts: dict[tuple[Part, ...], int] = {}
         self._seen: set[int] = set()
@@ -114,20 +122,22 @@ class Attribution:
         clicked, disliked, bought = (np.zeros(rows, np.bool_) for _ in range(3))
         value = np.zeros(rows)
         attributed = 0
-        for outcome, row in zip(self._outcomes, self.credited(), strict=True):
+        marks = {"click": clicked, "negative": disliked, "purchase": bought}
+        for number, row in enumerate(self.credited()):
             if row < 0:
                 continue
             attributed += 1
-            {"click": clicked, "negative": disliked, "purchase": bought}[outcome.event][row] = True
-            if outcome.event == "purchase":
-                value[row] += outcome.value
+            event = EVENTS[self._event[number]]
+            marks[event][row] = True
+            if event == "purchase":
+                value[row] += self._value[number]
         users = list(self._users)
         user = np.array(self._user, np.int64)
         history = np.array(self._history, np.int64)
         if histories:
             given = np.array([histories.get(tag, -1) for tag in users], np.int64)
             history = np.where(given[user] >= 0, given[user], history)
-        counts = {**self.counts, "outcomes": len(self._outcomes), "attributed": attributed}
+        counts = {**self.counts, "outcomes": len(self._event), "attributed": attributed}
         return Answers(
             users=users,
             parts=list(self._parts),
@@ -179,14 +189,14 @@ class Attribution:
             return
         items = {item.id for item in exposure.items}
         if mine is not None:
-            for item in items & mine.keys():
-                mine[item].rows.append(row)
+            for shown in items & mine.keys():
+                mine[shown].rows.append(row)
         for number in named:
-            item_id, whose = self._outcomes[number].item_id, self._outcome_users[number]
+            item, whose = self._item[number], self._whose[number]
             if whose is not None and whose != user:
                 continue  # request ids come from callers, who may use one twice
             after = self._seconds[number] - exposure.ts
-            if (item_id is not None and item_id not in items) or not -SKEW <= after <= self._window:
+            if (item is not None and item not in items) or not -SKEW <= after <= self._window:
                 continue
             before = self._named[number]
             if before < 0 or self._ts[before] < exposure.ts:

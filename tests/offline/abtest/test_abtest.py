@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from time import process_time
@@ -182,6 +183,19 @@ def test_a_user_who_is_everybody_that_has_not_logged_in_takes_no_longer_than_man
         joined.add(answer(n, n / 2, f"i{n // 2 % 2000}", user="anonymous"))
     assert joined.credited() == [2 * n for n in range(count)]
     assert process_time() - begun < 4  # every answer held against every click took three times as long
+
+
+def test_millions_of_outcomes_fit_into_memory() -> None:
+    count = 5000
+    clicks = (Outcome(event="click", ts=n, user_id=f"u{n // 5}", item_id=f"i{n % 500}") for n in range(count))
+    tracemalloc.start()
+    try:
+        joined = Attribution(clicks, 100)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert joined.credited() == [-1] * count
+    assert held / count < 600  # bytes; the rows themselves took twice as much
 
 
 def test_a_request_id_decides_and_needs_no_item() -> None:
