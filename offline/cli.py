@@ -444,7 +444,7 @@ def abtest(
     ] = None,
     experiment: Annotated[str | None, typer.Option(help="Only this one.", show_default="all")] = None,
     control: Annotated[
-        str | None, typer.Option(help="Variation to compare with.", show_default="control, or the first")
+        str | None, typer.Option(help="Variation to compare with.", show_default="control, or the first by name")
     ] = None,
     window: Annotated[float, typer.Option(min=0, help="Hours after an answer that its outcomes count.")] = 24.0,
     groups: Annotated[int, typer.Option(min=1, max=10, help="Strata by history length; 1 for none.")] = 2,

@@ -103,7 +103,7 @@ def _experiment(experiment: Experiment, control: str | None, groups: int, confid
         },
         "strata": [{"stratum": name, "users": sum(len(arm.answers) for arm in arms)} for name, arms in cut[1:]],
         "effects": effects,
-        "warnings": _warnings(experiment, checked is None),
+        "warnings": _warnings(experiment, checked is None) + _doubts(experiment, base, control),
     }
 
 
@@ -131,6 +131,15 @@ def _control(experiment: Experiment, wanted: str | None) -> str:
     if wanted is not None and wanted in variations:
         return wanted
     return CONTROL if CONTROL in variations else variations[0]
+
+
+def _doubts(experiment: Experiment, base: str, wanted: str | None) -> list[str]:
+    """What to say if the control was chosen for want of a better one. Variations without a name are numbers from 0."""
+    if experiment.name == HOLDOUT or len(experiment.arms) < 2 or base in {wanted, CONTROL, "0"}:
+        return []
+    return [
+        f"no variation is called {wanted or CONTROL!r}: {base!r} stands for it, as the first by name (see --control)"
+    ]
 
 
 def _warnings(experiment: Experiment, unchecked: bool) -> list[str]:  # noqa: FBT001 - private

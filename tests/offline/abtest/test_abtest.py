@@ -313,6 +313,22 @@ def test_shares_that_change_are_warned_of(
     assert "the shares of the variations changed" in out
 
 
+def test_a_control_that_was_guessed_is_said_to_be(report: Any) -> None:
+    model: Any = EXPERIMENTS["features"]["model"]
+    (rule,) = model["rules"]
+    for names, options, base, warned in (
+        (("without", "with"), (), "with", True),
+        (("without", "with"), ("--control", "without"), "without", False),
+        (("a", "control"), (), "control", False),
+        (("0", "1"), (), "0", False),
+    ):
+        metas = [{"key": name} for name in names]
+        features = {"model": {**model, "rules": [{**rule, "meta": metas}]}}
+        (one,) = report(Traffic(users=60, experiments={"features": features}), *options)["experiments"]
+        assert one["control"] == base
+        assert any("stands for it, as the first by name" in warning for warning in one["warnings"]) is warned
+
+
 def test_history_lengths_may_come_from_a_file(report: Any, tmp_path: Path) -> None:
     users = tmp_path / "users.csv"
     users.write_text("user_id,history_length\n" + "".join(f"s0-{n},{1 if n < 100 else 50}\n" for n in range(200)))
