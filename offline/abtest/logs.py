@@ -24,6 +24,7 @@ from service.store.redis import Client
 
 EVENTS = ("click", "purchase", "negative")
 REMEMBERED = 100  # rejected rows whose place and reason are kept
+LATEST = 4e9  # seconds since 1970: a time beyond it, in the year 2096, is one in milliseconds
 PAGE = 1000  # entries of a stream read at once
 
 _exposure = TypeAdapter(Exposure)
@@ -92,6 +93,9 @@ def parse_exposure(line: bytes, place: str, rejected: Rejected) -> Exposure | No
         return None
     if exposure.user_id is None and exposure.user_tag is None:
         rejected.add(place, "neither user_id nor user_tag")
+        return None
+    if not 0 <= exposure.ts < LATEST:
+        rejected.add(place, f"ts: {exposure.ts:g} is no time in seconds since 1970")
         return None
     return exposure
 

@@ -405,6 +405,16 @@ def test_a_table_may_begin_with_a_byte_order_mark_and_quote_its_cells(tmp_path: 
     assert one.seconds() < START
 
 
+@pytest.mark.parametrize("ts", ["1763872086250", "1e999", "-5", "NaN"])
+def test_an_exposure_at_no_time_costs_its_row_alone(tmp_path: Path, ts: str) -> None:
+    path = tmp_path / "e.jsonl"
+    line = encode(exposure(), tagged=True).decode()
+    path.write_text(line.replace('"ts":1763872086.25', f'"ts":{ts}') + "\n" + line)
+    rejected = Rejected()
+    assert [one.ts for one in read_exposures([path], rejected)] == [1763872086.25]
+    assert [Path(place).name for place, _ in rejected.rows] == ["e.jsonl, line 1"]
+
+
 def test_a_comma_that_is_not_quoted_makes_no_other_value(tmp_path: Path) -> None:
     path = tmp_path / "o.csv"
     path.write_text("event,ts,user_id,item_id,value\npurchase,5,u1,i1,12,90\npurchase,6,u1,i1,3,\npurchase,7,u1,i1\n")
