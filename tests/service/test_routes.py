@@ -98,14 +98,14 @@ def slow(app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> S
 
 
 def test_a_late_engine_costs_the_ranking_not_the_answer(client: TestClient, slow: Slow) -> None:
-    times = []
+    times, responses = [], []
     for _ in range(3):  # a busy test machine may stop for a while
         started = time.perf_counter()
-        response = client.post("/recommend", json={"user_id": "user-0"}, headers={"X-Deadline-Ms": "60"})
+        responses.append(client.post("/recommend", json={"user_id": "user-0"}, headers={"X-Deadline-Ms": "60"}))
         times.append(time.perf_counter() - started)
     assert min(times) < 0.2
-    assert response.status_code == 200
-    body = response.json()
+    assert responses[0].status_code == 200
+    body = responses[0].json()
     assert body["source"] == "popular"
     assert body["degraded"] == ["engine_timeout"]
 
