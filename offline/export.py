@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from offline.batches import left_pad
 from offline.errors import StageError
@@ -44,8 +46,10 @@ from service.release.manifest import (
     file_entry,
 )
 from service.release.release import Release
+from service.schemas import RecommendRequest
+from service.settings import HISTORY_CEILING
 
-VERSION = 4
+VERSION = 5
 PARITY_ROWS = 64
 TOLERANCE = 1e-4
 
@@ -288,7 +292,11 @@ def _write_users(release: Path, dataset: Dataset, parts: Parts) -> None:
 
 
 def _write_warmup(release: Path, dataset: Dataset, count: int) -> None:
-    """Requests as they will come: known users, their histories in the request, strangers."""
+    """Requests as they will come: known users, their histories in the request, strangers.
+
+    Whom or what nobody can ask for, as an id or a value is longer than a request may hold, is left out: the service
+    serves no release whose own requests it would refuse.
+    """
     random = np.random.default_rng(4)
     users = random.choice(len(dataset.users), min(count, len(dataset.users)), replace=False)
     (release / "warmup").mkdir()
@@ -296,11 +304,13 @@ def _write_warmup(release: Path, dataset: Dataset, count: int) -> None:
         for number, user in enumerate(users):
             request: dict[str, Any] = {"user_id": dataset.users[user]}
             if number % 3:  # the store may not hold users yet when the service warms up
-                request["history"] = [dataset.items[i - 1].id for i in dataset.sequences[user]]
+                request["history"] = [dataset.items[i - 1].id for i in dataset.sequences[user][-HISTORY_CEILING:]]
             if number % 4 == 3:
                 request["reasoning"] = False
             latest = dataset.items[dataset.sequences[user][-1] - 1].attributes
             if number % 5 == 4 and latest:
                 column, values = next(iter(latest.items()))
                 request["filters"] = {"allow": {column: values[:1]}} if values else {}
-            out.write(json.dumps(request, ensure_ascii=False) + "\n")
+            with suppress(ValidationError):
+                RecommendRequest.model_validate(request)
+                out.write(json.dumps(request, ensure_ascii=False) + "\n")

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from offline import export as module
 from offline.export import Parts, export
+from offline.prepare import Dataset, ItemText
 from offline.publish import latest_release
 from offline.recipe import Recipe
 from offline.stage import Stage
+from service.schemas import RecommendRequest
 
 
 def test_the_release_that_was_asked_for_last_is_the_latest_though_it_was_there(
@@ -25,3 +29,30 @@ def test_the_release_that_was_asked_for_last_is_the_latest_though_it_was_there(
     parts = Parts(prepared=stage, tokens=stage, reasoned=stage, trained={}, evaluated=stage)
     assert export(tmp_path, parts, Recipe(name="test")).name == "a" * 16
     assert latest_release(tmp_path).name == "a" * 16
+
+
+@pytest.mark.parametrize(
+    "user,item,attributes,length",
+    [
+        ("u", "a", {"brand": ["x"]}, 4),
+        ("u" * 257, "a", {}, 4),
+        ("u", "a" * 257, {}, 4),
+        ("u", "a", {"features": ["x" * 257]}, 4),
+        ("u", "a", {"c" * 65: ["x"]}, 4),
+        ("u", "a", {}, 10_001),
+    ],
+    ids=["usual", "user", "item", "value", "column", "history"],
+)
+def test_the_service_takes_every_warm_up_request(
+    tmp_path: Path, user: str, item: str, attributes: dict[str, list[str]], length: int
+) -> None:
+    """Whatever the data hold: it would serve no release whose own requests it refuses."""
+    items = [ItemText(item, "A", "", attributes), ItemText("b", "B", "", {})]
+    sequence = np.array([2, 1] * (length // 2) + [1], np.int32)
+    dataset = Dataset([user, *(f"u{n}" for n in range(9))], items, [sequence] * 10)
+    module._write_warmup(tmp_path, dataset, 10)
+    with (tmp_path / "warmup" / "requests.jsonl").open(encoding="utf-8") as lines:
+        requests = [RecommendRequest.model_validate(json.loads(line)) for line in lines]
+    assert len(requests) >= 3
+    if len(user) <= 256 and len(item) <= 256:
+        assert sum(request.history is not None for request in requests) >= 4
