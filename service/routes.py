@@ -104,16 +104,20 @@ class RecommendBatch(Recommend):
         ]
         members: list[RecommendRequest | ValidationError] = [*batch.requests]
         work = (self._one(serving, *pair) for pair in zip(members, contexts, strict=True))
-        results = await unless_gone(_gathered(work), receive)
-        if results is None:
-            self._metrics.caller_gone()
-            return
-        for result in results:
-            self._metrics.recommended(result.status)
-        response = BatchResponse(results=results)
-        for act in afterwards:  # a batch whose caller has left was shown to nobody
-            act()
-        await _reply(response)(scope, receive, send)
+        try:
+            results = await unless_gone(_gathered(work), receive)
+            if results is None:
+                self._metrics.caller_gone()
+                return  # a batch whose caller has left was shown to nobody
+            for result in results:
+                self._metrics.recommended(result.status)
+            for act in afterwards:
+                act()
+        finally:
+            # What is to be done holds the edition and a context that holds this list. Left as they are, they wait for
+            # the garbage collector, and a swap that comes first freezes them, with the whole release, for good.
+            afterwards.clear()
+        await _reply(BatchResponse(results=results))(scope, receive, send)
 
     async def _one(
         self, serving: Serving, request: RecommendRequest | ValidationError, context: Context

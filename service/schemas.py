@@ -186,7 +186,8 @@ def _or_error(value: object, read: ValidatorFunctionWrapHandler) -> object:
     try:
         return read(value)
     except ValidationError as error:
-        return error
+        # Kept among the requests, it would hold the frames that hold them, until the garbage collector comes.
+        return error.with_traceback(None)
 
 
 _Member = Annotated[RecommendRequest, WrapValidator(_or_error)]

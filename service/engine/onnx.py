@@ -98,6 +98,8 @@ class OnnxEngine:
                 return await future  # cancelled when the time is up, and dropped by the worker that meets it
         except TimeoutError as error:
             raise EngineTimeout(f"model {model!r} did not answer within {seconds * 1000:.0f} ms") from error
+        finally:
+            del future  # it may hold an exception, whose traceback holds this frame
 
     async def ready(self, model: str) -> bool:
         """Whether `model` is loaded and every worker is alive."""
@@ -147,7 +149,7 @@ class OnnxEngine:
             self._pace += _SMOOTHING * ((perf_counter() - started) / len(batch) - self._pace)
         except Exception as error:  # noqa: BLE001  # ONNX Runtime's share no base class, and a worker must survive them
             answer = EngineUnavailable(f"inference of model {model.entry.name!r} failed: {error}")
-            answer.__cause__ = error
+            answer.__cause__ = error.with_traceback(None)  # which would hold this frame, and so `answer`
         try:
             batch[0].future.get_loop().call_soon_threadsafe(_resolve, batch, answer)
         except RuntimeError:

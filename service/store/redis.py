@@ -17,7 +17,7 @@ from redis.exceptions import RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeout
 from redis.maint_notifications import MaintNotificationsConfig
 
-from service.errors import StoreTimeout, StoreUnavailable
+from service.errors import StoreError, StoreTimeout, StoreUnavailable
 from service.settings import RedisSettings
 from service.store.address import Address, parse_address
 from service.store.base import Change
@@ -129,7 +129,10 @@ class Client:
                 task = asyncio.ensure_future(_translated(start))
                 self._running.add(task)
                 task.add_done_callback(self._done)
-                return await asyncio.shield(task)
+                try:
+                    return await asyncio.shield(task)
+                finally:
+                    del task  # it may hold an exception, whose traceback holds this frame
         except TimeoutError as error:
             raise StoreTimeout(f"Redis did not answer within {1000 * (seconds or 0):.0f} ms") from error
 
@@ -274,9 +277,14 @@ async def _translated(start: Callable[[], Awaitable[_T]]) -> _T:
     try:
         return await start()
     except (RedisTimeout, TimeoutError) as error:
-        raise StoreTimeout(f"Redis did not answer in time: {error}") from error
+        failure: StoreError = StoreTimeout(f"Redis did not answer in time: {error}")
     except (RedisError, OSError) as error:
-        raise StoreUnavailable(f"Redis failed: {error}") from error
-    except Exception as error:
+        failure = StoreUnavailable(f"Redis failed: {error}")
+    except Exception as error:  # noqa: BLE001
         # While a cluster changes, its client looks up nodes and slots that are gone: IndexError, KeyError and the like.
-        raise StoreUnavailable(f"Redis failed: {error!r}") from error
+        failure = StoreUnavailable(f"Redis failed: {error!r}")
+    # Not from the library's own, whose frames hold this very task, and not held by this one: see `_bounded`.
+    try:
+        raise failure
+    finally:
+        del failure
