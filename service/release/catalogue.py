@@ -72,7 +72,8 @@ class Catalogue:
         """The k most popular item indices not in `exclude`, best first; of the `eligible` [N + 1] ones, if given."""
         ranked = self._most_popular
         if eligible is not None:
-            ranked = self._by_popularity[eligible[self._by_popularity]].tolist()
+            # Of a large catalogue only what may be needed becomes Python's own numbers: all of it takes tens of ms.
+            ranked = self._by_popularity[eligible[self._by_popularity]][: k + len(exclude)].tolist()
         return list(islice((index for index in ranked if index not in exclude), k))
 
     def write(self, folder: Path) -> None:
