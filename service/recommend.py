@@ -112,7 +112,7 @@ class Recommender:
                     prepared.model.name,
                     prepared.input,
                     context.deadline,
-                    lambda ranking: _ranked(ranking, prepared.k, len(self.release.catalogue)),
+                    lambda ranking: _ranked(ranking, prepared.k, len(self.release.catalogue), prepared.input),
                 )
             ranked = outcome.result
             degraded += outcome.reasons
@@ -265,7 +265,7 @@ def _indices(catalogue: Catalogue, ids: Iterable[str]) -> list[int]:
     return [index for index in map(catalogue.index_of, ids) if index is not None]
 
 
-def _ranked(ranking: Ranking, k: int, items: int) -> Ranked:
+def _ranked(ranking: Ranking, k: int, items: int, asked: ModelInput) -> Ranked:
     """The best k valid items with their scores. Raises EngineUnavailable if the model returned what cannot be."""
     best = [
         (index, score)
@@ -276,6 +276,9 @@ def _ranked(ranking: Ranking, k: int, items: int) -> Ranked:
     ][:k]
     if not all(1 <= index <= items and math.isfinite(score) for index, score in best):
         raise EngineUnavailable("the model returned an item that is not in the catalogue, or a score that is no number")
+    if not best and (len(asked.exclude) < items if asked.allowed is None else asked.allowed.any()):
+        # The graph takes scores that are no numbers for items that are not there.
+        raise EngineUnavailable("the model returned nothing although items are left")
     return Ranked(
         best, None if ranking.attention is None else [round(share, 4) for share in ranking.attention.tolist()]
     )

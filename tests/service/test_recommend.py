@@ -246,6 +246,29 @@ async def test_fewer_valid_items_come_back_flagged(bench: MakeBench) -> None:
     assert response.source == "model"
 
 
+async def test_nothing_is_an_answer_only_where_nothing_is_left(bench: MakeBench, tiny: TinyRelease) -> None:
+    """A graph whose numbers are none calls every item invalid: an empty list that looks like an answer."""
+    everything = [item.id for item in Release.open(tiny.path).catalogue.items]
+    some: list[dict[str, Any]] = [
+        {},
+        {"exclude": everything[:-1]},
+        {"filters": {"allow": {"category": ["c1"]}}},
+        {"filters": {"allow": {"category": ["c1"]}}, "exclude": everything[:-3]},
+    ]
+    for body in some:
+        response = await bench(ranking(range(1, BEAM + 1), valid=0)).ask(user_id="u", history=everything[:1], **body)
+        assert (response.source, response.degraded) == ("popular", ["engine_unavailable"])
+        assert response.items
+    none: list[dict[str, Any]] = [
+        {"exclude": everything},
+        {"filters": {"allow": {"category": ["c1"]}}, "exclude": everything},
+        {"filters": {"allow": {"category": ["nothing"]}}},
+    ]
+    for body in none:
+        response = await bench(ranking(range(1, BEAM + 1), valid=0)).ask(user_id="u", history=everything[:1], **body)
+        assert (response.source, response.degraded, response.items) == ("model", [], [])
+
+
 async def test_k(bench: MakeBench) -> None:
     assert len((await bench().ask(user_id="user-0", k=BEAM)).items) == BEAM
     assert len((await bench(k=4).ask(user_id="user-0")).items) == 4
