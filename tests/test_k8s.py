@@ -14,6 +14,7 @@ import yaml
 
 from monitoring.rules import groups
 from service.cli import DRAIN_SECONDS
+from service.engine.ladder import READY_SECONDS
 from service.settings import Settings, TritonSettings
 from tests.tools import tool
 
@@ -142,6 +143,14 @@ def test_the_service_has_time_to_finish_what_runs(objects: list[Object]) -> None
     assert pod["terminationGracePeriodSeconds"] > waits + DRAIN_SECONDS
     assert readiness["httpGet"]["path"] == "/readyz"
     assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+
+
+def test_probes_wait_for_an_engine_that_hangs(objects: list[Object]) -> None:
+    """`/readyz` gives it a second, and the fallback ranks meanwhile: no reason to end a replica that starts."""
+    (container,) = of(objects, "Deployment")["scoter"]["spec"]["template"]["spec"]["containers"]
+    for probe in ("startupProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["path"] == "/readyz"
+        assert container[probe].get("timeoutSeconds", 1) > READY_SECONDS
 
 
 def test_the_service_understands_its_settings(objects: list[Object], monkeypatch: pytest.MonkeyPatch) -> None:
