@@ -92,8 +92,7 @@ class Serving:
             answering=lambda: serving.admission.taken,
             broken=serving.broken,
         )
-        # What is loaded by now lives as long as the process: without this, every full garbage collection would walk
-        # the whole catalogue and stall the requests of that moment.
+        # What is loaded by now lives as long as the process: no garbage collection need walk it while requests wait.
         gc.collect()
         gc.freeze()
         if settings.release is None:
@@ -195,7 +194,6 @@ class Serving:
             self._edition = new
             self._metrics.serving(new.release.id, new.release.manifest.dataset.name)
             if old is not None:
-                gc.freeze()  # the new catalogue too; without collecting first, which would stall requests
                 self._metrics.swapped("done")
                 log.info("release_swapped", old=old.release.id, new=wanted)
                 self.spawn(old.retire(RETIRE_SECONDS))

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.edition import warmup_requests
+from service.filters import Filters
 from service.release.release import WARMUP, Release
 from service.settings import LimitSettings
 from tests.service.conftest import published_settings
-from tests.service.tiny_release import TinyRelease
+from tests.service.tiny_release import TinyRelease, write_release
 
 
 @pytest.fixture
@@ -41,3 +44,31 @@ def test_a_service_with_low_limits_serves_a_release_with_long_histories(tiny: Ti
     settings = published_settings(tiny, tmp_path / "store").model_copy(update={"limits": LimitSettings(history=2)})
     with TestClient(create_app(settings)) as client:
         assert client.get("/readyz").status_code == 200
+
+
+def test_no_garbage_collection_walks_a_release(
+    tiny: TinyRelease, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would stop the requests on the release before, while a large one is read and ever after."""
+    collects: list[bool] = []
+    opened, init = Release.open, Filters.__init__
+
+    def noted(path: Path) -> Release:
+        collects.append(gc.isenabled())
+        return opened(path)
+
+    def noted_too(self: Filters, *parts: Any) -> None:
+        collects.append(gc.isenabled())
+        init(self, *parts)
+
+    monkeypatch.setattr(Release, "open", noted)
+    monkeypatch.setattr(Filters, "__init__", noted_too)
+    application = create_app(published_settings(tiny, tmp_path / "store", own.parent))
+    other = write_release(own.parent, items=50)
+    with TestClient(application) as client:
+        assert client.portal is not None
+        client.portal.call(application.state.serving.swap, other.manifest.release_id)
+        assert collects == [False] * 4
+        assert gc.isenabled()
+        items = application.state.serving.edition.release.catalogue.items
+        assert not any(found is items for found in gc.get_objects())

@@ -10,6 +10,7 @@ import asyncio
 import gc
 import json
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from service.errors import StoreError
 from service.settings import ExposureSettings, LmdbSettings, OnnxSettings, RedisSettings, Settings
 from service.store.lmdb import LmdbStore
 from service.store.redis import RedisStore
-from tests.service.tiny_release import TinyRelease, publish
+from tests.service.tiny_release import TinyRelease, publish, write_release
 
 pytestmark = pytest.mark.anyio
 
@@ -54,13 +55,13 @@ async def left_behind(act: Callable[[], Awaitable[None]]) -> set[str]:
 
 
 @pytest.fixture
-async def app(tiny: TinyRelease, tmp_path: Path) -> AsyncIterator[FastAPI]:
+async def app(tiny: TinyRelease, own: Path, tmp_path: Path) -> AsyncIterator[FastAPI]:
     store = LmdbStore(tmp_path / "store")
     await publish(tiny, store)
     await store.close()
     application = create_app(
         Settings(
-            releases=tiny.path.parent,
+            releases=own.parent,
             store=LmdbSettings(path=tmp_path / "store"),
             engine=OnnxSettings(threads=1),
             exposures=ExposureSettings(file=tmp_path / "exposures.jsonl", linger_seconds=0),
@@ -102,6 +103,19 @@ async def test_an_engine_that_fails_needs_none(app: FastAPI, monkeypatch: pytest
 
     monkeypatch.setattr(onnx, "run", fail)
     assert await left_behind(lambda: ask(app, "/recommend", USUAL)) == set()
+
+
+async def test_a_release_that_was_swapped_away_needs_none(app: FastAPI, own: Path) -> None:
+    serving, old = app.state.serving, weakref.ref(app.state.serving.edition.release.catalogue)
+    other = write_release(own.parent, items=50)
+    gc.disable()
+    try:
+        await ask(app, "/recommend/batch", BATCH)
+        await serving.swap(other.manifest.release_id)
+        await asyncio.sleep(0.2)  # it retires
+        assert old() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_redis_that_is_late_or_away_needs_none() -> None:
