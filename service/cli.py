@@ -21,6 +21,9 @@ from service.logs import LogLevel, configure_logs
 from service.settings import LmdbSettings, RedisSettings, Settings
 
 DRAIN_SECONDS = 20  # less than the 30 s that Kubernetes waits between SIGTERM and SIGKILL
+# Who closes an idle connection may cross the other's next request, which is then lost, so the caller's side has to come
+# first: nginx and most balancers keep theirs for 60 s. uvicorn's own 5 s would end nearly all of them on our side.
+KEEP_ALIVE_SECONDS = 75
 
 _KINDS = {"lmdb", "redis", "onnx", "triton"}  # pydantic puts the chosen one into the path of what is wrong with it
 
@@ -126,6 +129,7 @@ async def run(application: FastAPI, settings: Settings) -> None:
             access_log=False,
             log_config=None,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=DRAIN_SECONDS,
         ),
         application,

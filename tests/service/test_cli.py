@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx2
@@ -89,6 +90,17 @@ def test_a_real_server_answers_drains_and_leaves(tiny: TinyRelease, tmp_path: Pa
     assert "release_opened" in events
     assert "warmed_up" in events
     assert not any("user-" in json.dumps(line) for line in lines)
+
+
+def test_an_idle_connection_is_the_callers_to_close(tiny: TinyRelease, tmp_path: Path) -> None:
+    published_settings(tiny, tmp_path / "store")
+    with running(serve(tiny.path.parent, tmp_path / "store")) as (_, address):
+        connection = HTTPConnection(address.removeprefix("http://"), timeout=10)
+        for pause in (6, 0):  # longer than uvicorn's own patience
+            connection.request("GET", "/livez")
+            assert connection.getresponse().read()
+            time.sleep(pause)
+        connection.close()
 
 
 def test_a_real_server_on_redis(tiny: TinyRelease, redis_port: int) -> None:
