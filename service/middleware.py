@@ -103,10 +103,12 @@ class BodyLimit:
             with timings.stage(BODY):
                 async with asyncio.timeout(self._seconds):
                     body = await self._read(scope, receive)
-        except (TimeoutError, BodyTooLarge) as failure:
-            late = BodyLate(f"the whole body must arrive within {self._seconds:g} s")
-            error = failure if isinstance(failure, BodyTooLarge) else late
+        except BodyTooLarge as error:
             await problem_response(error, scope["state"]["request_id"])(scope, receive, send)
+            return
+        except TimeoutError:
+            late = BodyLate(f"the whole body must arrive within {self._seconds:g} s")
+            await problem_response(late, scope["state"]["request_id"])(scope, receive, send)
             return
         if body is None:
             return  # nobody is there to be answered

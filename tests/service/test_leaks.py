@@ -31,6 +31,7 @@ pytestmark = pytest.mark.anyio
 
 USUAL: dict[str, Any] = {"user_id": "user-0"}
 BATCH: dict[str, Any] = {"requests": [USUAL, {"user_id": "user-1", "k": 99}, {"nobody": True}]}
+LARGE: dict[str, Any] = {"user_id": "u" * 300_000}
 
 
 async def left_behind(act: Callable[[], Awaitable[None]]) -> set[str]:
@@ -90,7 +91,7 @@ async def ask(app: FastAPI, path: str, body: dict[str, Any], *, leaves: bool = F
 
 
 @pytest.mark.parametrize("leaves", [False, True])
-@pytest.mark.parametrize("path,body", [("/recommend", USUAL), ("/recommend/batch", BATCH)])
+@pytest.mark.parametrize("path,body", [("/recommend", USUAL), ("/recommend/batch", BATCH), ("/recommend", LARGE)])
 async def test_requests_need_no_garbage_collector(
     app: FastAPI, path: str, body: dict[str, Any], *, leaves: bool
 ) -> None:
