@@ -54,7 +54,7 @@ class Ranker(Protocol):
         """How it finds the first ones: `full` looks at every item."""
 
     def rank(self, asked: Asked, *, masked: bool) -> NDArray[np.int64]:
-        """The first TOP items best first, int64 [U, TOP]; with `masked` none that the user has had."""
+        """The first TOP items best first, int64 [U, TOP]; with `masked` none that the user has had. 0 fills up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,9 @@ class ByScores:
                 for row, history in enumerate(histories):
                     scores[row, history] = -np.inf
             # A stable order does not flatter anyone.
-            parts.append(np.argsort(-scores, axis=1, kind="stable")[:, :TOP])
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+            # Where fewer are left than asked for, nothing fills up: 0 is no item.
+            parts.append(np.where(np.take_along_axis(scores, best, 1) == -np.inf, 0, best))
         return np.concatenate(parts)
 
 
@@ -83,11 +85,18 @@ class ByScores:
 class ByList:
     """A list that was made elsewhere, history not masked, long enough that it can be masked now.
 
-    `items` int [users of the data set, M] is best first; M is at least TOP + the longest history.
+    `items` int [users of the data set, M] is best first; M is at least TOP + the longest history, or the lists are
+    `complete`: they name every item, and can be no longer.
     """
 
     items: NDArray[np.int32]
+    complete: bool = False
     scoring: str = "full"
+
+    @classmethod
+    def of(cls, items: NDArray[np.int32], dataset: Dataset) -> Self:
+        """Lists int32 [U, M] of the data set's users."""
+        return cls(items, complete=items.shape[1] == dataset.num_items)
 
     def rank(self, asked: Asked, *, masked: bool) -> NDArray[np.int64]:
         """As `Ranker.rank`. Raises DataError where the list is too short to be masked."""
@@ -97,7 +106,7 @@ class ByList:
         out = np.zeros((len(listed), TOP), np.int64)
         for row, history in enumerate(asked.histories):
             new = listed[row][~np.isin(listed[row], history)][:TOP]
-            if len(new) < min(TOP, listed.shape[1]):
+            if len(new) < TOP and not self.complete:
                 raise DataError(
                     f"the list of user {asked.users[row]} holds {len(new)} items that are new to them, "
                     f"{TOP} are needed: export longer lists"

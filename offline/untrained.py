@@ -18,7 +18,7 @@ from offline.ranking import Asked, ByScores, Row, load_ranks, measure, save_rank
 from offline.recipe import Recipe
 from offline.stage import Stage, run_stage
 
-VERSION = 1
+VERSION = 2
 
 
 def measure_untrained(work: Path, prepared: Stage, recipe: Recipe) -> Stage:

@@ -78,7 +78,7 @@ def _tuned(
     for place, parameters in enumerate(tried, start=1):
         title = f"{model} {place}/{len(tried)}"
         stage = train_baseline(work, prepared, model, parameters, recipe, interpreter, title=title)
-        lists = ByList(read_lists(stage.folder / "valid.npy", dataset, depth(dataset)))
+        lists = ByList.of(read_lists(stage.folder / "valid.npy", dataset, depth(dataset)), dataset)
         found = summary(ranks(lists.rank(asked, masked=True), asked.targets))
         told = trained(stage)
         rows.append({"model": model, "parameters": parameters, "best_epoch": told["best_epoch"], **found})
@@ -104,7 +104,7 @@ def _measured(
         groups = Groups.of(dataset, asked.histories, asked.targets)
         rows: list[Row] = []
         for model, labels, stage in tested:
-            lists = ByList(read_lists(stage.folder / "test.npy", dataset, depth(dataset)))
+            lists = ByList.of(read_lists(stage.folder / "test.npy", dataset, depth(dataset)), dataset)
             rows += measure(lists, asked, model=model, labels=labels, seed=recipe.baselines.seed)
         report = {
             **about(prepared, dataset, asked, groups, recipe),

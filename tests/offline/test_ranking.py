@@ -47,6 +47,18 @@ def test_scores_are_ranked_over_the_whole_catalogue(masked: bool) -> None:
         assert found[row].tolist() == sorted(allowed, key=lambda item: (-score[item], item))[:TOP]
 
 
+def test_what_is_masked_does_not_come_back_where_too_few_items_are_left() -> None:
+    had = np.arange(1, ITEMS - 2, dtype=np.int32)  # all but three, the target among them: it was bought again
+    question = Asked(np.array([0]), [had], np.array([1]))
+    assert len(had) > TOP
+    found = ByScores(scores).rank(question, masked=True)
+    assert sorted(found[0].tolist()) == [0] * (TOP - 3) + [ITEMS - 2, ITEMS - 1, ITEMS]
+    assert found[0, 3:].tolist() == [0] * (TOP - 3)
+    assert measure(ByScores(scores), question, model="any", labels="train")[0].rank.tolist() == [0]
+    lists = (np.argsort(-scores([had])[:, 1:], axis=1, kind="stable") + 1).astype(np.int32)
+    assert (ByList.of(lists, dataset()).rank(question, masked=True) == found).all()
+
+
 def test_an_asked_user_is_told_nothing_of_the_target() -> None:
     made = dataset()
     for split, back in (("test", 1), ("valid", 2)):
