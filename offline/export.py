@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,13 +76,17 @@ def export(work: Path, parts: Parts, recipe: Recipe) -> Path:
 
     def build(folder: Path) -> None:
         releases.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=releases, prefix=".partial-") as scratch:
-            release = Path(scratch) / "release"
-            manifest = _write_release(release, parts, recipe)
-            Release.open(release)  # what the service will do
+        # Named for the stage, which nobody else is at: what a run that was killed left there goes with the next one.
+        unfinished = releases / f".{folder.name}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            manifest = _write_release(unfinished, parts, recipe)
+            Release.open(unfinished)  # what the service will do
             final = releases / manifest.release_id
             if not final.is_dir():
-                release.rename(final)
+                unfinished.rename(final)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
         (folder / "release").write_text(manifest.release_id + "\n", encoding="ascii")
 
     stage = run_stage(work, "export", VERSION, settings, upstream, build)

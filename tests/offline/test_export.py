@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,3 +58,34 @@ def test_the_service_takes_every_warm_up_request(
     assert len(requests) >= 3
     if len(user) <= 256 and len(item) <= 256:
         assert sum(request.history is not None for request in requests) >= 4
+
+
+def test_what_an_export_that_was_killed_left_behind_goes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    releases = tmp_path / "releases"
+
+    def write(release: Path, *_: object) -> None:
+        assert release.parent == releases  # on the same disk, so that it appears there by one rename
+        assert not release.exists()
+        (release / "models").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    def run_stage(work: Path, *rest: Any) -> Stage:
+        build: Callable[[Path], None] = rest[-1]
+        build(work / "export-a.partial")
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(module, "_write_release", write)
+    monkeypatch.setattr(module, "run_stage", run_stage)
+    stage = Stage("any", "one", tmp_path)
+    parts = Parts(prepared=stage, tokens=stage, reasoned=stage, trained={}, evaluated=stage)
+    with pytest.raises(KeyboardInterrupt):
+        export(tmp_path, parts, Recipe(name="test"))
+    assert list(releases.iterdir()) == []
+    left = releases / ".export-a.partial" / "models"
+    left.mkdir(parents=True)
+    (left / "model.onnx").write_bytes(b"half of it")
+    with pytest.raises(KeyboardInterrupt):
+        export(tmp_path, parts, Recipe(name="test"))
+    assert list(releases.iterdir()) == []
