@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from offline.errors import DataError
+from service.schemas import ID_CHARS
 
 _TYPES = {"token", "token_seq", "float", "float_seq"}
 
@@ -59,6 +60,11 @@ def read_interactions(path: Path) -> list[Interaction]:
         for column in ("user_id", "item_id"):
             if not row[column]:
                 raise DataError(f"{path}, line {line}: {column} is empty")
+            if len(row[column]) > ID_CHARS:
+                raise DataError(
+                    f"{path}, line {line}: {column} has {len(row[column])} characters, and the service can be asked "
+                    f"about ids of up to {ID_CHARS}: shorten them, as by a hash"
+                )
         rows.append(Interaction(row["user_id"], row["item_id"], timestamp))
     if not rows:
         raise DataError(f"{path} holds a header and no rows")

@@ -9,11 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFun
 
 from service.settings import BATCH_CEILING, EXCLUDE_CEILING, HISTORY_CEILING
 
-ItemId = Annotated[str, Field(min_length=1, max_length=256)]
+ID_CHARS = 256  # of a user or an item; `scoter prepare` refuses longer ones, about which nobody could ask
+COLUMN_CHARS = 64
+VALUE_CHARS = 256
+
+ItemId = Annotated[str, Field(min_length=1, max_length=ID_CHARS)]
 # Lists stop at their first wrong element: one error for each of a body's 100,000 would take longer than 1,000 answers.
 ItemIds = Annotated[list[ItemId], Field(fail_fast=True)]
-AttributeName = Annotated[str, Field(min_length=1, max_length=64)]
-AttributeText = Annotated[str, Field(max_length=256)]
+AttributeName = Annotated[str, Field(min_length=1, max_length=COLUMN_CHARS)]
+AttributeText = Annotated[str, Field(max_length=VALUE_CHARS)]
 FilterValues = Annotated[list[AttributeText], Field(fail_fast=True, min_length=1, max_length=256)]
 Attribute = AttributeText | bool | int | float | Annotated[list[AttributeText], Field(fail_fast=True, max_length=64)]
 
@@ -52,7 +56,7 @@ class RecommendRequest(BaseModel):
         },
     )
 
-    user_id: str = Field(min_length=1, max_length=256)
+    user_id: str = Field(min_length=1, max_length=ID_CHARS)
     history: ItemIds | None = Field(
         default=None,
         max_length=HISTORY_CEILING,

@@ -167,3 +167,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.item").mkdir()
     with pytest.raises(DataError, match=r"cannot read .*folder\.item: Is a directory"):
         read_items(tmp_path / "folder.item")
+
+
+@pytest.mark.parametrize("column, row", [("user_id", "{}\ti\t1\n"), ("item_id", "u\t{}\t1\n")])
+def test_an_id_that_nobody_could_ask_about_is_refused(inter: Path, column: str, row: str) -> None:
+    long = "ä" * 256  # characters, not bytes
+    inter.write_bytes(HEADER + row.format(long).encode())
+    assert len(read_interactions(inter)) == 1
+    inter.write_bytes(HEADER + b"u\ti\t1\n" + row.format(long + "x").encode())
+    with pytest.raises(DataError, match=rf"toy\.inter, line 3: {column} has 257 characters, .* up to 256"):
+        read_interactions(inter)
