@@ -6,7 +6,7 @@ Output folder:
                     items[offsets[u]:offsets[u+1]]; item indices are 1..N, 0 is padding
     users.json      user ids by row
     items.jsonl     {"id", "title", "text", "attributes"} by index (line 1 is item 1)
-    summary.json    counts before and after filtering
+    summary.json    counts before and after filtering, and of what was had before
 
 The last item of a sequence is the test target, the one before it the validation target, the rest is training.
 """
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 
 from offline.errors import DataError
 from offline.interactions import Interaction, data_files, read_interactions, read_items
@@ -143,11 +144,21 @@ def _build(folder: Path, inter: Path, item: Path | None, recipe: PrepareRecipe) 
         flat.extend(index.setdefault(r.item, len(index) + 1) for r in user_rows)
         offsets.append(len(flat))
     texts = read_items(item) if item else {}
+    if item and texts:
+        _check_columns(item, set(next(iter(texts.values()))), recipe)
+    items = [_item(item_id, texts.get(item_id, {}), recipe) for item_id in index]
+    again = _had_before(flat, offsets)
+    if again.users:
+        console.print(
+            f"  [yellow]warning:[/] {again.users} of {len(sequences)} users had their test item before: with the "
+            "history masked no model can find it, and the service does not recommend what a user has had",
+            soft_wrap=True,
+        )
     np.savez(folder / "sequences.npz", items=np.array(flat, np.int32), offsets=np.array(offsets, np.int64))
     write_json(folder / "users.json", list(sequences))
     with (folder / "items.jsonl").open("w", encoding="utf-8") as out:
-        for item_id in index:
-            out.write(json.dumps(_item(item_id, texts.get(item_id, {}), recipe), ensure_ascii=False) + "\n")
+        for body in items:
+            out.write(json.dumps(body, ensure_ascii=False) + "\n")
     write_json(
         folder / "summary.json",
         {
@@ -157,9 +168,44 @@ def _build(folder: Path, inter: Path, item: Path | None, recipe: PrepareRecipe) 
             "users": len(sequences),
             "items": len(index),
             "mean_length": round(len(flat) / len(sequences), 2),
-            "items_without_text": sum(item_id not in texts for item_id in index),
+            "items_without_text": sum(not body["text"] for body in items),
+            "had_before": again.interactions,
+            "test_items_had_before": again.users,
         },
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """Interactions with an item that the user had before, and users whose last one is such."""
+
+    interactions: int
+    users: int
+
+
+def _had_before(flat: list[int], offsets: list[int]) -> _Again:
+    interactions, users = 0, 0
+    for start, end in pairwise(offsets):
+        sequence = flat[start:end]
+        interactions += len(sequence) - len(set(sequence))
+        users += sequence[-1] in sequence[:-1]
+    return _Again(interactions, users)
+
+
+def _check_columns(path: Path, columns: set[str], recipe: PrepareRecipe) -> None:
+    """Say which columns the recipe takes and the file has not. Raises DataError if no text at all would be read."""
+    has = ", ".join(sorted(columns)) or "none"
+    if recipe.text and columns.isdisjoint(recipe.text):
+        raise DataError(
+            f"{path} has none of the columns {', '.join(recipe.text)}, which prepare.text takes: name the right ones "
+            f"there, or none, or rename them in the file (beside item_id it has {has})"
+        )
+    for key, wanted in (("text", recipe.text), ("attributes", recipe.attributes)):
+        if missing := [name for name in wanted if name not in columns]:
+            names = escape(f"{path.name} has no column {', '.join(missing)}")
+            console.print(f"  {names}, which prepare.{key} takes; beside item_id it has {escape(has)}", soft_wrap=True)
+    if "title" not in columns:
+        console.print(f"  {escape(path.name)} has no column title: items are called by their ids", soft_wrap=True)
 
 
 def _item(item_id: str, row: dict[str, str], recipe: PrepareRecipe) -> dict[str, Any]:

@@ -154,6 +154,45 @@ def test_the_text_of_an_item_is_its_columns_in_the_recipe_s_order(tmp_path: Path
     ]
 
 
+def test_an_item_whose_row_is_empty_is_without_text_too(tmp_path: Path) -> None:
+    data = write(tmp_path / "data", rows("u", "abcd"), ["a\tA\t\t\t", "b\t \t\t\t", "c\t\tAcme\t\t"])
+    assert summary(prepare(tmp_path / "work", data, ALL).folder)["items_without_text"] == 2
+
+
+def test_what_was_had_before_is_counted_and_said_of_test_items(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "data", rows("u", "abcab") + rows("v", "aabcd") + rows("w", "abcd"))
+    found = summary(prepare(tmp_path / "work", data, ALL).folder)
+    assert (found["had_before"], found["test_items_had_before"]) == (3, 1)
+    assert "1 of 3 users had their test item before" in capsys.readouterr().out
+    write(tmp_path / "other", rows("u", "aabcd"))
+    prepare(tmp_path / "work", tmp_path / "other", ALL)
+    assert "test item before" not in capsys.readouterr().out
+
+
+def test_a_file_without_any_column_that_is_read_is_no_file_of_texts(tmp_path: Path) -> None:
+    data = write(tmp_path / "data", rows("u", "abcd"), ["a\tA\tAcme\t\t"])
+    slip = PrepareRecipe(min_interactions=1, text=["titel", "name"])
+    with pytest.raises(DataError, match=r"toy\.item has none of the columns titel, name, which prepare\.text takes"):
+        prepare(tmp_path / "work", data, slip)
+    assert list((tmp_path / "work").iterdir()) == []
+    dataset = load_dataset(prepare(tmp_path / "work", data, PrepareRecipe(min_interactions=1, text=[])).folder)
+    assert [item.text for item in dataset.items] == ["", "", "", ""]
+
+
+def test_columns_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "data", rows("u", "abcd"), ["a\tA\tAcme\t\t"])
+    prepare(tmp_path / "work", data, ALL)
+    assert "has no column" not in capsys.readouterr().out
+    (data / "toy.item").write_text("item_id:token\tname:token_seq\tbrand:token\na\tA\tAcme\n", encoding="utf-8")
+    prepare(tmp_path / "work", data, PrepareRecipe(min_interactions=1, text=["name", "subject"]))
+    said = capsys.readouterr().out
+    assert "toy.item has no column subject, which prepare.text takes; beside item_id it has brand, name\n" in said
+    assert "toy.item has no column categories, which prepare.attributes takes" in said
+    assert "toy.item has no column title: items are called by their ids" in said
+
+
 def test_without_an_item_file_ids_are_all_there_is(tmp_path: Path) -> None:
     data = write(tmp_path / "data", rows("u", "abcd"))
     stage = prepare(tmp_path / "work", data, ALL)
@@ -187,6 +226,8 @@ def test_the_sample_is_read_whole_since_it_is_five_core(tmp_path: Path) -> None:
         "items": written.items,
         "mean_length": round(written.interactions / written.users, 2),
         "items_without_text": 0,
+        "had_before": 0,
+        "test_items_had_before": 0,
     }
 
 
