@@ -25,7 +25,7 @@ from offline.errors import StageError
 from offline.models.fused import FusedGraph, example_inputs, fused_graph, reasoning_width, write_onnx
 from offline.models.recommender import Recommender
 from offline.prepare import Dataset, dataset_name, load_dataset
-from offline.publish import latest_release
+from offline.publish import HISTORIES, USERS, latest_release
 from offline.reason.output import load_reasoning, load_steps, load_template
 from offline.recipe import BACKBONES, Recipe, Variant, reads_reasoning
 from offline.stage import Stage, console, finished, run_stage
@@ -288,10 +288,12 @@ def _write_users(release: Path, dataset: Dataset, parts: Parts) -> None:
     """What publishing puts beside H: everything each user has had, and the steps as text."""
     steps = load_steps(parts.reasoned.folder, "serve")
     (release / "reasoning").mkdir(exist_ok=True)
-    with (release / "reasoning" / "users.jsonl").open("w", encoding="utf-8") as out:
+    with (release / USERS).open("w", encoding="utf-8") as out:
         for user, sequence, texts in zip(dataset.users, dataset.sequences, steps, strict=True):
             row = {"user": user, "history": [dataset.items[i - 1].id for i in sequence], "steps": texts}
             out.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+    # Not when chains were written: other chains about yesterday's data must not take today's purchases out of a store.
+    (release / HISTORIES).write_text(json.dumps({"read": finished(parts.prepared)}) + "\n", encoding="utf-8")
 
 
 def _write_warmup(release: Path, dataset: Dataset, count: int) -> None:

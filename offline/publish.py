@@ -47,6 +47,7 @@ BATCH = 1000  # users written together
 SAMPLE = 100  # users read back before the pointer moves
 ATTEMPTS = 100
 USERS = "reasoning/users.jsonl"
+HISTORIES = "reasoning/histories.json"  # {"read": when the data were that they are of, seconds since the epoch}
 
 Pair = tuple[bytes, bytes]
 
@@ -100,6 +101,7 @@ async def publish(path: Path, store: Store) -> Published:
     records, size = 0, 0
     if load.done < total:
         _check(release)
+        _known_until(release)
         await update_shelf(store, lambda shelf: replace(shelf, loaded=_with(shelf, release.id)))
         await write_load(store, release.id, load)
         records, size = await _load(release, load, store)
@@ -114,7 +116,7 @@ async def publish(path: Path, store: Store) -> Published:
 
 async def _load(release: Release, load: Load, store: Store) -> tuple[int, int]:
     """Write what is not done; return the number of records and of their bytes."""
-    known_until = max((entry.written for entry, _ in _matrices(release)), default=0)
+    known_until = _known_until(release)
     users, records, size = 0, 0, 0
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), Rate())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -174,12 +176,12 @@ def merged(stored: History | RecordMiss, items: list[str], known_until: int) -> 
     """A stored history brought up to a release that knows `items` of the user; None if it need not be changed.
 
     An event stays unless it is among the release's items, which it can only be if it came before `known_until`
-    (seconds since the epoch, when the release's reasoning was written).
+    (seconds since the epoch, when the data were read that the release was made of).
     """
     now = int(time.time())
     if isinstance(stored, RecordMiss):
         return History(items, now, known_until)
-    if stored.known_until > known_until:  # a later release has been there
+    if stored.known_until > known_until:  # a release of later data has been there
         return None
     first = len(stored.items) - len(stored.times)
     room = Counter(items)
@@ -202,6 +204,20 @@ def merged(stored: History | RecordMiss, items: list[str], known_until: int) -> 
         stored.forgotten + absorbed,
     )
     return None if replace(after, updated=stored.updated, dropped=stored.dropped) == stored else after
+
+
+def _known_until(release: Release) -> int:
+    """When the data were read that the release's histories are of. Raises ReleaseCorrupt."""
+    if HISTORIES not in release.manifest.files:  # of an earlier version: when its chains were written has to do
+        return max((entry.written for entry, _ in _matrices(release)), default=0)
+    file = release.path / HISTORIES
+    try:
+        read = json.loads(file.read_bytes())["read"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReleaseCorrupt(f"{file} does not say when its data were read ({error!r}): export it again") from error
+    if type(read) is not int or read < 0:
+        raise ReleaseCorrupt(f"{file}: read is {read!r}, expected seconds since the epoch: run `scoter export` again")
+    return read
 
 
 def _with(shelf: Shelf, release_id: str) -> tuple[str, ...]:

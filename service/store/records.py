@@ -26,7 +26,8 @@ class History:
     """A user's recent items, oldest first: those that a release knew, then the events since, by time.
 
     `times` (ms since the epoch) and `marks` (see `event_mark`) are those of the last items, which came as events.
-    `updated` is when the record was written, `known_until` when the release's reasoning was (seconds since the epoch).
+    `updated` is when the record was written, `known_until` when the data were read that the release was made of
+    (seconds since the epoch).
     `dropped` counts older items that are no longer kept; `forgotten` holds the marks of events among them, latest last.
     """
 

@@ -264,6 +264,47 @@ async def test_an_older_release_does_not_replace_what_a_later_one_knows(store: S
     assert await store.get([key]) == [later]
 
 
+def read_at(tiny: TinyRelease, folder: Path, seconds: object, *models: str) -> TinyRelease:
+    """The release as of data that were read then, with some of its models."""
+    (folder / module.HISTORIES).write_text(json.dumps({"read": seconds}), encoding="utf-8")
+    entries = [entry for entry in tiny.manifest.models if not models or entry.name in models]
+    return resealed(replace(tiny, manifest=tiny.manifest.model_copy(update={"models": entries})), folder)
+
+
+@asynchronous
+async def test_newer_reasoning_about_older_data_leaves_the_history_of_later_data(
+    store: Store, tiny: TinyRelease, own: Path
+) -> None:
+    key = history_key(user_tag("user-0"))
+    later = encode_history(History(["from", "later"], 5, known_until=WRITTEN - 50))
+    await store.put([(key, later)])
+    await publish(read_at(tiny, own, WRITTEN - 100).path, store)
+    assert await store.get([key]) == [later]
+    assert (await history(store, "user-1")).known_until == WRITTEN - 100
+
+
+@asynchronous
+async def test_a_release_without_reasoning_doubles_no_event(store: Store, tiny: TinyRelease, own: Path) -> None:
+    user = tiny.users[3]
+    key = history_key(user_tag(user.id))
+    before = History(user.history[:-1], 5, known_until=WRITTEN - 200)
+    came, new = appended(before, events(("one", user.history[-1], WRITTEN - 150), ("two", "x", WRITTEN - 50)), 100)
+    assert len(new) == 2
+    await store.put([(key, encode_history(came))])
+    await publish(read_at(tiny, own, WRITTEN - 100, "hstu").path, store)
+    assert (await history(store, user.id)).items == [*user.history, "x"]
+
+
+@asynchronous
+@pytest.mark.parametrize("seconds", ["yesterday", -1, 1.5, None, True])
+async def test_a_release_that_does_not_say_when_its_data_were_read_writes_nothing(
+    store: Store, tiny: TinyRelease, own: Path, seconds: object
+) -> None:
+    with pytest.raises(ReleaseCorrupt, match=r"histories\.json: read is "):
+        await publish(read_at(tiny, own, seconds).path, store)
+    assert await store.get([RELEASES]) == [None]
+
+
 @asynchronous
 async def test_no_event_is_lost_that_comes_while_a_release_is_published(any_store: Store, tiny: TinyRelease) -> None:
     writer = Events(any_store, 500, Metrics(CollectorRegistry()))

@@ -139,7 +139,7 @@ def seal(folder: Path, models: list[ModelEntry], *, items: int, users: int) -> M
         template=TEMPLATE,
         encoder="none",
         models=models,
-        default_model="scoter_h",
+        default_model=models[0].name,
         files=files,
     )
     manifest = manifest.model_copy(update={"release_id": content_id(manifest)})
