@@ -21,7 +21,8 @@ from offline.metrics import ranks, summary
 from offline.prepare import Dataset
 
 TOP = 10
-_BATCH = 512  # users whose scores of all items are held at a time
+_BATCH = 512  # users whose scores of all items are held at a time, at most
+_CELLS = 16_000_000  # scores that are: a catalogue of millions is ranked for a few users at a time
 
 # Every row of a report says under which of them it was measured.
 SWITCHES = ("model", "labels", "history", "reasoning", "scoring", "seed")
@@ -62,23 +63,33 @@ class ByScores:
     """Whatever gives every item a score: histories -> float32 [B, N+1], of which column 0 is ignored."""
 
     score: Callable[[Sequence[NDArray[np.int32]]], NDArray[np.float32]]
+    num_items: int
     scoring: str = "full"
 
     def rank(self, asked: Asked, *, masked: bool) -> NDArray[np.int64]:
         """As `Ranker.rank`; of items that score alike, the one with the lower index comes first."""
-        parts: list[NDArray[np.int64]] = []
-        for start in range(0, len(asked.histories), _BATCH):
-            histories = asked.histories[start : start + _BATCH]
+        best = np.zeros((len(asked.histories), TOP), np.int64)
+        together = max(1, min(_BATCH, _CELLS // (self.num_items + 1)))
+        for start in range(0, len(best), together):
+            histories = asked.histories[start : start + together]
             scores = np.array(self.score(histories))
             scores[:, 0] = -np.inf
             if masked:
                 for row, history in enumerate(histories):
                     scores[row, history] = -np.inf
-            # A stable order does not flatter anyone.
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
-            # Where fewer are left than asked for, nothing fills up: 0 is no item.
-            parts.append(np.where(np.take_along_axis(scores, best, 1) == -np.inf, 0, best))
-        return np.concatenate(parts)
+            for row, found in enumerate(map(_first, scores), start):
+                best[row, : len(found)] = found
+        return best
+
+
+def _first(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The TOP items of [N+1] scores that score best; fewer, where the others score -inf."""
+    # No order of the whole catalogue is needed for that, which would take ten times as long.
+    worst = np.partition(scores, -TOP)[-TOP] if len(scores) > TOP else -np.inf
+    items = np.flatnonzero((scores >= worst) & (scores > -np.inf))
+    # A stable order does not flatter anyone.
+    first: NDArray[np.int64] = items[np.argsort(-scores[items], kind="stable")[:TOP]]
+    return first
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,13 +39,14 @@ def load_untrained(folder: Path) -> list[Row]:
 
 def _measured(dataset: Dataset, asked: Asked) -> list[Row]:
     rows: list[Row] = []
+    items = dataset.num_items
     for labels, known in (
         ("train", [dataset.training(u) for u in range(len(dataset.users))]),
         ("train+validation", [s[:-1] for s in dataset.sequences]),
     ):
-        neighbours = Neighbours.fit(known, dataset.num_items)
-        rows += measure(ByScores(_popular(neighbours)), asked, model="popularity", labels=labels)
-        rows += measure(ByScores(neighbours.score), asked, model="knn", labels=labels)
+        neighbours = Neighbours.fit(known, items)
+        rows += measure(ByScores(_popular(neighbours), items), asked, model="popularity", labels=labels)
+        rows += measure(ByScores(neighbours.score, items), asked, model="knn", labels=labels)
     return rows
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from offline import ranking as module
 from offline.errors import DataError
 from offline.metrics import ranks
 from offline.prepare import Dataset, ItemText
@@ -40,21 +41,37 @@ def asked(made: Dataset, split: str = "test") -> Asked:
 def test_scores_are_ranked_over_the_whole_catalogue(masked: bool) -> None:
     made = dataset()
     question = asked(made)
-    found = ByScores(scores).rank(question, masked=masked)
+    found = ByScores(scores, ITEMS).rank(question, masked=masked)
     for row, history in enumerate(question.histories):
         score = scores([history])[0]
         allowed = [i for i in range(1, ITEMS + 1) if not (masked and i in history)]
         assert found[row].tolist() == sorted(allowed, key=lambda item: (-score[item], item))[:TOP]
 
 
+def test_the_larger_the_catalogue_the_fewer_users_are_scored_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    question = asked(dataset())
+    expected = ByScores(scores, ITEMS).rank(question, masked=True)
+    together: list[int] = []
+
+    def counted(histories: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        together.append(len(histories))
+        return scores(histories)
+
+    monkeypatch.setattr(module, "_CELLS", 5 * (ITEMS + 1))
+    assert (ByScores(counted, ITEMS).rank(question, masked=True) == expected).all()
+    assert together == [5, 5, 2]
+    assert len(ByScores(counted, 10**9).rank(question.take(np.arange(2)), masked=False)) == 2
+    assert together[3:] == [1, 1]
+
+
 def test_what_is_masked_does_not_come_back_where_too_few_items_are_left() -> None:
     had = np.arange(1, ITEMS - 2, dtype=np.int32)  # all but three, the target among them: it was bought again
     question = Asked(np.array([0]), [had], np.array([1]))
     assert len(had) > TOP
-    found = ByScores(scores).rank(question, masked=True)
+    found = ByScores(scores, ITEMS).rank(question, masked=True)
     assert sorted(found[0].tolist()) == [0] * (TOP - 3) + [ITEMS - 2, ITEMS - 1, ITEMS]
     assert found[0, 3:].tolist() == [0] * (TOP - 3)
-    assert measure(ByScores(scores), question, model="any", labels="train")[0].rank.tolist() == [0]
+    assert measure(ByScores(scores, ITEMS), question, model="any", labels="train")[0].rank.tolist() == [0]
     lists = (np.argsort(-scores([had])[:, 1:], axis=1, kind="stable") + 1).astype(np.int32)
     assert (ByList.of(lists, dataset()).rank(question, masked=True) == found).all()
 
@@ -78,7 +95,7 @@ def test_a_list_of_sufficient_depth_ranks_as_the_scores_do(seed: int) -> None:
     lists = (np.argsort(-all_scores, axis=1, kind="stable") + 1)[:, : depth(made)].astype(np.int32)
     for masked in (True, False):
         there = ByList(lists).rank(question, masked=masked)
-        assert (there == ByScores(scores).rank(question, masked=masked)).all()
+        assert (there == ByScores(scores, ITEMS).rank(question, masked=masked)).all()
 
 
 def test_a_list_that_is_too_short_to_be_masked_is_refused() -> None:
@@ -100,12 +117,12 @@ def test_some_users_are_asked_about_by_their_rows() -> None:
 
 def test_a_model_is_measured_under_both_switches() -> None:
     made = dataset()
-    rows = measure(ByScores(scores), asked(made), model="x", labels="train", seed=3)
+    rows = measure(ByScores(scores, ITEMS), asked(made), model="x", labels="train", seed=3)
     assert [(row.history, row.seed, row.reasoning, row.scoring) for row in rows] == [
         ("masked", 3, False, "full"),
         ("not masked", 3, False, "full"),
     ]
-    expected = ranks(ByScores(scores).rank(asked(made), masked=True), asked(made).targets)
+    expected = ranks(ByScores(scores, ITEMS).rank(asked(made), masked=True), asked(made).targets)
     assert (rows[0].rank == expected).all()
 
 
