@@ -145,6 +145,11 @@ def _build(folder: Path, inter: Path, item: Path | None, recipe: PrepareRecipe) 
         offsets.append(len(flat))
     texts = read_items(item) if item else {}
     if item and texts:
+        if texts.keys().isdisjoint(index):
+            raise DataError(
+                f"none of the {len(index)} items that {inter} leaves stands in {item}: ids have to be the same, "
+                f"letter by letter ({next(iter(index))!r} here, {next(iter(texts))!r} there)"
+            )
         _check_columns(item, set(next(iter(texts.values()))), recipe)
     items = [_item(item_id, texts.get(item_id, {}), recipe) for item_id in index]
     again = _had_before(flat, offsets)

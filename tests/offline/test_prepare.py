@@ -181,6 +181,16 @@ def test_a_file_without_any_column_that_is_read_is_no_file_of_texts(tmp_path: Pa
     assert [item.text for item in dataset.items] == ["", "", "", ""]
 
 
+def test_a_file_of_other_items_is_no_file_of_texts(tmp_path: Path) -> None:
+    data = write(tmp_path / "data", [f"u\t{item}.0\t{item}" for item in range(4)], ["0\tA\t\t\t", "1\tB\t\t\t"])
+    with pytest.raises(DataError, match=r"none of the 4 items that .*toy\.inter leaves .* \('0\.0' here, '0' there\)"):
+        prepare(tmp_path / "work", data, ALL)
+    assert list((tmp_path / "work").iterdir()) == []
+    with (data / "toy.item").open("a", encoding="utf-8") as file:
+        file.write("2.0\tC\t\t\t\n")
+    assert summary(prepare(tmp_path / "work", data, ALL).folder)["items_without_text"] == 3
+
+
 def test_columns_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write(tmp_path / "data", rows("u", "abcd"), ["a\tA\tAcme\t\t"])
     prepare(tmp_path / "work", data, ALL)
