@@ -504,7 +504,8 @@ def _publish(release: Path, store: str) -> None:
         f"[green]✓[/] published [bold]{done.release_id}[/]: {done.users:,} users"
         + (f" ({done.skipped:,} of them before)" if done.skipped else "")
         + f", {done.records:,} records, {done.bytes / written:,.0f} bytes a user, "
-        f"{done.records / done.seconds:,.0f} records/s"
+        f"{done.records / done.seconds:,.0f} records/s",
+        soft_wrap=True,
     )
 
 

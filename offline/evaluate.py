@@ -109,7 +109,8 @@ def show(results: Sequence[dict[str, Any]]) -> None:
 
     table = Table(title="Test split: Recall@10 / NDCG@10, history masked")
     for column in ("model", "labels", "scoring", "users", "recall@10", "ndcg@10"):
-        table.add_column(column, justify="right" if column in {"users", "recall@10", "ndcg@10"} else "left")
+        number = column in {"users", "recall@10", "ndcg@10"}
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in results:
         if row["history"] == "masked":
             table.add_row(

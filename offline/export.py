@@ -19,6 +19,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from rich.markup import escape
 
 from offline.batches import left_pad
 from offline.errors import StageError
@@ -95,7 +96,7 @@ def export(work: Path, parts: Parts, recipe: Recipe) -> Path:
         raise StageError(f"{path} is gone: remove {stage.folder} and export again")
     if latest_release(work) != path:  # `publish` takes what was asked for last, also where it was there already
         (stage.folder / "release").touch()
-    console.print(f"  release [bold]{path.name}[/] [dim]({path})[/]")
+    console.print(f"  release [bold]{path.name}[/] [dim]({escape(str(path))})[/]", soft_wrap=True)
     return path
 
 

@@ -19,10 +19,11 @@ from service.schemas import RecommendRequest
 
 
 def test_the_release_that_was_asked_for_last_is_the_latest_though_it_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tmp_path /= "work [v2]"
     for name, seconds in (("a", 100), ("b", 200)):
-        (tmp_path / f"export-{name}").mkdir()
+        (tmp_path / f"export-{name}").mkdir(parents=True)
         (tmp_path / f"export-{name}" / "release").write_text(name * 16 + "\n", encoding="ascii")
         os.utime(tmp_path / f"export-{name}" / "release", (seconds, seconds))
         (tmp_path / "releases" / (name * 16)).mkdir(parents=True)
@@ -31,6 +32,7 @@ def test_the_release_that_was_asked_for_last_is_the_latest_though_it_was_there(
     parts = Parts(prepared=stage, tokens=stage, reasoned=stage, trained={}, evaluated=stage)
     assert export(tmp_path, parts, Recipe(name="test")).name == "a" * 16
     assert latest_release(tmp_path).name == "a" * 16
+    assert f"({tmp_path}/releases/{'a' * 16})\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
