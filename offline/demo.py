@@ -34,6 +34,7 @@ from offline.errors import OfflineError
 from service.cli import store_settings
 from service.errors import ScoterError
 from service.release.catalogue import Catalogue
+from service.release.manifest import read_manifest
 from service.store.keys import history_key, user_tag
 from service.store.open import open_store
 from service.store.records import History, decode_history
@@ -164,11 +165,17 @@ def wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: IO[b
 def show(console: Console, client: Client, release: Path, store: str, users: int, requests: int) -> None:
     """Ask about some users, print and check the answers. Raises DemoFailed at the first that is wrong."""
     catalogue = Catalogue.read(release / "catalogue")
+    manifest = read_manifest(release)
+    model = manifest.model(manifest.default_model)
+    reads = model is not None and model.reasoning is not None
+    if not reads:
+        console.print(f"Release {manifest.release_id} has no model that reads reasoning: see `models` in its recipe.")
     chosen = _users(release, users)
     for user, history in zip(chosen, asyncio.run(_histories(store, chosen)), strict=True):
-        reasoned = client.recommend({"user_id": user, "explain": True})
+        reasoned = client.recommend({"user_id": user, "explain": True}) if reads else None
         plain = client.recommend({"user_id": user, "reasoning": False})
-        _check(reasoned, user, history, reasoning=True)
+        if reasoned is not None:
+            _check(reasoned, user, history, reasoning=True)
         _check(plain, user, history, reasoning=False)
         _print_user(console, catalogue, user, history, reasoned, plain)
 
@@ -189,7 +196,7 @@ def show(console: Console, client: Client, release: Path, store: str, users: int
 
 
 def _print_user(
-    console: Console, catalogue: Catalogue, user: str, history: list[str], reasoned: Answer, plain: Answer
+    console: Console, catalogue: Catalogue, user: str, history: list[str], reasoned: Answer | None, plain: Answer
 ) -> None:
     console.rule(f"User {escape(user)}", align="left")
     console.print(f"Bought {len(history)} items, the latest:")
@@ -199,21 +206,25 @@ def _print_user(
             f"  · {escape(catalogue.item(index).title if index else item)}", no_wrap=True, overflow="ellipsis"
         )
 
+    answers = {"with reasoning": reasoned, "without": plain} if reasoned is not None else {"without": plain}
     table = Table(box=None, padding=(0, 1))
     half = (console.width - 8) // 2
     table.add_column("")
-    table.add_column("with reasoning", no_wrap=True, max_width=half)
-    table.add_column("without", no_wrap=True, max_width=half)
-    pairs = zip(reasoned.body["items"], plain.body["items"], strict=False)
-    for rank, (ours, theirs) in enumerate(islice(pairs, SHOWN), start=1):
-        style = "bold" if ours["id"] not in plain.ids[:SHOWN] else ""
-        table.add_row(str(rank), Text(ours["title"], style), Text(theirs["title"]))
+    for name in answers:
+        table.add_column(name, no_wrap=True, max_width=half)
+    ranked = zip(*(answer.body["items"] for answer in answers.values()), strict=False)
+    for rank, items in enumerate(islice(ranked, SHOWN), start=1):
+        # What reasoning brought up stands out.
+        titles = (Text(item["title"], "" if item["id"] in plain.ids[:SHOWN] else "bold") for item in items)
+        table.add_row(str(rank), *titles)
     console.print(table)
 
-    console.print("Reasoning, written beforehand:")
-    for step in reasoned.body["reasoning"]["steps"]:
-        console.print(f"  [bold]{escape(step['step'])}[/]: {escape(step['text'])}")
-    console.print(f"[dim]with reasoning: {_timing(reasoned)}\nwithout:        {_timing(plain)}[/]\n")
+    if reasoned is not None:
+        console.print("Reasoning, written beforehand:")
+        for step in reasoned.body["reasoning"]["steps"]:
+            console.print(f"  [bold]{escape(step['step'])}[/]: {escape(step['text'])}")
+        console.print(f"[dim]with reasoning: {_timing(reasoned)}[/]")
+    console.print(f"[dim]without:        {_timing(plain)}[/]\n")
 
 
 def _check(answer: Answer, user: str, history: list[str], *, reasoning: bool) -> None:

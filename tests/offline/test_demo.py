@@ -8,9 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from offline.demo import Answer, DemoFailed, _check, _users, app
+from offline.publish import publish
 from service.cli import store_settings
 from service.store.open import open_store
-from tests.service.tiny_release import TinyRelease, publish, seal, write_release
+from tests.service.tiny_release import TinyRelease, seal, write_release
 
 
 def response(**changes: Any) -> Answer:
@@ -22,12 +23,14 @@ def response(**changes: Any) -> Answer:
     return Answer(body | changes, "total;dur=1", 1.0)
 
 
-def with_users(release: TinyRelease) -> TinyRelease:
-    """The release with users.jsonl as `scoter export` writes it."""
-    lines = [json.dumps({"user": user.id, "steps": ["Recommend."]}) + "\n" for user in release.users]
+def with_users(release: TinyRelease, *models: str) -> TinyRelease:
+    """The release with users.jsonl as `scoter export` writes it, and of its models these alone, if any are named."""
+    rows = ({"user": user.id, "history": user.history, "steps": user.steps} for user in release.users)
+    lines = [json.dumps(row) + "\n" for row in rows]
     (release.path / "reasoning" / "users.jsonl").write_text("".join(lines), encoding="utf-8")
     size = release.manifest.dataset
-    manifest = seal(release.path, release.manifest.models, items=size.items, users=size.users)
+    entries = [entry for entry in release.manifest.models if not models or entry.name in models]
+    manifest = seal(release.path, entries, items=size.items, users=size.users)
     return replace(release, path=release.path.rename(release.path.parent / manifest.release_id), manifest=manifest)
 
 
@@ -42,23 +45,37 @@ def test_only_users_with_reasoning_are_asked_for(tmp_path: Path) -> None:
         _users(tmp_path, 3)
 
 
-@pytest.mark.slow
-def test_a_published_release_is_shown_and_the_service_stopped(tmp_path: Path) -> None:
-    release = with_users(write_release(tmp_path / "releases"))
-    store = str(tmp_path / "store")
-
+def published(release: TinyRelease, store: str) -> None:
     async def load() -> None:
         opened = open_store(store_settings(store))
-        await publish(release, opened)
+        await publish(release.path, opened)
         await opened.close()
 
     asyncio.run(load())
+
+
+@pytest.mark.slow
+def test_a_published_release_is_shown_and_the_service_stopped(tmp_path: Path) -> None:
+    release, store = with_users(write_release(tmp_path / "releases")), str(tmp_path / "store")
+    published(release, store)
     result = CliRunner().invoke(app, ["--releases", str(tmp_path / "releases"), "--store", store, "--requests", "5"])
     assert result.exit_code == 0, result.output
     for user in release.users[::2]:
         assert f"User {user.id}" in result.output
     assert release.users[0].steps[0] in result.output
     assert "engine;dur=" in result.output
+    assert "A user nobody knows" in result.output
+
+
+@pytest.mark.slow
+def test_a_release_without_reasoning_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
+    release, store = with_users(write_release(tmp_path / "releases"), "hstu"), str(tmp_path / "store")
+    published(release, store)
+    result = CliRunner().invoke(app, ["--releases", str(tmp_path / "releases"), "--store", store, "--requests", "5"])
+    assert result.exit_code == 0, result.output
+    assert f"Release {release.manifest.release_id} has no model that reads reasoning" in result.output
+    assert f"User {release.users[0].id}" in result.output
+    assert "with reasoning" not in result.output
     assert "A user nobody knows" in result.output
 
 
