@@ -1,9 +1,10 @@
 """Answers on disk, so that none is asked for, or paid for, twice.
 
-One sqlite file in WAL mode holds two things:
+One sqlite file in WAL mode holds three things:
 
     answers   key -> text; the key is a digest of everything that decides the answer (`request_key`), and its number
     ledger    what was spent; a request is entered at its worst case before it is sent and corrected once it is answered
+    failed    keys of prompts that had to be given up: that they fail once more tells nothing about the endpoint
 
 An answer and what it cost are written in one transaction before anybody sees the answer. So a process that is killed
 loses at most the requests in flight, and what those may have cost stays in the ledger. Any number of processes may
@@ -33,6 +34,7 @@ CREATE TABLE answers (key BLOB PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE ledger (id INTEGER PRIMARY KEY CHECK (id = 1), spent REAL NOT NULL);
 INSERT INTO ledger VALUES (1, 0.0);
 """
+_ADDED = "CREATE TABLE IF NOT EXISTS failed (key BLOB PRIMARY KEY) WITHOUT ROWID"  # version 1 had begun without it
 
 
 def request_key(parts: Mapping[str, Any], number: int) -> bytes:
@@ -83,6 +85,11 @@ class AnswerCache:
             rows = self._db.execute("UPDATE ledger SET spent = spent + ?1 WHERE spent + ?1 <= ?2", (cost, budget))
             return rows.rowcount == 1
 
+    def first_failure(self, key: bytes) -> bool:
+        """Note that a prompt was given up; whether it is the first time."""
+        with self._translated(), self._transaction():
+            return self._db.execute("INSERT OR IGNORE INTO failed VALUES (?)", (key,)).rowcount == 1
+
     @property
     def spent(self) -> float:
         """Spent over all runs that used this cache, requests in flight at their worst case."""
@@ -128,6 +135,7 @@ class AnswerCache:
             verdict = check.fetchone()[0]
         if verdict != "ok":
             raise sqlite3.DatabaseError(" ".join(verdict.split()))  # it may be several lines
+        self._db.execute(_ADDED)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

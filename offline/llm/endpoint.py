@@ -32,7 +32,7 @@ from offline.llm.pace import Pace, backoff, spent_wait
 from offline.recipe import TeacherRecipe
 
 LONGEST_HOLD = 900.0  # seconds; a server that wants a longer break is asked again by the next run
-FAILED_IN_A_ROW = 20  # prompts without a success between, after which the endpoint is taken for broken
+FAILED_IN_A_ROW = 20  # prompts that never failed before, without a success between: the endpoint is taken for broken
 _MESSAGE_TOKENS = 16  # that a chat template adds to a message, at most
 _TOKEN_BYTES = 3  # of UTF-8, where the server does not count: English has about 4, other scripts fewer
 
@@ -91,7 +91,7 @@ class _Run:
         self.stopped = anyio.Event()
         self.error: LLMError | None = None
         self.successes = 0
-        self.failures = 0  # prompts, since the last success
+        self.failures = 0  # prompts that failed for the first time, since the last success
 
     def stop(self, error: LLMError) -> None:
         """No further request; the first error is the one to raise."""
@@ -235,7 +235,7 @@ class EndpointBackend:
                 texts = await self._attempt(run, question, numbers)
             except Refused:
                 self._chat.takes_n |= split  # it was not n that the server did not like
-                self._failed(run, fault=None, alone=False)
+                self._failed(run, question.prompt, fault=None, alone=False)
                 raise
             except Fault as fault:
                 if fault.adapted:
@@ -245,7 +245,7 @@ class EndpointBackend:
                 known = run.successes if known is None and fault.unreachable else known
                 if attempt == self._recipe.retries:
                     tries = f"{attempt + 1} attempts over {time.monotonic() - start:.0f} s"
-                    self._failed(run, fault, alone=run.successes != known)
+                    self._failed(run, question.prompt, fault, alone=run.successes != known)
                     raise Fault(f"{fault} ({tries})", unreachable=fault.unreachable) from None
                 await self._break(run, fault, attempt)
                 attempt += 1
@@ -329,7 +329,7 @@ class EndpointBackend:
         with anyio.move_on_after(wait):
             await run.stopped.wait()
 
-    def _failed(self, run: _Run, fault: Fault | None, *, alone: bool) -> None:
+    def _failed(self, run: _Run, prompt: Prompt, fault: Fault | None, *, alone: bool) -> None:
         """A prompt has failed for good, while others fared better or not. Raises LLMError when none will."""
         kept = f"the answers so far are kept in {self._cache.path}: run again to go on from there"
         if fault is not None and fault.unreachable and not alone:
@@ -337,7 +337,10 @@ class EndpointBackend:
                 f"nobody answers at {self._chat.base_url} ({fault}), asked {self._recipe.retries + 1} times: "
                 f"start the server, or correct teacher.base_url; {kept}"
             )
-        run.failures += 1
+        # Whoever goes on asks those that failed again, one after another: they are no news, whatever the sampling.
+        sent = sent_messages(prompt.messages, self._recipe.structured)
+        prompt_key = request_key({"model": self._recipe.model, "base_url": self._chat.base_url, "messages": sent}, 0)
+        run.failures += self._cache.first_failure(prompt_key)
         if run.failures >= FAILED_IN_A_ROW:
             raise LLMError(f"{self._chat.base_url} failed on {run.failures} prompts in a row; {kept}")
 

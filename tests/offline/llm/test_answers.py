@@ -1,0 +1,95 @@
+"""Backend `endpoint` before a server of which every word is made up: no model is served, so these are quick."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from offline.errors import LLMError
+from offline.llm import endpoint as module
+from offline.llm import pace
+from offline.llm.base import Answer
+from offline.llm.cache import AnswerCache
+from offline.llm.endpoint import EndpointBackend
+from offline.recipe import TeacherRecipe
+from tests.offline.llm.prompts import asks
+from tests.offline.llm.server import Asked, Fault, Layer, Send, completion, free_port, says, status
+
+Open = Callable[..., EndpointBackend]
+KEY = "sk-do-not-tell-4711"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(pace, "SPREAD", 0.02)
+
+
+@pytest.fixture
+def layer() -> Iterator[Layer]:
+    """With nothing behind it."""
+    running = Layer(f"http://127.0.0.1:{free_port()}/v1")
+    running.always = says(completion("fine"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def connect(layer: Layer, tmp_path: Path) -> Iterator[Open]:
+    """Opens backends on one cache."""
+    opened: list[EndpointBackend] = []
+
+    def connect_it(**changes: Any) -> EndpointBackend:
+        settings: dict[str, Any] = {
+            "backend": "endpoint",
+            "model": "small",
+            "base_url": layer.url,
+            "timeout": 30.0,
+            "retries": 2,
+        }
+        backend = EndpointBackend(TeacherRecipe(**settings | changes), AnswerCache(tmp_path), SecretStr(KEY))
+        opened.append(backend)
+        return backend
+
+    yield connect_it
+    for backend in opened:
+        backend.close()
+
+
+def answers(backend: EndpointBackend, numbers: range = range(1), **sampling: Any) -> list[Answer]:
+    """To these of the prompts that `asks` makes."""
+    prompts = [asks(number + 1, **sampling)[-1] for number in numbers]
+    return sorted(backend.answer(prompts), key=lambda answer: answer.index)
+
+
+def refuses(numbers: range) -> Fault:
+    """These of the prompts that `asks` makes, whenever they are asked; the others are answered."""
+
+    async def fault(asked: Asked, send: Send) -> None:
+        found = re.search(r"\d+", json.dumps(asked.body["messages"][-1]))
+        refused = found is not None and int(found[0]) in numbers
+        await (status(400, "content filter") if refused else says(completion("fine")))(asked, send)
+
+    return fault
+
+
+def test_prompts_that_failed_before_are_no_sign_of_a_broken_endpoint(
+    connect: Open, layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage that goes on asks them again, and no other one may be between them."""
+    monkeypatch.setattr(module, "FAILED_IN_A_ROW", 4)
+    layer.always = refuses(range(0, 40, 4))
+    first = answers(connect(concurrency=1), range(40))
+    assert sum(answer.error is not None for answer in first) == 10
+    for sampling in ({}, {"temperature": 0.7, "seed": 1}):  # as a second try has it
+        again = answers(connect(concurrency=1), range(0, 40, 4), **sampling)
+        assert all("content filter" in str(answer.error) for answer in again)
+    layer.always = status(400, "unknown parameter")
+    with pytest.raises(LLMError, match="failed on 4 prompts in a row"):
+        answers(connect(concurrency=1), range(36, 60))
