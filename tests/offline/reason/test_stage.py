@@ -295,6 +295,18 @@ def test_who_got_no_answer_before_a_run_was_cut_off_is_asked_again_when_it_goes_
     assert contents(out) == contents(whole)
 
 
+def test_those_who_get_no_answer_again_do_not_end_the_next_run(
+    prepared: Stage, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are all that it asks, and others' chains by the same writer are there."""
+    first = run(prepared, silent="no 3")
+    run.asked()
+    monkeypatch.setattr(module, "TRIAL", 5)
+    second = run(prepared, silent="no 3")
+    assert len(set(run.asked())) > 5
+    assert contents(second) == contents(first)
+
+
 def test_when_nobody_answered_the_next_try_asks_anew(stage_of: StageOf, run: Run) -> None:
     few = stage_of(dict(list(sequences().items())[:3]))
     with pytest.raises(StageError, match="no answer: it timed out"):
