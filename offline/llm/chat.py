@@ -167,7 +167,7 @@ class Chat:
                 raise Fault(said, unreachable=True) from None
             raise Fault(f"the answer was cut off: {said}", charged=True) from None
         except APIStatusError as error:
-            raise self._judge(error, body) from None
+            raise self._judge(error, body, n * prompt.sampling.max_tokens) from None
         except APIError as error:
             raise Fault(self._clean(str(error)), charged=True) from None
         headers = {name.lower(): value for name, value in response.headers.items()}
@@ -202,8 +202,8 @@ class Chat:
             body["extra_body"] = {"structured_outputs": {"regex": prompt.pattern}, "guided_regex": prompt.pattern}
         return body
 
-    def _judge(self, error: APIStatusError, body: Mapping[str, Any]) -> Exception:
-        """What a status of 4xx or 5xx means."""
+    def _judge(self, error: APIStatusError, body: Mapping[str, Any], tokens: int) -> Exception:
+        """What a status of 4xx or 5xx means; the answers would have had up to so many tokens."""
         status = error.status_code
         words = error.body.get("message") if isinstance(error.body, dict) else None
         said = self._clean(str(words or error.message))
@@ -225,7 +225,7 @@ class Chat:
                 return Fault(said, adapted=True)
         if status in {408, 409, 425, 429} or status >= 500:
             headers = {name.lower(): value for name, value in error.response.headers.items()}
-            return Fault(f"status {status}: {said}", wait=asked_wait(headers))
+            return Fault(f"status {status}: {said}", wait=asked_wait(headers, tokens))
         return Refused(f"status {status}: {said}")
 
     def _read(self, content: bytes, headers: Mapping[str, str], sampling: Sampling) -> Reply:

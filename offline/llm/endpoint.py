@@ -316,8 +316,10 @@ class EndpointBackend:
         return Fault("no text in the answer" if choices else "no choices in the answer", charged=True)
 
     async def _break(self, run: _Run, fault: Fault, attempt: int) -> None:
-        """Wait before the next attempt; everybody, if the server named a time."""
-        wait = backoff(attempt)
+        """Wait before the next attempt; everybody, if the server named a time, and this one no less than without it.
+
+        A server may round its time down to nothing, or name a moment that has passed by our clock.
+        """
         if fault.wait is not None:
             if fault.wait > LONGEST_HOLD:
                 raise LLMError(
@@ -325,8 +327,7 @@ class EndpointBackend:
                     f"answers so far are kept in {self._cache.path}"
                 )
             self._pace.hold(fault.wait)
-            wait = min(wait, fault.wait) if fault.wait else 0.0
-        with anyio.move_on_after(wait):
+        with anyio.move_on_after(backoff(attempt)):
             await run.stopped.wait()
 
     def _failed(self, run: _Run, prompt: Prompt, fault: Fault | None, *, alone: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import time
@@ -22,17 +23,22 @@ def backoff(retry: int) -> float:
     return min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(retry, 30)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 
-def asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a refusal asks to wait for (`Retry-After`, in seconds or as a date), or None."""
+def asked_wait(headers: Mapping[str, str], tokens: int) -> float | None:
+    """Seconds that a refusal asks to wait for, or None if it does not say.
+
+    By `Retry-After`, in seconds or as a date, or by the limits that leave no room for a request of so many tokens.
+    """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
-            return max(0.0, float(headers[name]) * unit)
+            seconds = float(headers[name]) * unit
         except (KeyError, ValueError):
             continue
+        if not math.isnan(seconds):
+            return max(0.0, seconds)
     try:
         return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
-    except (KeyError, ValueError):
-        return _reset(headers, 0)
+    except (KeyError, ValueError, OverflowError):
+        return _reset(headers, tokens)
 
 
 def spent_wait(headers: Mapping[str, str], tokens: int) -> float | None:

@@ -93,3 +93,18 @@ def test_prompts_that_failed_before_are_no_sign_of_a_broken_endpoint(
     layer.always = status(400, "unknown parameter")
     with pytest.raises(LLMError, match="failed on 4 prompts in a row"):
         answers(connect(concurrency=1), range(36, 60))
+
+
+@pytest.mark.parametrize("after", ["0", "-3", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_refusal_that_names_no_time_to_come_is_not_met_at_once(
+    connect: Open, layer: Layer, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """Its clock may be behind ours, or its seconds rounded down."""
+    monkeypatch.setattr(pace, "FIRST_WAIT", 0.2)
+    layer.faults.extend([status(429, headers={"Retry-After": after})] * 3)
+    (answer,) = answers(connect(retries=3))
+    assert answer.texts == ("fine",)
+    times = [asked.at for asked in layer.asked]
+    assert times[1] - times[0] >= 0.1
+    assert times[2] - times[1] >= 0.2
+    assert times[3] - times[2] >= 0.4

@@ -17,18 +17,23 @@ from offline.llm.pace import LONGEST_WAIT, Pace, asked_wait, backoff, spent_wait
         ({"retry-after-ms": "120", "retry-after": "9"}, 0.12),
         ({"retry-after": "-1"}, 0.0),
         ({"retry-after": "soon"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after-ms": "nan", "retry-after": "2"}, 2.0),
+        ({"retry-after": "Sun, 31 Dec 99999 23:59:59 GMT"}, None),
         ({}, None),
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m2s"}, 62.0),
         ({"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "1m2s"}, None),
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "tomorrow"}, None),
+        ({"x-ratelimit-remaining-tokens": "99", "x-ratelimit-reset-tokens": "20s"}, 20.0),
+        ({"x-ratelimit-remaining-tokens": "100", "x-ratelimit-reset-tokens": "20s"}, None),
     ],
 )
 def test_a_refusal_says_how_long_to_wait(headers: dict[str, str], seconds: float | None) -> None:
-    assert asked_wait(headers) == (seconds if seconds is None else pytest.approx(seconds))
+    assert asked_wait(headers, 100) == (seconds if seconds is None else pytest.approx(seconds))
 
 
 def test_a_refusal_may_name_a_date() -> None:
-    wait = asked_wait({"retry-after": formatdate(time.time() + 30, usegmt=True)})
+    wait = asked_wait({"retry-after": formatdate(time.time() + 30, usegmt=True)}, 100)
     assert wait is not None
     assert 25 < wait <= 30
 
