@@ -28,6 +28,7 @@ KEY_VARIABLE = "SCOTER_LLM_API_KEY"
 CONNECT_SECONDS = 10.0
 _NO_KEY = "none"  # the SDK insists on one; servers that want none ignore it
 _QUOTED = 300  # characters of a server's words in an error
+_BEGINNING = 80  # characters of a body that is no answer
 _JSON_RULE = 'Give the whole answer as one JSON object: {"answer": "..."}'
 
 Structured = Literal["none", "json", "regex"]
@@ -93,14 +94,25 @@ class Reply:
 
 
 def key_from_environment() -> SecretStr | None:
-    """The key to send, if there is one."""
+    """The key to send, if there is one. Raises LLMError, without quoting it, if it can be in no header."""
     key = os.environ.get(KEY_VARIABLE, "").strip()
+    if any(not "!" <= character <= "~" for character in key):
+        raise LLMError(
+            f"{KEY_VARIABLE} holds more than a key, which has no spaces, line breaks or letters beyond ASCII: set it "
+            "anew"
+        )
     return SecretStr(key) if key else None
 
 
 def checked_url(base_url: str) -> str:
     """`base_url` without a slash at its end. Raises RecipeError if it is no URL, or holds what belongs elsewhere."""
-    parts = urlsplit(base_url)
+    try:
+        parts = urlsplit(base_url)
+        _ = parts.port
+    except ValueError:  # not quoted: it may hold a password
+        raise RecipeError(
+            "teacher.base_url is no URL, by its port or brackets: give one such as http://localhost:8000/v1"
+        ) from None
     if parts.username or parts.password or parts.query or parts.fragment:
         raise RecipeError(
             "teacher.base_url holds more than scheme, host and path: a key belongs into the environment "
@@ -205,8 +217,8 @@ class Chat:
     def _judge(self, error: APIStatusError, body: Mapping[str, Any], tokens: int) -> Exception:
         """What a status of 4xx or 5xx means; the answers would have had up to so many tokens."""
         status = error.status_code
-        words = error.body.get("message") if isinstance(error.body, dict) else None
-        said = self._clean(str(words or error.message))
+        words = _words(error.body) or error.message
+        said = self._clean(words)
         where = f"{self.base_url} (model {self._model!r})"
         if status in {401, 403}:
             state = "is set, but not accepted" if self._key else "is not set"
@@ -217,7 +229,7 @@ class Chat:
             return LLMError(f"{where} is not there (404): check teacher.base_url and teacher.model. It says: {said}")
         if status in {400, 422}:
             # What this request held, whatever is known by now: others on their way meet the same refusal.
-            if "max_completion_tokens" in said and "max_tokens" in body:
+            if "max_completion_tokens" in words and "max_tokens" in body:
                 self._limit = "max_completion_tokens"
                 return Fault(said, adapted=True)
             if "n" in body:
@@ -234,7 +246,7 @@ class Chat:
             completion = _Completion.model_validate_json(content)
         except ValidationError:
             kind = headers.get("content-type", "no content type")
-            begins = self._clean(content[:80].decode("utf-8", "replace"))
+            begins = self._clean(content.decode("utf-8", "replace"), _BEGINNING)
             raise Fault(f"not a chat completion ({kind}; begins {begins!r})", charged=True) from None
         try:
             usage = _Tokens.model_validate(completion.usage)
@@ -260,9 +272,17 @@ class Chat:
             return ""
         return answer if isinstance(answer, str) else ""
 
-    def _clean(self, text: str) -> str:
-        """A server's words, on one line, without the key."""
+    def _clean(self, text: str, chars: int = _QUOTED) -> str:
+        """A server's words, on one line, without the key; cut only then, as half a key is one, too."""
         if self._key is not None:
             text = text.replace(self._key.get_secret_value(), "***")
         line = " ".join(text.split())
-        return line if len(line) <= _QUOTED else line[:_QUOTED] + "…"
+        return line if len(line) <= chars else line[:chars] + "…"
+
+
+def _words(body: object) -> str:
+    """What a server says of an error: its message, or whatever else it sent; empty if nothing."""
+    said = body.get("message") or body if isinstance(body, dict) else body
+    if not said:
+        return ""
+    return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)

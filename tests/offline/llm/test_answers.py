@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from offline.errors import LLMError
+from offline.errors import LLMError, RecipeError
 from offline.llm import endpoint as module
 from offline.llm import pace
 from offline.llm.base import Answer
 from offline.llm.cache import AnswerCache
+from offline.llm.chat import checked_url, key_from_environment
 from offline.llm.endpoint import EndpointBackend
 from offline.recipe import TeacherRecipe
 from tests.offline.llm.prompts import asks
-from tests.offline.llm.server import Asked, Fault, Layer, Send, completion, free_port, says, status
+from tests.offline.llm.server import Asked, Fault, Layer, Send, completion, free_port, respond, says, status
 
 Open = Callable[..., EndpointBackend]
 KEY = "sk-do-not-tell-4711"
@@ -108,3 +109,56 @@ def test_a_refusal_that_names_no_time_to_come_is_not_met_at_once(
     assert times[1] - times[0] >= 0.1
     assert times[2] - times[1] >= 0.2
     assert times[3] - times[2] >= 0.4
+
+
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        (b'{"error": {"message": "top_p is unknown", "type": "invalid"}}', "top_p is unknown"),
+        (b'{"message": "top_p is unknown"}', "top_p is unknown"),
+        (b'{"error": "`top_p` must be < 1.0", "error_type": "validation"}', "`top_p` must be < 1.0"),
+        (
+            b'{"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs"}]}',
+            '"loc": ["body", "seed"], "msg": "Extra inputs"',
+        ),
+        (b'{"message": {"detail": [{"loc": ["body", "seed"]}]}}', '"loc": ["body", "seed"]'),
+        (b"404 page not found", "404 page not found"),
+        (b"", "Error code: 400"),
+    ],
+)
+def test_a_refusal_is_told_in_the_servers_words(connect: Open, layer: Layer, body: bytes, words: str) -> None:
+    async def fault(asked: Asked, send: Send) -> None:
+        await respond(send, 400, body)
+
+    layer.always = fault
+    (answer,) = answers(connect())
+    assert answer.error is not None
+    assert answer.error.startswith("status 400: ")
+    assert words in answer.error
+
+
+def test_half_a_key_is_told_to_nobody_either(connect: Open, layer: Layer) -> None:
+    """Where the quotation ends in the middle of it."""
+    layer.always = says(b"<html>" + b"x" * 60 + KEY.encode() + b" is wrong")
+    (answer,) = answers(connect(retries=0))
+    assert answer.error is not None
+    assert KEY[:10] not in answer.error
+    assert "***" in answer.error
+
+
+@pytest.mark.parametrize("key", ["sk-first\nsk-second", "sk-with a-gap", "sk-schlüssel"])
+def test_a_key_that_can_be_in_no_header_is_refused_and_not_quoted(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("SCOTER_LLM_API_KEY", key)
+    with pytest.raises(LLMError, match="SCOTER_LLM_API_KEY holds more than a key") as error:
+        key_from_environment()
+    assert "sk-" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://localhost:8o00/v1", "http://localhost:80000/v1", "http://user:hush@[::1/v1", "http://user:hu/sh@host/v1"],
+)
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(RecipeError, match=r"teacher\.base_url is no URL") as error:
+        checked_url(url)
+    assert "hu" not in str(error.value)
