@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 import anyio
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from offline.errors import LLMError, RecipeError
+from offline.chains.thoughts import without_thoughts
+from offline.errors import AnswerError, LLMError, RecipeError
 from offline.llm.base import Message, Prompt, Sampling
 from offline.llm.extra import llm_extra
 from offline.llm.pace import asked_wait
@@ -30,6 +31,9 @@ _NO_KEY = "none"  # the SDK insists on one; servers that want none ignore it
 _QUOTED = 300  # characters of a server's words in an error
 _BEGINNING = 80  # characters of a body that is no answer
 _JSON_RULE = 'Give the whole answer as one JSON object: {"answer": "..."}'
+
+# Ends of what was not written to its end, by no fault of the prompt: DeepSeek's, OpenRouter's and vLLM's words.
+BROKEN_OFF = frozenset({"insufficient_system_resource", "error", "abort"})
 
 Structured = Literal["none", "json", "regex"]
 
@@ -58,7 +62,8 @@ class Refused(Exception):
 
 
 class _Message(BaseModel):
-    content: str | None = None
+    content: str | list[dict[str, Any]] | None = None  # a list where a model thinks first: its thoughts, then its text
+    refusal: Any = None
 
 
 class _Choice(BaseModel):
@@ -78,7 +83,7 @@ class _Completion(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One text, and why it ended (`stop`, `length`, ...)."""
+    """One text, and why it ended: `stop`, `length`, ..., or `refusal`. Empty if it was broken off."""
 
     text: str
     finish: str | None
@@ -243,8 +248,8 @@ class Chat:
     def _read(self, content: bytes, headers: Mapping[str, str], sampling: Sampling) -> Reply:
         """A body, whatever its content type says: what can be read has been paid for."""
         try:
-            completion = _Completion.model_validate_json(content)
-        except ValidationError:
+            completion = _completion(content)
+        except ValueError:
             kind = headers.get("content-type", "no content type")
             begins = self._clean(content.decode("utf-8", "replace"), _BEGINNING)
             raise Fault(f"not a chat completion ({kind}; begins {begins!r})", charged=True) from None
@@ -255,22 +260,18 @@ class Chat:
             tokens = None
         if tokens is not None and min(tokens) < 0:
             tokens = None
-        # Some servers return the stop word, too.
-        choices = [
-            Choice(sampling.before_stop(self._text(choice.message.content)), choice.finish_reason)
-            for choice in completion.choices
-        ]
-        return Reply(tuple(choices), tokens, headers)
+        return Reply(tuple(self._choice(choice, sampling) for choice in completion.choices), tokens, headers)
 
-    def _text(self, content: str | None) -> str:
-        """The answer in a message; empty if there is none."""
-        if self._structured != "json" or not content:
-            return content or ""
-        try:
-            answer = json.loads(content)["answer"]
-        except (ValueError, TypeError, KeyError):
-            return ""
-        return answer if isinstance(answer, str) else ""
+    def _choice(self, choice: _Choice, sampling: Sampling) -> Choice:
+        content, finish = choice.message.content, choice.finish_reason
+        if isinstance(content, list):
+            content = "".join(str(part.get("text") or "") for part in content if part.get("type") == "text")
+        if not content:
+            return Choice("", "refusal" if choice.message.refusal else finish)
+        if finish in BROKEN_OFF:
+            return Choice("", finish)
+        # Some servers return the stop word, too.
+        return Choice(sampling.before_stop(_unpacked(content) if self._structured == "json" else content), finish)
 
     def _clean(self, text: str, chars: int = _QUOTED) -> str:
         """A server's words, on one line, without the key; cut only then, as half a key is one, too."""
@@ -278,6 +279,27 @@ class Chat:
             text = text.replace(self._key.get_secret_value(), "***")
         line = " ".join(text.split())
         return line if len(line) <= chars else line[:chars] + "…"
+
+
+def _completion(content: bytes) -> _Completion:
+    """A body, read. Raises ValueError if it is none."""
+    try:
+        return _Completion.model_validate_json(content)
+    except ValidationError:
+        # A text that was cut at a token may end in half a surrogate pair, which is no reason to pay for it again.
+        whole = json.dumps(json.loads(content), ensure_ascii=False)
+        return _Completion.model_validate_json(whole.encode("utf-8", "replace"))
+
+
+def _unpacked(content: str) -> str:
+    """The answer in a JSON object, with or without thoughts, code fences and the like around it; empty if none is."""
+    try:
+        bare = without_thoughts(content)
+        answer = json.loads(bare[bare.find("{") : bare.rfind("}") + 1])["answer"]
+    except (AnswerError, ValueError, TypeError, KeyError):
+        return ""
+    # Of an escaped surrogate pair a model may write one half, which no file could hold.
+    return answer.encode("utf-8", "replace").decode() if isinstance(answer, str) else ""
 
 
 def _words(body: object) -> str:

@@ -27,7 +27,7 @@ from pydantic import SecretStr
 from offline.errors import LLMError, RecipeError
 from offline.llm.base import Answer, Prompt, Usage
 from offline.llm.cache import AnswerCache, request_key
-from offline.llm.chat import Chat, Choice, Fault, Refused, Reply, sent_messages
+from offline.llm.chat import BROKEN_OFF, Chat, Choice, Fault, Refused, Reply, sent_messages
 from offline.llm.pace import Pace, backoff, spent_wait
 from offline.recipe import TeacherRecipe
 
@@ -313,6 +313,10 @@ class EndpointBackend:
             return Refused("no text within max_tokens: a model that thinks first needs more of them")
         if ends == {"content_filter"}:
             return Refused("withheld by the server's content filter")
+        if ends == {"refusal"}:
+            return Refused("the model refuses to answer")
+        if broken := ends & BROKEN_OFF:
+            return Fault(f"the server broke the answer off ({', '.join(sorted(map(str, broken)))})", charged=True)
         return Fault("no text in the answer" if choices else "no choices in the answer", charged=True)
 
     async def _break(self, run: _Run, fault: Fault, attempt: int) -> None:

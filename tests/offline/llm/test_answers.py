@@ -162,3 +162,52 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(RecipeError, match=r"teacher\.base_url is no URL") as error:
         checked_url(url)
     assert "hu" not in str(error.value)
+
+
+def message(content: Any, finish: str = "stop", **fields: Any) -> Fault:
+    """A completion of one message."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": content, **fields}, "finish_reason": finish}
+    return says(json.dumps({"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}).encode())
+
+
+def test_thoughts_beside_the_text_are_no_part_of_it(connect: Open, layer: Layer) -> None:
+    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+    layer.always = message([thinking, {"type": "text", "text": "fi"}, {"type": "text", "text": "ne"}])
+    assert answers(connect())[0].texts == ("fine",)
+    layer.always = message("fine", reasoning_content="hm")
+    assert answers(connect(), range(1, 2))[0].texts == ("fine",)
+    assert len(layer.asked) == 2
+
+
+def test_a_refusal_by_the_model_is_not_asked_for_again(connect: Open, layer: Layer) -> None:
+    layer.always = message(None, refusal="I cannot help with that.")
+    (answer,) = answers(connect())
+    assert answer.error == "the model refuses to answer"
+    assert len(layer.asked) == 1
+
+
+@pytest.mark.parametrize("finish", ["insufficient_system_resource", "error", "abort"])
+def test_a_text_that_the_server_broke_off_is_no_answer(connect: Open, layer: Layer, finish: str) -> None:
+    layer.faults.append(message("fi", finish))
+    assert answers(connect())[0].texts == ("fine",)
+    layer.always = message("fi", finish)
+    (answer,) = answers(connect(retries=0), range(1, 2))
+    assert f"the server broke the answer off ({finish})" in str(answer.error)
+
+
+def test_half_a_surrogate_pair_costs_neither_the_answer_nor_the_run(connect: Open, layer: Layer) -> None:
+    layer.always = message("cut at \ud83d", "length")
+    assert answers(connect())[0].texts == ("cut at ?",)
+    layer.always = message('{"answer": "written as \\ud83d"}')
+    assert answers(connect(structured="json"))[0].texts == ("written as ?",)
+    assert len(layer.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['```json\n{"answer": "yes"}\n```', '<think>{"answer": "no"}?</think>\n{"answer": "yes"}', 'So: {"answer": "yes"}'],
+)
+def test_an_answer_in_json_may_have_something_around_it(connect: Open, layer: Layer, content: str) -> None:
+    layer.always = message(content)
+    assert answers(connect(structured="json"))[0].texts == ("yes",)
+    assert len(layer.asked) == 1
