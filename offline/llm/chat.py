@@ -74,6 +74,7 @@ class _Choice(BaseModel):
 class _Tokens(BaseModel):
     prompt_tokens: int
     completion_tokens: int
+    total_tokens: int | None = None
 
 
 class _Completion(BaseModel):
@@ -253,14 +254,8 @@ class Chat:
             kind = headers.get("content-type", "no content type")
             begins = self._clean(content.decode("utf-8", "replace"), _BEGINNING)
             raise Fault(f"not a chat completion ({kind}; begins {begins!r})", charged=True) from None
-        try:
-            usage = _Tokens.model_validate(completion.usage)
-            tokens = (usage.prompt_tokens, usage.completion_tokens)
-        except ValidationError:
-            tokens = None
-        if tokens is not None and min(tokens) < 0:
-            tokens = None
-        return Reply(tuple(self._choice(choice, sampling) for choice in completion.choices), tokens, headers)
+        choices = tuple(self._choice(choice, sampling) for choice in completion.choices)
+        return Reply(choices, _counted(completion.usage, written=any(choice.text for choice in choices)), headers)
 
     def _choice(self, choice: _Choice, sampling: Sampling) -> Choice:
         content, finish = choice.message.content, choice.finish_reason
@@ -289,6 +284,19 @@ def _completion(content: bytes) -> _Completion:
         # A text that was cut at a token may end in half a surrogate pair, which is no reason to pay for it again.
         whole = json.dumps(json.loads(content), ensure_ascii=False)
         return _Completion.model_validate_json(whole.encode("utf-8", "replace"))
+
+
+def _counted(usage: object, *, written: bool) -> tuple[int, int] | None:
+    """Tokens of prompt and completions by the server's count; None if it did not count, as zeros say, too."""
+    try:
+        found = _Tokens.model_validate(usage)
+    except ValidationError:
+        return None
+    prompt, completion = found.prompt_tokens, found.completion_tokens
+    if prompt < 1 or completion < written:
+        return None
+    # Some have thoughts in the total alone, and bill them.
+    return prompt, max(completion, (found.total_tokens or 0) - prompt)
 
 
 def _unpacked(content: str) -> str:

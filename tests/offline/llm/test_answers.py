@@ -211,3 +211,28 @@ def test_an_answer_in_json_may_have_something_around_it(connect: Open, layer: La
     layer.always = message(content)
     assert answers(connect(structured="json"))[0].texts == ("yes",)
     assert len(layer.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "usage, tokens, estimated",
+    [
+        ({"prompt_tokens": 10, "completion_tokens": 9, "total_tokens": 19}, (10, 9), 0),
+        (
+            {"prompt_tokens": 10, "completion_tokens": 9, "total_tokens": 500},
+            (10, 490),
+            0,
+        ),  # thoughts, which are billed
+        ({"prompt_tokens": 10, "completion_tokens": 9, "total_tokens": None}, (10, 9), 0),
+        ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, (15, 10), 1),
+        ({"prompt_tokens": 10, "completion_tokens": 0}, (15, 10), 1),
+    ],
+)
+def test_nothing_that_is_billed_goes_uncounted(
+    connect: Open, layer: Layer, usage: dict[str, Any], tokens: tuple[int, int], estimated: int
+) -> None:
+    layer.always = says(completion("x" * 30, usage=usage))
+    backend = connect(prompt_price=1e6, completion_price=1e6)
+    answers(backend)
+    used = backend.usage
+    assert (used.prompt_tokens, used.completion_tokens, used.estimated) == (*tokens, estimated)
+    assert used.cost == pytest.approx(sum(tokens))
