@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from offline.errors import LLMError
+from offline.wal import write_ahead
 
 FILE = "answers.sqlite"
 _APPLICATION = 0x5C07E4  # tells our files from other people's
@@ -112,7 +113,7 @@ class AnswerCache:
         self.close()
 
     def _prepare(self) -> None:
-        if self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+        if write_ahead(self._db, _BUSY) != "wal":
             raise LLMError(
                 f"the cache of answers {self.path} is on a disk that cannot lock files: move the work folder"
             )

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from offline.errors import StageError
+from offline.wal import write_ahead
 
 VERSION = 1
 _CACHE = 16 * 1024  # KiB of pages in memory
@@ -44,7 +45,7 @@ class Kept:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._table = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
             self._run(f"PRAGMA cache_size = -{_CACHE}")
-            self._run("PRAGMA journal_mode = WAL")
+            write_ahead(self._table, _PATIENCE)
             self._run(f"PRAGMA synchronous = {'NORMAL' if lasting else 'OFF'}")
             (version,) = self._run("PRAGMA user_version").fetchone()
             if version not in {0, VERSION}:

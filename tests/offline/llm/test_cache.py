@@ -90,6 +90,18 @@ def test_two_processes_may_write_at_the_same_time(tmp_path: Path) -> None:
         assert len(cache) == 600
 
 
+def test_a_new_file_may_be_opened_while_another_process_makes_it(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / FILE, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")  # SQLite waits for no such lock here
+    release = threading.Timer(0.3, other.execute, ("COMMIT",))
+    release.start()
+    with AnswerCache(tmp_path) as cache:
+        cache.put({b"k": "text"})
+        assert len(cache) == 1
+    release.join()
+    other.close()
+
+
 def test_a_damaged_file_is_named_and_left_as_it_is(tmp_path: Path) -> None:
     with AnswerCache(tmp_path) as cache:
         cache.put({request_key({}, number): "x" * 500 for number in range(200)})

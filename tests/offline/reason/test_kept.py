@@ -1,6 +1,7 @@
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,15 @@ parts = st.lists(st.one_of(st.text(), st.binary()), max_size=4)
 def test_other_parts_have_another_digest(first: list[str | bytes], second: list[str | bytes]) -> None:
     plain = [[p.encode() if isinstance(p, str) else p for p in parts] for parts in (first, second)]
     assert (digest(*first) == digest(*second)) == (plain[0] == plain[1])
+
+
+def test_a_new_table_may_be_opened_while_another_process_makes_it(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "kept.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")  # SQLite waits for no such lock by itself when it switches to WAL
+    release = threading.Timer(0.3, other.execute, ("COMMIT",))
+    release.start()
+    with Kept(tmp_path / "kept.sqlite") as kept:
+        kept.put([(b"key", b"value")])
+        assert len(kept) == 1
+    release.join()
+    other.close()
