@@ -141,7 +141,7 @@ class EndpointBackend:
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[Answer]:
         """As `Backend.answer`. Whoever stops reading cancels what is in flight."""
-        start = time.monotonic()
+        since = time.monotonic()
         questions = self._questions(prompts)
         send, receive = anyio.create_memory_object_stream[Answer](2 * self._recipe.concurrency)
         running = self._portal.start_task_soon(self._run, questions, send)
@@ -151,6 +151,9 @@ class EndpointBackend:
                     answer = self._portal.call(receive.receive)
                 except anyio.EndOfStream:
                     break
+                now = time.monotonic()  # whoever reads may look at the usage after each answer
+                self._usage.seconds += now - since
+                since = now
                 yield answer
             running.result()
         finally:
@@ -159,7 +162,7 @@ class EndpointBackend:
                 self._portal.call(receive.aclose)
             except RuntimeError:  # the backend was closed before its answers were read to the end
                 receive.close()
-            self._usage.seconds += time.monotonic() - start
+            self._usage.seconds += time.monotonic() - since
 
     def _questions(self, prompts: Sequence[Prompt]) -> list[_Question]:
         questions: dict[bytes, _Question] = {}

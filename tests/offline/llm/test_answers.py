@@ -236,3 +236,15 @@ def test_nothing_that_is_billed_goes_uncounted(
     used = backend.usage
     assert (used.prompt_tokens, used.completion_tokens, used.estimated) == (*tokens, estimated)
     assert used.cost == pytest.approx(sum(tokens))
+
+
+def test_the_time_taken_is_known_with_each_answer(connect: Open, layer: Layer) -> None:
+    """Stages read the usage between answers, and a million users are reckoned from it."""
+    layer.faults.append(status(429, headers={"Retry-After": "0.3"}))
+    backend = connect()
+    reading = backend.answer(asks(1))
+    next(reading)
+    assert backend.usage.seconds >= 0.3
+    whole = backend.usage.seconds
+    assert list(reading) == []
+    assert whole <= backend.usage.seconds < whole + 0.3
