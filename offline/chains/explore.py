@@ -39,7 +39,7 @@ STEP_CHARS = 120
 _REASON_WORDS, _ITEM_WORDS = 80, 16  # that a constrained decoder may write
 _BLOCK = r"cot[ _-]?path|reason(?:ing)?|recommendations?"
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[^\n`]*$\n?", re.MULTILINE)
-_TAG = re.compile(rf"<\s*(/?)\s*({_BLOCK})\s*>", re.IGNORECASE)
+_TAG = re.compile(rf"<\s*(/\s*)?({_BLOCK})\s*>", re.IGNORECASE)
 _HEADING = re.compile(
     rf"^[ \t]*(?:#+[ \t]*)?[*_]{{0,3}}({_BLOCK})[*_]{{0,3}}[ \t]*(?::[*_]{{0,3}}|$)", re.IGNORECASE | re.MULTILINE
 )

@@ -211,5 +211,8 @@ def _sections(text: str, names: Sequence[str]) -> list[str]:
 
 def _heading(name: str) -> re.Pattern[str]:
     words = r"[\s*_]+".join("(?:&|and)" if word in {"&", "and"} else re.escape(word) for word in name.split())
-    # `**Name:** text`, `### 2. Name`, `Step 2 - Name: text`, ...
-    return re.compile(rf"^[\s>#*_•-]*{_NUMBERED}[*_\"']*{words}[*_\"']*\s*(?:[:：]|[–—-]+\s|$)[*_\s]*", re.IGNORECASE)
+    # `**Name:** text`, `### 2. Name`, `Step 2 - Name: text`, ... Marks after the number are few: two runs without a
+    # bound would be tried in every division of a line that is nothing but marks.
+    return re.compile(
+        rf"^[\s>#*_•-]*{_NUMBERED}[*_\"']{{0,6}}{words}[*_\"']*\s*(?:[:：]|[–—-]+\s|$)[*_\s]*", re.IGNORECASE
+    )

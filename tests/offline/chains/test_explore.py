@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offline.chains import explore
-from offline.chains.explore import Explored, parse, prompt, write
+from offline.chains.explore import ANSWER_CHARS, Explored, parse, prompt, write
 from offline.chains.template import MANUAL, Template
 from offline.errors import AnswerError
 from offline.llm.base import Explore, Sampling
@@ -172,3 +172,10 @@ def test_a_template_reads_what_it_writes(steps: list[str]) -> None:
 
 def test_the_manual_templates_are_read_as_they_are_written() -> None:
     assert all(Template.parse(str(template)) == template for template in MANUAL.values())
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("character", [" ", "\n", "\t"])
+def test_an_answer_that_runs_on_in_white_space_is_read_in_no_time(character: str) -> None:
+    with pytest.raises(AnswerError):
+        parse("<" + character * ANSWER_CHARS)

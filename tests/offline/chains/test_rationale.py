@@ -176,3 +176,10 @@ def test_the_shortest_section_is_as_long_as_is_said() -> None:
     assert parse(answer("x" * MIN_CHARS), TEMPLATE).summary == "x" * MIN_CHARS
     with pytest.raises(AnswerError):
         parse(answer("x" * (MIN_CHARS - 1)), TEMPLATE)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("mark", '_*-#>"')
+def test_an_answer_that_runs_on_in_marks_is_read_in_no_time(mark: str) -> None:
+    with pytest.raises(AnswerError):
+        parse(mark * 60_000, TEMPLATE)
