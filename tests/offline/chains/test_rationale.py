@@ -66,6 +66,8 @@ def _marked(heading: Callable[[int, str], str]) -> str:
         f"```markdown\n{write(CHAIN, TEMPLATE)}\n```",
         "Certainly! Here it is.\n\n# Structured rationale\n\n" + write(CHAIN, TEMPLATE) + "<|im_end|>",
         write(CHAIN, TEMPLATE).replace(". ", ".\n"),
+        _marked(lambda _, name: f"{name}\n=====\n"),
+        _marked(lambda place, name: f"{name}: ").replace("\n\n", "\n\n---\n\n") + "\n\n* * *",
     ],
 )
 def test_mark_up_around_a_chain_is_repaired(answer: str) -> None:
