@@ -64,10 +64,12 @@ class Purse:
 
     def settle(self, worst: float, actual: float, answers: dict[bytes, str]) -> None:
         """What was set aside cost `actual`; keep the answers that it bought."""
-        self._cache.put(answers, correction=actual - worst)
-        self._open -= 1
-        self._settled.set()
-        self._settled = anyio.Event()
+        try:
+            self._cache.put(answers, correction=actual - worst)
+        finally:  # those who wait for it are not to wait for ever
+            self._open -= 1
+            self._settled.set()
+            self._settled = anyio.Event()
 
 
 @dataclass(slots=True)

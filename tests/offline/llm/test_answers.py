@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from pydantic import SecretStr
 
@@ -248,3 +249,21 @@ def test_the_time_taken_is_known_with_each_answer(connect: Open, layer: Layer) -
     whole = backend.usage.seconds
     assert list(reading) == []
     assert whole <= backend.usage.seconds < whole + 0.3
+
+
+@pytest.mark.timeout(60)
+def test_a_disk_that_is_full_ends_the_run_also_for_those_who_wait_for_the_budget(
+    connect: Open, layer: Layer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise LLMError("database or disk is full")
+
+    async def slowly(asked: Asked, send: Send) -> None:
+        await anyio.sleep(0.3)  # both have come to the purse by then
+        await says(completion("fine"))(asked, send)
+
+    layer.always = slowly
+    backend = connect(concurrency=2, prompt_price=1e6, completion_price=1e6, budget=100.0)  # of one request
+    monkeypatch.setattr(AnswerCache, "put", full)
+    with pytest.raises(LLMError, match="disk is full"):
+        answers(backend, range(4))
