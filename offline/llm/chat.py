@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +31,7 @@ CONNECT_SECONDS = 10.0
 _NO_KEY = "none"  # the SDK insists on one; servers that want none ignore it
 _QUOTED = 300  # characters of a server's words in an error
 _BEGINNING = 80  # characters of a body that is no answer
+_SEED = re.compile(r"\bseed\b")  # in a refusal: Mistral knows no field of that name
 _JSON_RULE = 'Give the whole answer as one JSON object: {"answer": "..."}'
 
 # Ends of what was not written to its end, by no fault of the prompt: DeepSeek's, OpenRouter's and vLLM's words.
@@ -157,6 +159,7 @@ class Chat:
             max_retries=0,
         )
         self._limit = "max_tokens"  # what the server calls it; found out
+        self._takes_seed = True  # found out
         self.takes_n = True  # the server gives several answers to one request; found out
 
     def __repr__(self) -> str:
@@ -202,7 +205,7 @@ class Chat:
         }
         if n > 1:
             body["n"] = n
-        if seed is not None:
+        if seed is not None and self._takes_seed:
             body["seed"] = seed
         if sampling.stop:
             body["stop"] = list(sampling.stop)
@@ -237,6 +240,9 @@ class Chat:
             # What this request held, whatever is known by now: others on their way meet the same refusal.
             if "max_completion_tokens" in words and "max_tokens" in body:
                 self._limit = "max_completion_tokens"
+                return Fault(said, adapted=True)
+            if "seed" in body and _SEED.search(words):
+                self._takes_seed = False
                 return Fault(said, adapted=True)
             if "n" in body:
                 self.takes_n = False

@@ -251,6 +251,21 @@ def test_the_time_taken_is_known_with_each_answer(connect: Open, layer: Layer) -
     assert whole <= backend.usage.seconds < whole + 0.3
 
 
+def test_a_server_that_knows_no_seed_is_asked_without(connect: Open, layer: Layer) -> None:
+    words = b'{"message": {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}}'
+
+    async def fault(asked: Asked, send: Send) -> None:
+        if "seed" in asked.body:
+            await respond(send, 422, words)
+        else:
+            await says(completion(*["fine"] * asked.body.get("n", 1)))(asked, send)
+
+    layer.always = fault
+    found = answers(connect(concurrency=1, retries=0), range(3), n=2, seed=7)
+    assert [answer.texts for answer in found] == [("fine", "fine")] * 3
+    assert [("seed" in asked.body, asked.body["n"]) for asked in layer.asked] == [(True, 2), *[(False, 2)] * 3]
+
+
 @pytest.mark.timeout(60)
 def test_a_disk_that_is_full_ends_the_run_also_for_those_who_wait_for_the_budget(
     connect: Open, layer: Layer, monkeypatch: pytest.MonkeyPatch
