@@ -124,6 +124,7 @@ class _Discovery:
         memory = work / _RETRIEVED / f"{tokens.fingerprint}-{DEPTH}.bin"
         self._catalogue = Catalogue(vectors, self._encode, memory)
         self._readings: dict[str, Reading] = {}
+        self._earlier = _sessions(folder)
         (folder / "answers").mkdir(exist_ok=True)
 
     @cached_property
@@ -203,12 +204,15 @@ class _Discovery:
     @contextmanager
     def _backend(self) -> Iterator[Backend]:
         """The backend, open; what it used is noted, also when it dies."""
-        earlier = _sessions(self._folder)
         with open_backend(self._recipe.teacher, self._dataset, self._cache) as backend:
             try:
                 yield backend
             finally:
-                write_json(self._folder / "usage.json", [asdict(one) for one in (*earlier, backend.usage)])
+                self._note(backend)
+
+    def _note(self, backend: Backend) -> None:
+        """What was used so far, on disk with every answer: this process may be killed before the next one."""
+        write_json(self._folder / "usage.json", [asdict(one) for one in (*self._earlier, backend.usage)])
 
     def _question(self, user: int, n: int, path: tuple[str, ...] | None = None) -> Question:
         asked = self._recipe.discover
@@ -227,6 +231,7 @@ class _Discovery:
         task = self._progress.add_task(f"{phase}: asking", total=len(questions), completed=len(questions) - missing)
 
         def answered(question: Question, reply: Reply) -> None:
+            self._note(backend)
             self._progress.advance(task)
             after(question, reply)
 
@@ -282,7 +287,7 @@ class _Discovery:
         sampling = Sampling(TRIES, asked.temperature, asked.top_p, asked.max_tokens, asked.seed)
         question = Question(None, mine.prompt(Abstract(chosen, 1, clusters, recall), sampling))
         journal = Journal(self._folder / "answers" / "mine.jsonl")
-        journal.ask([question], backend, lambda *_: None)
+        journal.ask([question], backend, lambda *_: self._note(backend))
         reasons: list[str] = []
         for _, reply in journal.replies([question]):
             if not reply.texts:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,6 +110,7 @@ class _Run:
         self.users = sample(self.dataset, recipe.distill.users, recipe.distill.seed)
         self.kept: dict[int, Chain] = {}
         self.rejected: dict[int, tuple[str, str]] = {}  # reason and text
+        self.note: Callable[[], None] = lambda: None  # write down what was used; nothing while nobody is asked
 
     def go(self) -> None:
         answers = self.folder / "answers.jsonl"
@@ -144,17 +145,23 @@ class _Run:
     def _teacher(self) -> Iterator[Backend]:
         start, before = time.monotonic(), _json(self.folder / "usage.json")
         with teacher(self.recipe, self.dataset, self.folder) as backend:
-            try:
-                yield backend
-            finally:  # whatever ended it: what was paid is known
+
+            def note() -> None:
                 used = {**asdict(backend.usage), "seconds": time.monotonic() - start}
                 total = {k: v if isinstance(v, str) else before.get(k, 0) + v for k, v in used.items()}
                 write_json(self.folder / "usage.json", {"name": backend.name, **total})
+
+            self.note = note
+            try:
+                yield backend
+            finally:  # whatever ended it: what was paid is known
+                note()
 
     def _prompt(self, user: int) -> Prompt:
         return question(self.dataset, user, self.template, self.recipe, hindsight=self.recipe.distill.hindsight)
 
     def _read(self, user: int, said: Said) -> None:
+        self.note()  # this process may be killed before the next answer
         try:
             if said.error is not None:
                 raise AnswerError(NO_ANSWER)

@@ -15,7 +15,7 @@ from offline.discover import stage as module
 from offline.discover.report import page
 from offline.discover.stage import discover, load_template
 from offline.errors import LLMError, RecipeError, StageError
-from offline.llm.base import Abstract, Explore
+from offline.llm.base import Abstract, Explore, Prompt
 from offline.prepare import load_dataset
 from offline.recipe import DiscoverRecipe, Recipe, TeacherRecipe
 from offline.stage import Stage
@@ -169,6 +169,21 @@ def test_an_endpoint_that_dies_loses_nothing_and_is_asked_nothing_twice(bench: B
     whole = bench.run()
     assert len(bench.backend.asked) == _json(stage, "evidence.json")["cost"]["requests"]
     assert resumed == {name: (whole.folder / name).read_bytes() for name in resumed}
+
+
+def test_what_was_used_is_on_disk_with_every_answer(bench: Bench) -> None:
+    """Whoever is killed has no time to write it down."""
+    told: list[tuple[int, int]] = []
+
+    def explored(prompt: Prompt, task: Explore, draw: int) -> str:
+        bills = [json.loads(path.read_text(encoding="utf-8")) for path in bench.work.glob("*.partial/usage.json")]
+        told.append((bench.backend.usage.requests, sum(session["requests"] for bill in bills for session in bill)))
+        return bench.backend.explored(prompt, task, draw)
+
+    bench.backend.explore = explored
+    bench.run()
+    assert len(told) > 100
+    assert all(noted == requests - 1 for requests, noted in told)
 
 
 def test_nothing_is_encoded_twice_after_a_cut_or_under_another_recipe(bench: Bench) -> None:

@@ -123,6 +123,22 @@ def test_an_endpoint_that_dies_costs_nothing_that_it_said(
     assert summary["usage"]["requests"] == 15 + 5 + 22
 
 
+def test_what_was_used_is_on_disk_with_every_answer(
+    prepared: Stage, template: Template, recipe: Recipe, teacher: Teacher, tmp_path: Path
+) -> None:
+    """Whoever is killed has no time to write it down."""
+    noted: list[int] = []
+
+    def looking(number: int, prompt: Prompt) -> str:
+        bills = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("*.partial/usage.json")]
+        noted.extend([bill["requests"] for bill in bills] or [0])
+        return good(number, prompt)
+
+    teacher(looking)
+    teach(tmp_path, prepared, template, recipe, [prepared])
+    assert noted == list(range(40))
+
+
 def test_a_run_that_is_killed_before_its_bill_is_written_goes_on(
     prepared: Stage,
     template: Template,
