@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from hypothesis import HealthCheck, settings
 from pydantic import SecretStr
 from redis.asyncio import RedisCluster
 
@@ -19,6 +20,10 @@ from tests import redis_server
 from tests.redis_server import Certificates
 from tests.service.tiny_release import TinyRelease, write_release
 from tests.triton_server import Triton
+
+# How long an example takes is the machine's affair: one that stops for a second has refuted no property.
+settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("timeless")
 
 
 @pytest.fixture(scope="session")

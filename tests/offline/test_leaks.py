@@ -169,7 +169,7 @@ bought = st.lists(st.lists(st.integers(1, N), min_size=4, max_size=9), min_size=
 
 
 @pytest.mark.parametrize("writer", HONEST, ids=lambda writer: writer.name)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(sequences=bought, draw=st.data())
 def test_no_chain_depends_on_an_item_that_its_split_must_not_know(
     writer: Writer, sequences: list[list[int]], draw: st.DataObject
@@ -207,7 +207,7 @@ def test_the_check_finds_nothing_in_honest_writers() -> None:
     assert [_found(writer) for writer in HONEST] == [set(), set()]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(bought, st.data())
 def test_no_cooccurrence_table_counts_a_validation_or_test_item(
     sequences: list[list[int]], draw: st.DataObject
@@ -246,7 +246,7 @@ def _ending(sequences: Sequence[Sequence[int]], count: int, by: int) -> list[lis
 
 
 @pytest.mark.parametrize("writer", HONEST, ids=lambda writer: writer.name)
-@settings(deadline=None, max_examples=3)
+@settings(max_examples=3)
 @given(sequences=bought, by=st.integers(1, N - 1))
 def test_h_of_a_split_is_the_same_byte_for_byte_whatever_is_bought_from_its_target_on(
     writer: Writer, sequences: list[list[int]], by: int

@@ -84,7 +84,7 @@ def test_collisions_are_items_whose_codes_an_earlier_one_has() -> None:
     assert collisions(np.array([[0, 1], [1, 0], [0, 1], [0, 1], [1, 0]])) == 3
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     items=st.integers(1, 60),
     kinds=st.integers(1, 60),

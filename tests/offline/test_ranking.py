@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -85,7 +85,6 @@ def test_an_asked_user_is_told_nothing_of_the_target() -> None:
             assert target == sequence[-back]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 100))
 def test_a_list_of_sufficient_depth_ranks_as_the_scores_do(seed: int) -> None:
     """What comes from another program is measured as if it had been scored here, masked or not."""

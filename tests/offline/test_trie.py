@@ -22,7 +22,7 @@ def catalogues(draw: st.DrawFn) -> tuple[NDArray[np.int64], int]:
 
 
 @given(catalogues())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_trie_holds_every_prefix_once_and_nothing_else(case: tuple[NDArray[np.int64], int]) -> None:
     codes, codebook = case
     trie = build_trie(codes, codebook)
@@ -44,7 +44,7 @@ def test_trie_holds_every_prefix_once_and_nothing_else(case: tuple[NDArray[np.in
 
 
 @given(catalogues())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_path_leads_to_the_item(case: tuple[NDArray[np.int64], int]) -> None:
     codes, codebook = case
     trie = build_trie(codes, codebook)
@@ -57,7 +57,7 @@ def test_path_leads_to_the_item(case: tuple[NDArray[np.int64], int]) -> None:
 
 
 @given(catalogues(), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_service_numbers_the_nodes_alike(case: tuple[NDArray[np.int64], int], data: st.DataObject) -> None:
     codes, codebook = case
     trie, nodes = build_trie(codes, codebook), Nodes.of(codes)

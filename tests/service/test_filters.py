@@ -60,7 +60,7 @@ def unpacked(mask: NDArray[np.uint8], nodes: int) -> list[bool]:
 
 
 @given(catalogues(), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_node_is_alive_if_an_eligible_item_that_is_not_excluded_is_beneath(
     catalogue: Catalogue, data: st.DataObject
 ) -> None:
@@ -79,7 +79,7 @@ def test_a_node_is_alive_if_an_eligible_item_that_is_not_excluded_is_beneath(
 
 
 @given(catalogues(), st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_popular_items_of_a_filter_are_eligible_and_complete(catalogue: Catalogue, data: st.DataObject) -> None:
     filters = Filters(catalogue)
     chosen = filters.resolve(data.draw(asked(filters.columns)), {})

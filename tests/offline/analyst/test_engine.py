@@ -17,7 +17,7 @@ def _chains(dataset: Dataset, split: str) -> list[list[str]]:
 sequences = st.lists(st.lists(st.integers(1, N), min_size=4, max_size=9), min_size=2, max_size=6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sequences, st.booleans(), st.data())
 def test_a_chain_does_not_see_its_users_later_items(data: list[list[int]], text: bool, draw: st.DataObject) -> None:
     """Whatever a user buys at or after a split's target, his chain of that split stays the same."""
@@ -31,7 +31,7 @@ def test_a_chain_does_not_see_its_users_later_items(data: list[list[int]], text:
             assert Analyst(before).chains([user], split) == Analyst(after).chains([user], split)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sequences, st.data())
 def test_no_chain_and_no_statistic_sees_validation_or_test_items_of_other_users(
     data: list[list[int]], draw: st.DataObject

@@ -20,7 +20,6 @@ def _shoppers(data: Dataset) -> list[Shopper]:
     return [Shopper(data.history(user, "valid"), data.training(user)) for user in range(len(data.users))]
 
 
-@settings(deadline=None)
 @given(sequences, st.integers(1, N), st.data())
 def test_popular_items_are_those_that_the_others_bought(data: list[list[int]], count: int, draw: st.DataObject) -> None:
     user = draw.draw(st.integers(0, len(data) - 1))
@@ -35,7 +34,7 @@ def test_popular_items_are_those_that_the_others_bought(data: list[list[int]], c
     assert found.tolist() == sold[1:].tolist()
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(sequences, st.booleans(), st.integers(3, N), st.integers(0, 6))
 def test_company_changes_nobodys_ranking(data: list[list[int]], text: bool, fill: int, first: int) -> None:
     """All shoppers under all mixes at once, against some of them alone."""
@@ -50,7 +49,7 @@ def test_company_changes_nobodys_ranking(data: list[list[int]], text: bool, fill
         np.testing.assert_allclose(alone.scores[0], together.scores[row], rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(sequences, st.integers(1, N))
 def test_what_is_ranked_is_new_different_and_best_first(data: list[list[int]], fill: int) -> None:
     made = dataset(data)

@@ -178,7 +178,7 @@ def test_each_operation_changes_what_is_recommended(sample: Dataset, backend: An
 sequences = st.lists(st.lists(st.integers(1, N), min_size=4, max_size=9), min_size=2, max_size=6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sequences, st.booleans(), st.sampled_from(PATHS), st.data())
 def test_no_answer_sees_its_users_later_items(
     data: list[list[int]], text: bool, path: tuple[str, ...], draw: st.DataObject
@@ -201,7 +201,7 @@ def test_no_answer_sees_its_users_later_items(
     assert ask(AnalystBackend(before), *asked[0]) == ask(AnalystBackend(after), *asked[1])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sequences, st.sampled_from(PATHS), st.data())
 def test_no_answer_sees_validation_or_test_items_of_others(
     data: list[list[int]], path: tuple[str, ...], draw: st.DataObject

@@ -221,7 +221,7 @@ def test_every_ordinary_token_writes_its_own_bytes(small: LocalBackend) -> None:
         assert b"".join(by_number[number] for number in numbers).decode() == text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 600), st.floats(0.05, 1.0), st.floats(0, 0.999), st.floats(0.1, 20), st.integers(0, 1000))
 def test_a_nucleus_draw_is_the_inverse_of_its_distribution(
     size: int, top_p: float, uniform: float, scale: float, seed: int

@@ -69,7 +69,7 @@ def test_scores_are_a_distribution_over_the_catalogue(variant: Variant) -> None:
     width=st.integers(1, 30),
     excluded=st.lists(st.integers(0, 70), max_size=40),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_comes_back_is_allowed_sorted_and_complete(
     variant: Variant, seed: int, items: int, width: int, excluded: list[int]
 ) -> None:
@@ -104,7 +104,7 @@ def test_what_comes_back_is_allowed_sorted_and_complete(
     colours=st.integers(1, 12),
     excluded=st.lists(st.integers(0, 70), max_size=40),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_filtered_beam_is_full_whenever_enough_is_left(
     variant: Variant, seed: int, items: int, width: int, widen: list[int], colours: int, excluded: list[int]
 ) -> None:

@@ -92,7 +92,7 @@ def random_rule(draw: st.DrawFn) -> dict[str, Any]:
     return rule
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(random_rule(), min_size=1, max_size=3),
     st.text(min_size=1, max_size=12),
@@ -230,7 +230,6 @@ def test_a_request_cannot_speak_for_another_user() -> None:
         assert experiments.assign(user, {"id": "user-1", "user_id": "user-1"}) == experiments.assign(user, {})
 
 
-@settings(deadline=None)
 @given(st.text(max_size=300), st.dictionaries(st.text(max_size=5) | st.just("a"), st.from_type(object), max_size=3))
 def test_no_attribute_can_make_it_fail(user_id: str, attributes: dict[str, Any]) -> None:
     test = {"a": {"$not": {"$elemMatch": {"$vgt": "1"}}, "$ne": 1, "$nini": ["x"], "$notRegex": "x"}, "a.b.0": 1}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 from growthbook.core import _js_number_to_string, gbhash
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.experiments.hashing import Bucketer, fnv1a, hashable_text, number_text
@@ -16,7 +16,6 @@ def test_fnv1a_of_known_texts() -> None:
     assert [fnv1a(text) for text in ("", "a", "foobar")] == [0x811C9DC5, 0xE40C292C, 0xBF9CF968]
 
 
-@settings(deadline=None)
 @given(seed=any_text, value=any_text.filter(bool), version=st.sampled_from([1, 2]))
 def test_buckets_are_those_of_growthbook(seed: str, value: str, version: int) -> None:
     bucketer = Bucketer(seed, version)
@@ -24,7 +23,6 @@ def test_buckets_are_those_of_growthbook(seed: str, value: str, version: int) ->
     assert bucketer.bucket(value) == gbhash(seed, value, version)  # from memory
 
 
-@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**30), 10**30))
 def test_numbers_are_written_as_growthbook_writes_them(number: float) -> None:
     assert number_text(number) == _js_number_to_string(number)

@@ -72,14 +72,13 @@ conditions = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(conditions, st.dictionaries(names, values, max_size=3))
 def test_conditions_hold_when_growthbook_says_so(condition: dict[str, Any], attributes: dict[str, Any]) -> None:
     ours = compile_condition(condition, GROUPS, "")(attributes)
     assert ours is evalCondition(attributes, condition, GROUPS)
 
 
-@settings(deadline=None)
 @given(st.text("v0123456789.-+abc", max_size=12) | st.integers(0, 10**6) | st.floats(0, 100))
 def test_versions_are_padded_as_by_growthbook(version: str | float) -> None:
     assert padded_version(version) == paddedVersionString(version)
