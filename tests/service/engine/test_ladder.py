@@ -1,22 +1,38 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
 from service.deadline import Deadline
 from service.engine.base import ModelInput, Ranking
+from service.engine.breaker import Breaker
 from service.engine.ladder import READY_SECONDS, Ladder, Outcome
 from service.errors import EngineError, EngineOverloaded, EngineTimeout, EngineUnavailable
 from service.settings import BreakerSettings
+from tests import virtual_time
 
 pytestmark = pytest.mark.anyio
 
 REQUEST = ModelInput(np.array([1]), None, np.array([], np.int64))
 SETTINGS = BreakerSettings(failures=2, open_ms=60_000, slow_ms=20, reserve_ms=50)
 HURRIED = SETTINGS.model_copy(update={"slow_ms": 500})  # everybody is in a hurry then
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> Any:
+    return virtual_time.BACKEND
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines of tens of milliseconds, kept to the microsecond on a machine that stops for seconds."""
+    for module in ("service.deadline", "service.engine.ladder"):
+        monkeypatch.setattr(f"{module}.monotonic", virtual_time.clock)
+    monkeypatch.setattr("service.engine.ladder.Breaker", partial(Breaker, clock=virtual_time.clock))
 
 
 class Scripted:
@@ -229,9 +245,9 @@ async def test_an_engine_that_hangs_is_not_ready_in_time_for_a_probe() -> None:
             await asyncio.sleep(60)
             return True
 
-    started = time.monotonic()
+    started = virtual_time.clock()
     assert await Ladder([Hanging(1), Hanging(2), Scripted(3)], SETTINGS).ready("hstu", REQUEST) == [False, False, True]
-    assert time.monotonic() - started < 2 * READY_SECONDS
+    assert virtual_time.clock() - started < 2 * READY_SECONDS
 
 
 async def test_readiness_and_closing_reach_every_engine() -> None:
