@@ -6,7 +6,7 @@ from typing import Any
 
 import schemathesis
 
-PATIENT_MS = 1_000.0
+PATIENT_MS = 9_000.0
 
 
 @schemathesis.hook

@@ -15,6 +15,7 @@ import pytest
 
 from tests.images import Image, Replay
 from tests.service.conftest import published_settings
+from tests.service.server import PATIENT
 from tests.service.tiny_release import TinyRelease
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,7 @@ def test_the_image_answers_and_leaves_on_sigterm(image: Image, tiny: TinyRelease
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = image.environment | {
+        **PATIENT,
         "SCOTER_HOST": "127.0.0.1",
         "SCOTER_PORT": str(port),
         "SCOTER_STORE__PATH": str(tmp_path),

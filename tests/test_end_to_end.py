@@ -31,6 +31,7 @@ from service.release.release import Release
 from service.settings import LmdbSettings, Settings
 from service.store.open import open_store
 from tests.offline.models import tiny
+from tests.service.conftest import PATIENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first test runs all stages
 
@@ -67,7 +68,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(work: Path) -> Iterator[TestClient]:
-    settings = Settings(releases=work / "work" / "releases", store=LmdbSettings(path=work / "store"))
+    settings = Settings(releases=work / "work" / "releases", store=LmdbSettings(path=work / "store"), limits=PATIENT)
     with TestClient(create_app(settings)) as opened:
         yield opened
 

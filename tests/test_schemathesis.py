@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from tests.service.conftest import published_settings
-from tests.service.server import ROOT, serving
+from tests.service.server import PATIENT, ROOT, serving
 from tests.service.tiny_release import TinyRelease
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -55,7 +55,7 @@ def test_the_service_does_what_its_document_says(tiny: TinyRelease, tmp_path: Pa
     published_settings(tiny, tmp_path / "store")
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG)
-    settings = {"SCOTER_ACCESS__API_KEYS": f'["{SECRET}"]', "SCOTER_ACCESS__ADMIN_TOKEN": SECRET}
+    settings = {**PATIENT, "SCOTER_ACCESS__API_KEYS": f'["{SECRET}"]', "SCOTER_ACCESS__ADMIN_TOKEN": SECRET}
     with serving(tiny.path.parent, tmp_path / "store", tmp_path, environment=settings) as server:
         program = Path(sys.executable).parent / "schemathesis"
         done = subprocess.run(

@@ -28,6 +28,7 @@ from service.release.manifest import read_manifest
 from service.settings import ExperimentSettings, LmdbSettings, Settings
 from service.store.open import open_store
 from tests.offline.models import tiny
+from tests.service.conftest import PATIENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first test runs all stages
 
@@ -88,6 +89,7 @@ def client(work: Path) -> Iterator[TestClient]:
         releases=work / "work" / "releases",
         store=LmdbSettings(path=work / "store"),
         experiments=ExperimentSettings(source=str(work / "experiments.json")),
+        limits=PATIENT,
     )
     with TestClient(create_app(settings)) as opened:
         yield opened

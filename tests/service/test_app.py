@@ -27,7 +27,7 @@ from service.recommend import EXCLUDED_SINGLY
 from service.settings import BreakerSettings, LimitSettings, LmdbSettings, Settings
 from service.store.keys import reasoning_key, user_tag
 from service.store.lmdb import LmdbStore
-from tests.service.conftest import published_settings
+from tests.service.conftest import PATIENT, published_settings
 from tests.service.tiny_release import BEAM, TinyRelease, blob, write_release
 
 JSON = {"Content-Type": "application/json"}
@@ -483,7 +483,10 @@ def test_nothing_published_stops_the_start(tiny: TinyRelease, tmp_path: Path) ->
 
 def test_a_pinned_release_needs_no_pointer(tiny: TinyRelease, tmp_path: Path) -> None:
     pinned = Settings(
-        releases=tiny.path.parent, release=tiny.manifest.release_id, store=LmdbSettings(path=tmp_path / "empty")
+        releases=tiny.path.parent,
+        release=tiny.manifest.release_id,
+        store=LmdbSettings(path=tmp_path / "empty"),
+        limits=PATIENT,
     )
     with TestClient(create_app(pinned)) as client:
         assert client.get("/readyz").status_code == 200

@@ -14,7 +14,7 @@ from service.edition import warmup_requests
 from service.filters import Filters
 from service.release.release import WARMUP, Release
 from service.settings import LimitSettings
-from tests.service.conftest import published_settings
+from tests.service.conftest import PATIENT, published_settings
 from tests.service.tiny_release import TinyRelease, write_release
 
 
@@ -41,7 +41,8 @@ def test_warm_up_requests_are_cut_to_the_limits_of_the_deployment_and_the_newest
 
 def test_a_service_with_low_limits_serves_a_release_with_long_histories(tiny: TinyRelease, tmp_path: Path) -> None:
     assert max(len(user.history) for user in tiny.users) > 2
-    settings = published_settings(tiny, tmp_path / "store").model_copy(update={"limits": LimitSettings(history=2)})
+    limits = PATIENT.model_copy(update={"history": 2})
+    settings = published_settings(tiny, tmp_path / "store").model_copy(update={"limits": limits})
     with TestClient(create_app(settings)) as client:
         assert client.get("/readyz").status_code == 200
 

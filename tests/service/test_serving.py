@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from service.app import create_app
 from service.engine.base import ModelInput, Ranking
 from service.engine.onnx import OnnxEngine, OnnxEngines
-from service.settings import BreakerSettings, ExperimentSettings, ExposureSettings
+from service.settings import BreakerSettings, ExperimentSettings, ExposureSettings, LimitSettings
 from tests.service.conftest import published_settings
 from tests.service.test_app import problem, sample
 from tests.service.tiny_release import TinyRelease
@@ -312,13 +312,13 @@ def test_a_shadow_that_fails_costs_no_answer(start: Start, tmp_path: Path, monke
         return await plain(self, model, request, seconds)
 
     content = {"features": {"shadow": {"defaultValue": [{"model": "hstu"}], "rules": []}}}
-    with start(content) as client:
+    with start(content, limits=LimitSettings()) as client:  # shadows have the default deadline
         monkeypatch.setattr(OnnxEngine, "infer", heavy)
         for number in range(BreakerSettings().failures + 1):
             ask(client, "user-0")
             while written(tmp_path) < 2 * (number + 1):
                 time.sleep(0.01)
-        answer = ask(client, "user-1", headers={"X-Deadline-Ms": "3000"}, model="hstu")
+        answer = ask(client, "user-1", headers={"X-Deadline-Ms": "9000"}, model="hstu")
     assert (answer["source"], answer["degraded"]) == ("model", [])
     shadows = [line for line in exposures(tmp_path) if line["shadow"]]
     assert {line["model"] for line in shadows} == {None}  # no model ranked

@@ -12,7 +12,7 @@ import pytest
 
 from service.store.keys import RELEASE_POINTER
 from service.store.lmdb import LmdbStore
-from tests.service.server import Load, serving
+from tests.service.server import PATIENT, Load, serving
 from tests.service.tiny_release import TinyRelease, publish, write_release
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
@@ -71,7 +71,7 @@ async def test_the_service_follows_the_pointer_and_no_request_is_lost_or_mixed(
     two: dict[str, TinyRelease], tmp_path: Path
 ) -> None:
     first, second = two
-    settings = {"SCOTER_POLL_SECONDS": "0.05"}
+    settings = {**PATIENT, "SCOTER_POLL_SECONDS": "0.05"}
     with serving(tmp_path / "releases", tmp_path / "store", tmp_path, environment=settings) as server:
         load = Load(server.address, body(two), checked(two))
         running = asyncio.create_task(load.run())
@@ -93,7 +93,7 @@ async def test_a_bad_release_is_refused_and_the_old_one_stays(two: dict[str, Tin
     whole = shutil.copytree(two[second].path, tmp_path / "whole")
     graph = two[second].path / "models/scoter_h/1/model.onnx"
     graph.write_bytes(graph.read_bytes()[:-20])
-    environment = {"SCOTER_POLL_SECONDS": "0.05", "SCOTER_ACCESS__ADMIN_TOKEN": "root"}
+    environment = {**PATIENT, "SCOTER_POLL_SECONDS": "0.05", "SCOTER_ACCESS__ADMIN_TOKEN": "root"}
     with serving(tmp_path / "releases", tmp_path / "store", tmp_path, environment=environment) as server:
         async with httpx2.AsyncClient(base_url=server.address, headers=ADMIN) as client:
             refused = await client.post("/admin/release", json={"release": second})
@@ -117,7 +117,7 @@ async def test_a_bad_release_is_refused_and_the_old_one_stays(two: dict[str, Tin
 
 async def test_an_administrator_swaps_and_nobody_else(two: dict[str, TinyRelease], tmp_path: Path) -> None:
     first, second = two
-    environment = {"SCOTER_ACCESS__ADMIN_TOKEN": "root", "SCOTER_ACCESS__API_KEYS": '["key"]'}
+    environment = {**PATIENT, "SCOTER_ACCESS__ADMIN_TOKEN": "root", "SCOTER_ACCESS__API_KEYS": '["key"]'}
     with serving(tmp_path / "releases", tmp_path / "store", tmp_path, environment=environment) as server:
         async with httpx2.AsyncClient(base_url=server.address) as client:
             for headers in ({}, {"Authorization": "Bearer key"}, {"X-API-Key": "key"}):
