@@ -18,6 +18,9 @@ DEADLINE_MS = 250
 LATE_MS = 50  # no answer may come later after its deadline, whatever is broken
 START_SECONDS = 20.0
 RECOVERY_SECONDS = 20.0
+# Milliseconds by which this process, which has little to do, is late when the whole test machine has stopped.
+PAUSE_MS = 50.0
+AFTERMATH_SECONDS = 0.3  # in which the service catches up with a pause
 
 Body = dict[str, Any]
 
@@ -54,6 +57,40 @@ class Row:
 
 
 TABLE: list[Row] = []
+
+
+@dataclass(slots=True)
+class Machine:
+    """Whether this process, which has little to do, is woken when it should be: all others stop when it does."""
+
+    late: float = 0.0  # milliseconds at most since `clear`
+    running: float = 0.0  # seconds since `clear`, pauses left out
+    _pauses: list[tuple[float, float]] = field(default_factory=list)  # by the monotonic clock
+
+    async def watch(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.005)
+            now = time.monotonic()
+            late = (now - before) * 1000 - 5
+            self.late = max(self.late, late)
+            self.running += min(now - before, PAUSE_MS / 1000)
+            if late > PAUSE_MS:
+                self._pauses.append((before, now))
+
+    def clear(self) -> None:
+        """Look at the next phase alone."""
+        self.late = self.running = 0.0
+
+    def paused(self, answer: Answer) -> bool:
+        """Whether the machine stopped while that request was under way, or just before it."""
+        began = answer.at - answer.milliseconds / 1000
+        return any(stop < answer.at and began < end + AFTERMATH_SECONDS for stop, end in self._pauses)
+
+    def judged(self, answers: list[Answer]) -> list[Answer]:
+        """The answers that no pause of the machine can excuse."""
+        return [answer for answer in answers if not self.paused(answer)]
 
 
 @dataclass(slots=True)
@@ -135,27 +172,26 @@ async def run(
 ) -> list[Answer]:
     """The answers while it was broken, after checking that all was well before and is again by itself.
 
-    Not `well_before` is for what is broken from the start.
+    Not `well_before` is for what is broken from the start. Answers during which the whole machine stopped are not
+    among them, and it is broken for so many seconds in which the machine runs.
     """
     running = asyncio.create_task(clients.run())
-    delays: list[float] = []
-    measuring = asyncio.create_task(_metronome(delays))
+    machine = Machine()
+    watching = asyncio.create_task(machine.watch())
     try:
-        async with asyncio.timeout(START_SECONDS):
-            while len(clients.answers) < 5 * clients.number:
-                await asyncio.sleep(0.02)
-        assert not well_before or all(answer.whole for answer in clients.answers), Counter(clients.answers)
+        await _begun(clients, machine, whole=well_before)
         broken_at = time.monotonic()
-        delays.clear()
+        machine.clear()
         await _done(break_it())
-        await asyncio.sleep(seconds)
-        delay = max(delays, default=0.0)
-        broken = [answer for answer in clients.answers if answer.at > broken_at]
+        while machine.running < seconds:
+            await asyncio.sleep(0.02)
+        delay = machine.late
+        broken = machine.judged([answer for answer in clients.answers if answer.at > broken_at])
         await _done(mend())
         mended_at = time.monotonic()
         recovered = await _recovered(clients, mended_at)
     finally:
-        measuring.cancel()
+        watching.cancel()
         clients.stop()
         await running
     assert broken, "nobody was answered while it was broken"
@@ -179,12 +215,13 @@ async def run(
     return broken
 
 
-async def _metronome(delays: list[float]) -> None:
-    """Milliseconds by which this process, which has little to do, is woken too late."""
-    while True:
-        before = time.monotonic()
-        await asyncio.sleep(0.005)
-        delays.append((time.monotonic() - before) * 1000 - 5)
+async def _begun(clients: Clients, machine: Machine, *, whole: bool) -> None:
+    """Wait for five answers per caller in a row; if `whole`, such answers. A busy machine may be late at first."""
+    end = time.monotonic() + START_SECONDS
+    few = 5 * clients.number
+    while len(before := machine.judged(clients.answers)[-few:]) < few or (whole and not all(a.whole for a in before)):
+        assert time.monotonic() < end, f"not well at the start: {Counter((a.status, a.degraded) for a in before)}"
+        await asyncio.sleep(0.02)
 
 
 async def _done(step: Awaitable[None] | None) -> None:

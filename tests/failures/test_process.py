@@ -13,10 +13,11 @@ import pytest
 
 from tests.failures.scenario import Clients
 from tests.service.conftest import published_settings
-from tests.service.server import serving
+from tests.service.server import PATIENT, serving
 from tests.service.tiny_release import TinyRelease
 
-DRAIN_SECONDS = 1.0
+DRAIN_SECONDS = 4.0  # longer than a test machine may stop
+HEADERS = {"X-Deadline-Ms": "9000"}  # as long as an answer may be late when it does
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
@@ -28,11 +29,13 @@ async def fill(tiny: TinyRelease, folder: Path) -> None:
 async def test_a_stop_under_load_finishes_what_is_running(tiny: TinyRelease, tmp_path: Path) -> None:
     """Readiness turns red first; until the port closes, requests are answered; then the process ends with 0."""
     await fill(tiny, tmp_path / "store")
-    environment = {"SCOTER_DRAIN_SECONDS": str(DRAIN_SECONDS)}
+    environment = {**PATIENT, "SCOTER_DRAIN_SECONDS": str(DRAIN_SECONDS)}
     with serving(tiny.path.parent, tmp_path / "store", tmp_path, environment=environment) as server:
-        clients = Clients(server, tiny)
+        clients = Clients(server, tiny, headers=HEADERS)
         running = asyncio.create_task(clients.run())
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(20):
+            while len(clients.answers) < clients.number:
+                await asyncio.sleep(0.01)
         told = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         async with httpx2.AsyncClient(base_url=server.address) as client:
@@ -61,7 +64,7 @@ async def test_a_full_disk_for_logs_stops_nobody(tiny: TinyRelease, tmp_path: Pa
     full = tmp_path / "logs"
     full.mkdir()
     with serving(tiny.path.parent, tmp_path / "store", full, log=Path("/dev/full")) as server:
-        clients = Clients(server, tiny)
+        clients = Clients(server, tiny, headers=HEADERS)
         running = asyncio.create_task(clients.run())
         async with httpx2.AsyncClient(base_url=server.address) as client:
             for _ in range(50):  # each of these is logged
