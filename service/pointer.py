@@ -18,6 +18,7 @@ from service.store.keys import RELEASE_POINTER
 log = structlog.get_logger(__name__)
 
 PATIENCE_CEILING = 300.0  # seconds between attempts at a release that cannot be served
+START_PAUSES = (0.1, 0.3, 1.0)  # seconds between attempts to read the pointer when the service starts
 
 
 async def published(store: Store) -> str:
@@ -31,6 +32,20 @@ async def published(store: Store) -> str:
     if not (len(release_id) == 16 and all(digit in "0123456789abcdef" for digit in release_id)):
         raise ReleaseCorrupt(f"the store's release pointer is no release id: {release_id!r}; publish again")
     return release_id
+
+
+async def published_at_start(store: Store) -> str:
+    """What `published` says to a service that has nothing else to serve yet.
+
+    The store is given as little time as for a request, which can do without it: one late answer must not end a start.
+    """
+    for pause in START_PAUSES:
+        try:
+            return await published(store)
+        except StoreError as error:
+            log.warning("release_pointer_unread", error=str(error), again_seconds=pause)
+            await asyncio.sleep(pause)
+    return await published(store)
 
 
 @dataclass(frozen=True, slots=True)

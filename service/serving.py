@@ -35,7 +35,7 @@ from service.experiments.live import LiveExperiments
 from service.exposures.event import Exposure
 from service.exposures.log import ExposureLog
 from service.metrics import Metrics
-from service.pointer import Follower, published
+from service.pointer import Follower, published, published_at_start
 from service.schemas import RecommendRequest, RecommendResponse
 from service.settings import Settings
 from service.shadows import Shadows
@@ -81,7 +81,7 @@ class Serving:
             engines.append(open_engines(settings.fallback, metrics.batch))
         serving = cls(settings, store, engines, metrics)
         try:
-            first = settings.release or await published(store)
+            first = settings.release or await published_at_start(store)
             await serving.swap(first)
             serving._experiments = await LiveExperiments.open(settings.experiments, serving.models, metrics)
         except BaseException:

@@ -8,9 +8,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from service.errors import ReleaseCorrupt, StoreUnavailable
+from service.errors import ReleaseCorrupt, StoreTimeout, StoreUnavailable
 from service.metrics import Metrics
-from service.pointer import PATIENCE_CEILING, Follower
+from service.pointer import PATIENCE_CEILING, START_PAUSES, Follower, published_at_start
 from service.store.keys import RELEASE_POINTER
 
 pytestmark = pytest.mark.anyio
@@ -120,6 +120,26 @@ async def test_a_store_that_is_down_is_told_once_and_has_refused_nothing() -> No
     assert stage.refused() == 0
     stage.down = False
     assert await stage.look(BETTER) == [BETTER]
+
+
+@pytest.mark.parametrize("late", [1, len(START_PAUSES), len(START_PAUSES) + 1])
+async def test_a_start_outlasts_a_store_that_is_late_for_a_moment(monkeypatch: pytest.MonkeyPatch, late: int) -> None:
+    monkeypatch.setattr("service.pointer.START_PAUSES", (0.0,) * len(START_PAUSES))
+    stage = Stage()
+    left = [StoreTimeout("Redis did not answer within 70 ms")] * late
+    whole = stage.get
+
+    async def get(keys: Sequence[bytes]) -> list[bytes | None]:
+        if left:
+            raise left.pop()
+        return await whole(keys)
+
+    monkeypatch.setattr(stage, "get", get)
+    if late <= len(START_PAUSES):
+        assert await published_at_start(cast("Any", stage)) == GOOD
+    else:
+        with pytest.raises(StoreTimeout):
+            await published_at_start(cast("Any", stage))
 
 
 async def test_it_looks_again_whatever_happens() -> None:
