@@ -88,6 +88,12 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
+def failing(log: ExposureLog) -> bool:
+    """Whether the only sink has failed at its last try."""
+    (channel,) = log._channels
+    return channel._failure is not None
+
+
 def ids(path: Path) -> list[str]:
     return [json.loads(line)["request_id"] for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -170,7 +176,7 @@ async def test_a_user_who_may_not_write_the_stream_costs_exposures_and_nothing_e
     # That server's user may read and write the store, and knows no XADD.
     async with logging(redis=redis_settings(tls_url), queue=1, close_seconds=0.2) as (log, counts):
         log.record(exposure())
-        await asyncio.sleep(0.5)
+        await until(lambda: failing(log))
         log.record(exposure())
         assert counts.dropped("redis", "unavailable") == 1
 
@@ -230,7 +236,8 @@ async def test_a_full_disk_costs_events_and_no_answer_and_it_recovers(tmp_path: 
         try:
             for number in range(1, 41):
                 log.record(exposure(number))
-            await asyncio.sleep(0.3)
+            await until(lambda: failing(log))
+            await asyncio.sleep(0.3)  # it tries again
             assert counts.written("file") == 1
             for number in range(41, 101):
                 log.record(exposure(number))
@@ -245,7 +252,7 @@ async def test_a_full_disk_costs_events_and_no_answer_and_it_recovers(tmp_path: 
 async def test_a_full_disk_has_a_reason_of_its_own() -> None:
     async with logging(file=Path("/dev/full"), queue=1, close_seconds=0.2) as (log, counts):
         log.record(exposure())
-        await asyncio.sleep(0.1)
+        await until(lambda: failing(log))
         log.record(exposure())
         assert counts.dropped("file", "disk_full") == 1
     assert counts.dropped("file", "disk_full") == 2
