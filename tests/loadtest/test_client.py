@@ -8,6 +8,7 @@ import typer
 
 from loadtest.client import Pool, Request, Target
 from tests.loadtest.conftest import answering
+from tests.tries import three_tries
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +61,7 @@ async def test_a_connection_that_the_server_closed_costs_no_request() -> None:
         await pool.close()
 
 
+@three_tries
 async def test_a_caller_who_loses_patience_hangs_up() -> None:
     async with answering(delay=lambda _: 1.0) as target:
         pool = Pool(target, 1)

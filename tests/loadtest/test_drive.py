@@ -7,6 +7,7 @@ from loadtest.client import Pool, Request
 from loadtest.drive import closed_loop, open_loop
 from loadtest.figures import figures
 from tests.loadtest.conftest import answering
+from tests.tries import three_tries
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -18,6 +19,7 @@ def stalled(seconds: float) -> float:
     return STALL[1] - seconds if STALL[0] <= seconds < STALL[1] else 0.002
 
 
+@three_tries
 async def test_a_stall_shows_in_an_open_loop_and_hides_in_a_closed_one() -> None:
     async with answering(delay=stalled) as target:
         pool = Pool(target, 1)
@@ -40,6 +42,7 @@ async def test_a_stall_shows_in_an_open_loop_and_hides_in_a_closed_one() -> None
     assert np.mean([exchange.latency > 0.05 for exchange in driven.exchanges]) > 0.25
 
 
+@three_tries
 async def test_waiting_for_a_connection_counts() -> None:
     async with answering(delay=stalled) as target:
         pool = Pool(target, 2)
@@ -53,6 +56,7 @@ async def test_waiting_for_a_connection_counts() -> None:
     assert row.latency_ms["p99"] > 800
 
 
+@three_tries
 async def test_the_run_in_is_left_out() -> None:
     async with answering(delay=lambda seconds: 0.3 if seconds < 0.3 else 0.0) as target:
         pool = Pool(target, 100)
@@ -64,6 +68,7 @@ async def test_the_run_in_is_left_out() -> None:
     assert driven.answered == pytest.approx(len(driven.exchanges), abs=10)
 
 
+@three_tries
 async def test_a_closed_loop_counts_full_answers_only() -> None:
     async with answering(delay=lambda _: 0.01) as target:
         pool = Pool(target, 4)

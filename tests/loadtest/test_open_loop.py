@@ -10,11 +10,18 @@ import typer
 from typer.testing import CliRunner
 
 from loadtest.open_loop import app, parsed_rates
-from tests.service.server import ROOT, serving
+from tests.service.server import PATIENT, ROOT, serving
 
 pytestmark = pytest.mark.slow
 
 SHORT = ["--rates", "60,20", "--seconds", "1.2", "--run-in", "0.2", "--rounds", "1"]
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the services that are started: a busy test machine degrades nothing."""
+    for name, value in PATIENT.items():
+        monkeypatch.setenv(name, value)
 
 
 def run(*arguments: str | Path) -> str:
@@ -26,7 +33,6 @@ def run(*arguments: str | Path) -> str:
 def test_it_starts_a_service_measures_it_and_draws_it(published: tuple[Path, Path], tmp_path: Path) -> None:
     releases, store = published
     file, plot = tmp_path / "figures.json", tmp_path / "curve.png"
-    # Patient, so that a busy test machine degrades nothing.
     output = run("--releases", releases, "--store", store, "--deadline-ms", "9000", "--json", file, "--plot", plot)
     report = json.loads(file.read_text())
     assert [row["rate"] for row in report["rows"]] == [20, 60]
@@ -47,7 +53,7 @@ def test_two_services_are_compared(published: tuple[Path, Path], tmp_path: Path)
     users = tmp_path / "users"
     users.write_text('user-1\n{"user_id": "user-2", "k": 3}\n\nnobody\n')
     file, plot = tmp_path / "figures.json", tmp_path / "curve.svg"
-    with serving(releases, store, tmp_path) as server:
+    with serving(releases, store, tmp_path, environment=PATIENT) as server:
         urls = ["--url", f"one={server.address}", "--url", f"two={server.address}"]
         run(*urls, "--users", users, "--json", file, "--plot", plot, "--header", "X-Deadline-Ms: 9000")
         assert server.metric('scoter_responses_total{route="/recommend",status="200"}') > 80

@@ -228,13 +228,13 @@ def test_what_keeps_going_wrong_is_that_prompts_error(connect: Open, layer: Laye
 
 
 def test_a_slow_answer_is_given_up_and_counted_as_paid(connect: Open, layer: Layer) -> None:
-    layer.faults.append(sleeps(3))
+    layer.faults.append(sleeps(10))
     backend = connect(concurrency=1, timeout=0.6, prompt_price=1.0, completion_price=1.0)
     layer.always = says(completion("fine", usage=(10, 5)))
     start = time.monotonic()
     (answer,) = answers(backend, asks(1))
     assert answer.texts == ("fine",)
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 7  # also on a test machine that stops for a while
     assert backend.usage.cost > 15e-6 + 6e-6  # the answer, and the most that the other may have cost
 
 
