@@ -51,11 +51,17 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @pytest.fixture(scope="session")
-def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
-    """A real Triton server without models; it loads what a test deploys."""
+def shared_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     running = Triton.start(tmp_path_factory.mktemp("triton"))
     yield running
     running.server.kill()
+
+
+@pytest.fixture
+def triton(shared_triton: Triton) -> Triton:
+    """A real Triton server; it loads what a test deploys. The next test has one, too, when it has crashed."""
+    shared_triton.revive()
+    return shared_triton
 
 
 @pytest.fixture(scope="session")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from model_repo.local_server import Server, free_port, install
+from offline.errors import StageError
 from offline.triton import Backend, Deployment, Profile, add, load
 from service.release.release import Release
 from service.settings import TritonSettings
 
 INSTALLED = Path(__file__).parent.parent / ".tools" / "triton"
 START_SECONDS = 60.0
+ATTEMPTS = 3
+END_SECONDS = 5.0  # for a server that crashes to be gone
 
 
 @dataclass
@@ -34,12 +39,31 @@ class Triton:
             raise
         return cls(repository, server)
 
+    def revive(self) -> None:
+        """Start the server anew, with all that lies in the repository, if it has ended.
+
+        2.51 crashes when the machine stops for more than a second while it loads or runs Python models, whose processes
+        it then takes for dead (boost::interprocess::lock_exception).
+        """
+        if self.server.process.poll() is not None:
+            self.server.kill()  # what it has left
+            self.server = Triton.start(self.repository.parent, "--load-model=*", port=self.server.port).server
+
     def settings(self, **changes: object) -> TritonSettings:
         """Patient enough for a busy test machine, unless the test is about impatience."""
         return TritonSettings.model_validate({"url": self.server.url, "check_timeout_ms": 20_000, **changes})
 
     async def deploy(self, release: Release, *, instances: int = 1, max_queue: int = 0) -> None:
-        """Lay a release out and load it."""
+        """Lay a release out and load it, if need be on a server that is started anew."""
         how = Deployment(Profile.cpu, Backend.python, instances, max_queue)
         add(release, self.repository, how)
-        await load(release, self.settings())
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await load(release, self.settings())
+            except StageError as error:
+                try:
+                    await asyncio.to_thread(self.server.process.wait, END_SECONDS)
+                except subprocess.TimeoutExpired:
+                    raise error from None
+                await asyncio.to_thread(self.revive)
+        return await load(release, self.settings())

@@ -137,6 +137,20 @@ async def test_too_many_requests_of_this_process_are_an_overload(triton: Triton,
 
 
 @pytest.mark.slow
+async def test_a_server_that_crashed_costs_no_other_test(own_server: Triton, tiny: TinyRelease) -> None:
+    release = Release.open(tiny.path)
+    await own_server.deploy(release)
+    own_server.server.kill()
+    own_server.revive()
+    engines = TritonEngines(own_server.settings())
+    engine = await engines.open(release)
+    assert (await outcome(engine, PATIENT))[0] == "answered"
+    await engines.close()
+    own_server.server.kill()
+    await own_server.deploy(release)
+
+
+@pytest.mark.slow
 async def test_a_queue_policy_refuses_and_times_out(own_server: Triton, slow: Release) -> None:
     await own_server.deploy(slow, max_queue=4)
     engines = TritonEngines(own_server.settings())
