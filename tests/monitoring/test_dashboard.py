@@ -34,8 +34,8 @@ QUERIES = [
     for panel in panels
     for number, (legend, query) in enumerate(panel.queries.items())
 ]
-WINDOW = "2m"  # far longer than the tests take: all of the load stays in it
-LOAD_SECONDS = 6.0
+WINDOW = "2m"  # far longer than the load takes: all of it lies in there
+ROUNDS, SCRAPES = 60, 6  # of load at least, and of what it does to the metrics
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,18 @@ class Watched:
 
     prometheus: str
     exposition: str
+    at: float  # when the load had been scraped: however long the tests take, their queries are of that moment
 
     def ask(self, query: str) -> list[dict[str, Any]]:
-        answer = httpx2.get(f"{self.prometheus}/api/v1/query", params={"query": query}).json()
-        assert answer["status"] == "success", answer
-        series: list[dict[str, Any]] = answer["data"]["result"]
-        return series
+        return asked(self.prometheus, query, self.at)
+
+
+def asked(prometheus: str, query: str, at: float) -> list[dict[str, Any]]:
+    """The series that a query has at a time, seconds since 1970."""
+    answer = httpx2.get(f"{prometheus}/api/v1/query", params={"query": query, "time": at}).json()
+    assert answer["status"] == "success", answer
+    series: list[dict[str, Any]] = answer["data"]["result"]
+    return series
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +66,9 @@ def watched(tiny: TinyRelease, tmp_path_factory: pytest.TempPathFactory) -> Iter
         running(serve(tiny.path.parent, folder / "store")) as (_, service),
         prometheus(folder, service.removeprefix("http://")) as address,
     ):
-        load(service, tiny)
+        load(service, tiny, address)
         time.sleep(2)  # one more scrape, and one more evaluation of the rules
-        yield Watched(address, httpx2.get(f"{service}/metrics").text)
+        yield Watched(address, httpx2.get(f"{service}/metrics").text, time.time())
 
 
 class prometheus:  # noqa: N801 - reads as a function in `with`
@@ -105,8 +111,8 @@ class prometheus:  # noqa: N801 - reads as a function in `with`
             return False
 
 
-def load(service: str, tiny: TinyRelease) -> None:
-    """Known users, unknown ones, what cannot be answered, and what is not there, for a few seconds."""
+def load(service: str, tiny: TinyRelease, prometheus: str) -> None:
+    """Known users, unknown ones, what cannot be answered, and what is not there, until Prometheus has seen enough."""
     user = tiny.users[0]
     bodies: list[dict[str, object]] = [
         {"user_id": user.id},
@@ -116,14 +122,23 @@ def load(service: str, tiny: TinyRelease) -> None:
         {"user_id": "stranger", "history": [*user.history, "no-such-item"]},
         {"user_id": user.id, "k": -1},
     ]
-    end = time.monotonic() + LOAD_SECONDS
+    rounds = 0
+    end = time.monotonic() + 60
     with httpx2.Client(base_url=service) as client, ThreadPoolExecutor(4) as pool:
-        while time.monotonic() < end:
+        while rounds < ROUNDS or scrapes(prometheus) < SCRAPES:
+            assert time.monotonic() < end, f"{rounds} rounds, {scrapes(prometheus)} scrapes"
             asked = [pool.submit(client.post, "/recommend", json=body) for body in bodies]
             statuses = [answer.result().status_code for answer in asked]
             assert statuses == [200, 200, 200, 200, 200, 422]
+            rounds += 1
             assert client.get("/nothing-here").status_code == 404
             time.sleep(0.02)
+
+
+def scrapes(prometheus: str) -> int:
+    """How often Prometheus has found requests that were refused, the rarest of all."""
+    query = f'count_over_time(scoter_responses_total{{route="/recommend",status="422"}}[{WINDOW}])'
+    return max((int(one["value"][1]) for one in asked(prometheus, query, time.time())), default=0)
 
 
 @pytest.mark.slow
