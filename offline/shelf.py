@@ -29,7 +29,7 @@ ATTEMPTS = 100
 async def live_release(store: Store) -> str | None:
     """The id that the pointer names."""
     (pointer,) = await store.get([RELEASE_POINTER])
-    return pointer.decode("ascii", "replace") if pointer else None
+    return _named(pointer)
 
 
 async def read_shelf(store: Store) -> Shelf:
@@ -63,8 +63,7 @@ async def write_load(store: Store, release_id: str, load: Load) -> None:
 
 async def flip(store: Store, release_id: str) -> None:
     """Make a release the live one, and remember which was."""
-    before = await live_release(store)
-    await store.put([(RELEASE_POINTER, release_id.encode())])
+    before = await _point(store, release_id)
 
     def remember(shelf: Shelf) -> Shelf:
         live = shelf.live
@@ -74,6 +73,17 @@ async def flip(store: Store, release_id: str) -> None:
         return replace(shelf, live=live[-REMEMBERED:])
 
     await update_shelf(store, remember)
+
+
+async def _point(store: Store, release_id: str) -> str | None:
+    """Move the pointer, whoever else does so meanwhile; return the id that it named before."""
+    for _ in range(ATTEMPTS):
+        (pointer,) = await store.get([RELEASE_POINTER])
+        # A swap, as a Redis that is full takes those.
+        if await store.swap(RELEASE_POINTER, pointer, release_id.encode()):
+            return _named(pointer)
+        await asyncio.sleep(0.01)
+    raise StageError(f"other commands kept changing {RELEASE_POINTER.decode()}: try again when they have ended")
 
 
 async def rollback(store: Store) -> str:
@@ -92,7 +102,7 @@ async def rollback(store: Store) -> str:
     if isinstance(load, RecordMiss) or load.leaving or load.done != load.users:
         raise StageError(f"release {target} is no longer whole in the store: `scoter publish --release {target}`")
     await _check_presence(store, target, load)
-    await store.put([(RELEASE_POINTER, target.encode())])
+    await _point(store, target)
     place = max(index for index, name in enumerate(live[:last]) if name == target)
     await update_shelf(store, lambda shelf: replace(shelf, live=live[: place + 1]) if shelf.live == live else shelf)
     return target
@@ -123,6 +133,10 @@ async def _check_presence(store: Store, release_id: str, load: Load) -> None:
         sampled = [tags[place % len(tags)]] if tags else []
         if None in await store.get(record_keys(release_id, load.names, sampled)):
             raise StageError(f"release {release_id} is no longer whole in the store: publish it by its id")
+
+
+def _named(pointer: bytes | None) -> str | None:
+    return pointer.decode("ascii", "replace") if pointer else None
 
 
 def _shelf(record: bytes | None) -> Shelf:

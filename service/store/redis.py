@@ -28,11 +28,14 @@ Command = tuple[str | bytes | int, ...]
 PIPELINE = 500  # commands sent at once, so that a bulk load never holds the server for long
 REFRESH_SECONDS = 0.25  # between two readings of a cluster's map
 
-# A value that is already there is a swap whose reply was lost.
+# A value that is already there is a swap whose reply was lost. A Redis at its `maxmemory` refuses a script's first
+# write if it may take memory, and would refuse `gc` and `rollback` when they are needed most: the values that they put
+# are hardly longer than those before, which make room for them here. 24 bytes are less than an event takes.
 SWAP = """
 local now = redis.call('GET', KEYS[1])
 if now == ARGV[1] then return 1 end
 if now ~= (ARGV[2] or false) then return 0 end
+if now and #ARGV[1] <= #now + 24 then redis.call('UNLINK', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[1])
 return 1
 """

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,9 @@ from service.errors import StoreUnavailable
 from service.store.base import Change, Store
 from service.store.keys import RELEASE_POINTER, RELEASES, history_key, user_tag, users_key
 from service.store.records import Load, RecordMiss
+from service.store.redis import RedisStore
+from tests.conftest import redis_settings
+from tests.redis_server import standalone
 from tests.service.tiny_release import TinyRelease, write_release
 
 pytestmark = pytest.mark.anyio
@@ -167,6 +171,29 @@ async def test_rolling_back_goes_further_each_time(any_store: Store, four: list[
     assert await any_store.get([RELEASE_POINTER]) == [release_id(four[0]).encode()]
     await publish(four[3].path, any_store)
     assert (await read_shelf(any_store)).live == (release_id(four[0]), release_id(four[3]))
+
+
+async def test_a_redis_that_is_full_can_be_gone_back_in_and_emptied(tmp_path: Path, four: list[TinyRelease]) -> None:
+    with standalone(tmp_path) as server:
+        store = RedisStore(redis_settings(server.port))
+        try:
+            for release in four[:3]:
+                await publish(release.path, store)
+            server.admin.config_set("maxmemory-policy", "noeviction")
+            server.admin.config_set("maxmemory", "1")
+            with pytest.raises(StoreUnavailable, match="maxmemory"):
+                await publish(four[3].path, store)
+            user = history_key(user_tag(four[0].users[0].id))
+            (record,) = await store.get([user])
+            assert record is not None
+            with pytest.raises(StoreUnavailable, match="maxmemory"):
+                await store.swap(user, record, record + bytes(32))  # no event of any length
+            assert await rollback(store) == release_id(four[1])
+            assert (await publish(four[0].path, store)).records == 0
+            assert {one.release_id for one in await collect(store, 1)} == {*map(release_id, four[1:])}
+            assert [await left(store, release) for release in four] == [14, 0, 0, 0]
+        finally:
+            await store.close()
 
 
 async def test_a_store_without_releases_has_nothing_to_go_back_to_nor_to_collect(store: Store) -> None:
