@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import signal
 import socket
 import tempfile
@@ -318,6 +319,30 @@ async def test_a_cluster_node_that_dies_costs_its_slots_until_its_replica_takes_
         assert failed < asked / 5  # the other nodes go on answering; a busy test machine may be late now and then
         await heals(store, dead[0], dead[0], 30)
         assert await store.get(keys) == keys
+
+
+async def test_the_user_of_the_page_reaches_a_cluster_whose_slots_move(connect: Connect, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "store.md").read_text(encoding="utf-8")
+    rules = re.findall(r"ACL SETUSER scoter (on .*)|in a cluster `(.*?)` besides", page)
+    keys = [b"scoter:{a}:history", b"scoter:{a}:steps:r"]
+    slot = key_slot(keys[0])
+    with cluster(tmp_path) as group:
+        for server in group.servers:
+            server.admin.execute_command("ACL", "SETUSER", "scoter", *" ".join(map("".join, rules)).split())
+        old = next(s.admin for s, end in zip(group.servers, (5461, 10923, 16384), strict=True) if slot < end)
+        new = next(server for server in group.servers if server.admin is not old)
+        old_id, new_id = (admin.execute_command("CLUSTER", "MYID").decode() for admin in (old, new.admin))
+        store = connect(redis_settings(group.url.replace("://", "://scoter:password@")))
+        await store.put([(key, b"1") for key in keys])
+        new.admin.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", old_id)
+        old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", new_id)
+        old.execute_command("MIGRATE", "127.0.0.1", new.port, "", 0, 5000, "KEYS", *keys)
+        assert await store.get(keys) == [b"1", b"1"]
+        assert await store.swap(keys[0], b"1", b"2")
+        await store.put([(keys[1], b"2")])
+        assert await store.get(keys) == [b"2", b"2"]
+        await store.delete(keys)
+        await store.ping()
 
 
 async def test_a_server_that_restarts_is_found_again(connect: Connect, tmp_path: Path) -> None:
