@@ -38,6 +38,9 @@ class LmdbStore:
                 max_readers=1024,
                 readahead=False,  # lookups are random; reading ahead would only evict other users' pages
             )
+            # Whoever was killed while it read is taken for a reader still, and no page that it may need is used again:
+            # the file would grow with each write until nobody has it open.
+            self._environment.reader_check()
         except (lmdb.Error, OSError) as error:
             raise StoreUnavailable(f"cannot open the LMDB store in {path}: {error}") from error
 

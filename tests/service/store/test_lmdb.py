@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,15 @@ async def main():
     await store.close()
 
 asyncio.run(main())
+"""
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from service.store.lmdb import LmdbStore
+
+reading = LmdbStore(Path(sys.argv[1]))._environment.begin()
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -60,6 +70,29 @@ async def test_another_process_writes_and_grows_the_map_while_this_one_reads(tmp
     assert await store.get([b"49-19"]) == [bytes([49]) * 1000]
     await store.put([(b"own", b"writes still work")])
     assert await store.get([b"own"]) == [b"writes still work"]
+    await store.close()
+
+
+async def test_a_reader_that_was_killed_does_not_make_the_file_grow_for_good(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    pairs = [(f"k{i}".encode(), bytes(1000)) for i in range(300)]
+
+    async def growth() -> int:
+        """Of the file, in bytes, while the same values are written ten times."""
+        before = (tmp_path / "data.mdb").stat().st_size
+        for _ in range(10):
+            await store.put(pairs)
+        return (tmp_path / "data.mdb").stat().st_size - before
+
+    await growth()
+    assert await growth() == 0
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, str(tmp_path), cwd=ROOT)
+    assert await killed.wait() == -signal.SIGKILL
+    assert await growth() > 0
+    again = await asyncio.create_subprocess_exec(sys.executable, "-c", WRITER, str(tmp_path), cwd=ROOT)
+    assert await again.wait() == 0
+    await growth()
+    assert await growth() == 0
     await store.close()
 
 
