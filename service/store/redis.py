@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from time import monotonic
 from typing import Any, TypeVar, cast
@@ -13,7 +14,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeout
 from redis.maint_notifications import MaintNotificationsConfig
 
@@ -62,19 +63,20 @@ class RedisStore:
 
     async def put(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         """Write pairs by pipelined SETs."""
-        await self._writes.pipelined(("SET", key, value) for key, value in pairs)
+        await self._written(self._writes.pipelined(("SET", key, value) for key, value in pairs))
 
     async def swap(self, key: bytes, old: bytes | None, new: bytes) -> bool:
         """Compare and set by a script, which the server runs alone."""
-        return bool(await self._writes.run(_swap(key, old, new)))
+        return bool(await self._written(self._writes.run(_swap(key, old, new))))
 
     async def swap_all(self, changes: Iterable[Change]) -> list[bool]:
         """Compare and set by pipelined scripts."""
-        return [bool(reply) for reply in await self._writes.pipelined(_swap(*change) for change in changes)]
+        swaps = (_swap(*change) for change in changes)
+        return [bool(reply) for reply in await self._written(self._writes.pipelined(swaps))]
 
     async def delete(self, keys: Iterable[bytes]) -> None:
         """Remove keys by pipelined UNLINKs."""
-        await self._writes.pipelined(("UNLINK", key) for key in keys)
+        await self._written(self._writes.pipelined(("UNLINK", key) for key in keys))
 
     async def ping(self) -> None:
         """Return if the server (of a cluster: every master) answers a PING in time."""
@@ -84,6 +86,18 @@ class RedisStore:
         """Close every connection, once abandoned commands have met their timeouts."""
         await self._reads.close()
         await self._writes.close()
+
+    async def _written(self, work: Awaitable[_T]) -> _T:
+        """What a write returns. Where a replica has refused it, reads look for the master again, too."""
+        try:
+            return await work
+        except ReadOnly:
+            await self._reads.renew()
+            raise
+
+
+class ReadOnly(StoreUnavailable):
+    """The server is a replica, and most likely was the master when it was connected to."""
 
 
 class Client:
@@ -111,6 +125,14 @@ class Client:
             replies += await self._bounded(lambda batch=batch: self._send(batch), None)  # type: ignore[misc]
         return replies
 
+    async def renew(self) -> None:
+        """Have every connection made anew before its next use, to wherever the address leads then."""
+        if not isinstance(self._redis, Cluster):  # which follows its map
+            pool = self._redis.connection_pool
+            await pool.update_active_connections_for_reconnect()
+            with suppress(RedisError, OSError):  # closed it is
+                await pool.disconnect(inuse_connections=False)
+
     async def close(self) -> None:
         """Close every connection, once what runs has ended."""
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -129,7 +151,7 @@ class Client:
         try:
             async with asyncio.timeout(seconds):  # also bounds the wait for a free connection
                 await self._turns.acquire()
-                task = asyncio.ensure_future(_translated(start))
+                task = asyncio.ensure_future(self._sent(start))
                 self._running.add(task)
                 task.add_done_callback(self._done)
                 try:
@@ -138,6 +160,13 @@ class Client:
                     del task  # it may hold an exception, whose traceback holds this frame
         except TimeoutError as error:
             raise StoreTimeout(f"Redis did not answer within {1000 * (seconds or 0):.0f} ms") from error
+
+    async def _sent(self, start: Callable[[], Awaitable[_T]]) -> _T:
+        try:
+            return await _translated(start)
+        except ReadOnly:
+            await self.renew()
+            raise
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
@@ -282,7 +311,9 @@ async def _translated(start: Callable[[], Awaitable[_T]]) -> _T:
     except (RedisTimeout, TimeoutError) as error:
         failure: StoreError = StoreTimeout(f"Redis did not answer in time: {error}")
     except (RedisError, OSError) as error:
-        failure = StoreUnavailable(f"Redis failed: {error}")
+        # Anywhere in it, as Redis 6 says so of scripts.
+        demoted = isinstance(error, ReadOnlyError) or "-READONLY" in str(error)
+        failure = (ReadOnly if demoted else StoreUnavailable)(f"Redis failed: {error}")
     except Exception as error:  # noqa: BLE001
         # While a cluster changes, its client looks up nodes and slots that are gone: IndexError, KeyError and the like.
         failure = StoreUnavailable(f"Redis failed: {error!r}")

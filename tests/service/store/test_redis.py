@@ -21,9 +21,9 @@ from service.errors import StoreError, StoreTimeout, StoreUnavailable
 from service.release.blob import BlobFormat, Layout, Reasoning, decode, encode
 from service.settings import RedisSettings
 from service.store.keys import history_key, reasoning_key, user_tag
-from service.store.redis import RedisStore
+from service.store.redis import Client, RedisStore
 from tests.conftest import Connect, redis_settings
-from tests.redis_server import FAILOVER_MS, PLAIN, cluster, sentinels, standalone, start, wait_for
+from tests.redis_server import FAILOVER_MS, PLAIN, cluster, free_port, sentinels, standalone, start, wait_for
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
@@ -287,6 +287,44 @@ async def test_a_master_that_hangs_is_left_too(connect: Connect, tmp_path: Path)
             master.process.send_signal(signal.SIGCONT)
         await patiently(lambda: store.put([(b"a", b"2")]))
         wait_for(lambda: replica.admin.get("a") == b"2")  # not on the master that was
+
+
+def lead(address: Path, server: str) -> None:
+    """Have an address lead to a server."""
+    address.unlink(missing_ok=True)
+    address.symlink_to(server)
+
+
+async def test_a_master_that_became_a_replica_is_left_for_the_one_that_the_address_leads_to(tmp_path: Path) -> None:
+    # As behind the name of a managed Redis: it leads elsewhere, and open connections stay where they were.
+    with (
+        tempfile.TemporaryDirectory() as short,
+        standalone(tmp_path / "one", "--unixsocket", f"{short}/one") as one,
+        standalone(tmp_path / "other", "--unixsocket", f"{short}/other") as other,
+    ):
+        address = Path(short, "redis")
+        lead(address, "one")
+        other.admin.replicaof("127.0.0.1", str(one.port))
+        wait_for(lambda: other.admin.info("replication")["master_link_status"] == "up")
+        store = RedisStore(redis_settings(f"unix://{address}"))
+        sink = Client(redis_settings(f"unix://{address}"), 10_000)
+        await asyncio.gather(*(store.put([(f"k{number}".encode(), b"1")]) for number in range(20)))
+        await sink.run(("XADD", "stream", "*", "a", "1"))
+        assert await store.get([b"k1"]) == [b"1"]
+        other.admin.execute_command("REPLICAOF", "NO", "ONE")
+        one.admin.replicaof("127.0.0.1", str(free_port()))  # of nobody, and hears nothing any more
+        lead(address, "other")
+        with pytest.raises(StoreUnavailable, match="read only replica"):
+            await store.swap(b"k1", b"1", b"2")
+        with pytest.raises(StoreUnavailable, match="read only replica"):
+            await sink.run(("XADD", "stream", "*", "a", "2"))
+        assert await store.swap(b"k1", b"1", b"2")
+        await store.put([(b"k2", b"2")])
+        assert await store.get([b"k1", b"k2"]) == [b"2", b"2"]
+        await sink.run(("XADD", "stream", "*", "a", "2"))
+        assert other.admin.xlen("stream") == 2
+        await sink.close()
+        await store.close()
 
 
 @pytest.mark.slow
