@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from offline.errors import StageError
 from offline.shelf import live_release, read_load, read_shelf, record_keys, update_shelf
 from offline.stage import console
 from service.store.base import Store
@@ -29,10 +30,16 @@ class Collected:
 async def collect(store: Store, keep: int, pinned: frozenset[str] = frozenset()) -> list[Collected]:
     """Remove H and steps of every release but the live one, the `pinned` ones and the `keep` most recent.
 
-    Most recent is what was live last, then what was loaded last. Raises StoreError; calling again goes on.
+    Most recent is what was live last, then what was loaded last. Raises StoreError, calling again goes on; StageError,
+    before anything is removed, if the store holds no release of a pinned id, which may be a mistyped one.
     """
     shelf = await read_shelf(store)
     recent = dict.fromkeys(reversed((*shelf.loaded, *shelf.live)))  # ids, most recent first
+    if unknown := pinned - recent.keys():
+        raise StageError(
+            f"nothing was removed: the store holds no release {', '.join(sorted(unknown))} to pin; it holds "
+            f"{', '.join(sorted(recent)) or 'none'}"
+        )
     kept = {*list(recent)[:keep], *pinned, await live_release(store)}
     gone: list[Collected] = []
     for release_id in reversed(recent):

@@ -109,6 +109,16 @@ async def test_the_live_and_the_pinned_release_stay(store: Store, four: list[Tin
     assert [await left(store, release) for release in four] == [14, 14, 14, 0]
 
 
+async def test_a_pin_that_names_no_release_removes_nothing(store: Store, four: list[TinyRelease]) -> None:
+    for release in four[:2]:
+        await publish(release.path, store)
+    with pytest.raises(
+        StageError, match=f"no release {release_id(four[0])[:8]} to pin; it holds .*{release_id(four[0])}"
+    ):
+        await collect(store, 1, frozenset({release_id(four[0])[:8]}))
+    assert [await left(store, release) for release in four[:2]] == [14, 14]
+
+
 @pytest.mark.parametrize("changes", range(8))
 async def test_a_collection_that_was_cut_off_is_gone_on_with(
     store: Store, four: list[TinyRelease], changes: int
