@@ -82,7 +82,8 @@ def parse_address(url: str) -> Address:
     kind, tls = SCHEMES[scheme]
     try:
         parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        query = parts.query.replace("+", "%2B")  # a plus is one, as it is before the @: this is no form
+        options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     except ValueError:  # its own message would quote the URL
         raise ValueError(f"it is no {scheme}:// URL: percent-encode special characters of the password") from None
     user, at, hosts = parts.netloc.rpartition("@")

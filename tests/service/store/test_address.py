@@ -47,6 +47,18 @@ from service.store.address import Address, is_redis, parse_address
                 sentinel_password="s",
             ),
         ),
+        (
+            "rediss+sentinel://:p+1@a/users?sentinel_password=b+c/d%3D=&ssl_ca_certs=/a+b",
+            Address(
+                "sentinel",
+                tls=True,
+                hosts=[("a", 26379)],
+                service="users",
+                password="p+1",
+                sentinel_password="b+c/d==",
+                ca_file="/a+b",
+            ),
+        ),
         ("rediss+cluster://:p@a,b:2", Address("cluster", tls=True, hosts=[("a", 6379), ("b", 2)], password="p")),
     ],
 )
