@@ -188,7 +188,7 @@ class ModelRecipe(_Section):
     decoder_heads: int = Field(4, ge=1)
     decoder_dim: int = Field(256, ge=8)
     decoder_ff: int = Field(1024, ge=8)
-    fusion_heads: int = Field(1, ge=1)
+    fusion_heads: int = Field(4, ge=1)  # 4.1; each is `dim` / heads wide, rounded up
     fusion_dropout: float = Field(0.1, ge=0, lt=1)
     gate_bias: float = 0.0  # b_g of eq. 4 at the start; above 0 favours the sequence over the reasoning
     beam: int = Field(20, ge=1)

@@ -60,6 +60,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "decoder_layers": 3,
         "decoder_heads": 4,
         "decoder_dim": 256,
+        "fusion_heads": 4,  # 4.1
         "fusion_dropout": 0.1,
         "beam": 20,
     },
@@ -105,6 +106,12 @@ OF_TIGER = {
 def test_the_paper_s_tables_7_and_8(section: str) -> None:
     found = load_recipe("paper").model_dump()[section]
     assert {key: found[key] for key in PAPER[section]} == PAPER[section]
+
+
+def test_what_a_recipe_leaves_out_has_the_paper_s_sizes() -> None:
+    plain, paper = Recipe(name="own"), load_recipe("paper")
+    assert plain.model == paper.model
+    assert plain.tiger.model_dump(exclude={"train"}) == paper.tiger.model_dump(exclude={"train"})
 
 
 def test_tiger_is_trained_by_a_table_of_its_own(tmp_path: Path) -> None:
