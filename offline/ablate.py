@@ -7,7 +7,8 @@ has no such stage.
                             does not come from reasoning about the user
     control = "successors"  the steps are the texts of the K items that fit best by co-occurrence, counted as for the
                             `analyst`, the best one last, where a chain has its recommendation: what is left of a lift
-                            can be had without writing chains
+                            can be had without writing chains. Where fewer are known, those that others buy most
+                            come before them
     steps = "mean"          K = 1: the mean of the steps
     steps = "last"          K = 1: the last step
     steps = "whole"         K = 1: the embedding of the chain as one text (encoders cut texts at their own length)
@@ -49,6 +50,7 @@ def ablate(work: Path, prepared: Stage, tokens: Stage, reasoned: Stage, recipe: 
     settings: dict[str, Any] = {"steps": what.steps, "control": what.control}
     if what.control == "successors":
         settings["last"] = "best"  # which came first, before
+        settings["rest"] = "popular"  # where fewer than K are known; it was whatever the data begin with
     if what.steps == "whole":
         settings |= {"encoder": recipe.reason.encoder, "precision": recipe.reason.precision}
     upstream = [prepared, reasoned, *([tokens] if what.control == "successors" else [])]
@@ -173,9 +175,15 @@ class _Successors:
     def of(self, users: NDArray[np.int64], split: str) -> tuple[NDArray[np.float32], list[list[str]]]:
         """The K best for each user, the best one last, as vectors [B, K, D] and titles."""
         histories = [self._dataset.history(int(user), split) for user in users]
-        scores = self._neighbours.score(histories, [self._training[user] for user in users])
+        own = [self._training[user] for user in users]
+        scores = self._neighbours.score(histories, own)
         scores[:, 0] = -np.inf
         for row, history in enumerate(histories):
             scores[row, history] = -np.inf
+            if np.count_nonzero(scores[row] > 0) < self._steps:
+                # Not by number: the first numbers are the first user's purchases, the held-out ones among them.
+                sold = self._neighbours.frequency.copy()
+                np.subtract.at(sold, own[row], 1)
+                scores[row] = np.where(scores[row] == 0, -1 / (1 + sold), scores[row])
         best = np.argsort(-scores, axis=1, kind="stable")[:, : self._steps][:, ::-1]
         return self._vectors[best - 1], [[self._dataset.items[i - 1].title for i in row] for row in best.tolist()]

@@ -13,7 +13,7 @@ from offline import ablate as module
 from offline.ablate import ablate
 from offline.cooccurrence import Neighbours
 from offline.errors import StageError
-from offline.prepare import SPLITS, load_dataset, prepare
+from offline.prepare import SPLITS, Dataset, ItemText, load_dataset, prepare
 from offline.reason import engines, load_reasoning, load_steps, load_template, present
 from offline.recipe import PrepareRecipe, Recipe
 from offline.sample import write_sample
@@ -176,6 +176,17 @@ def test_successors_are_the_best_unseen_items_of_the_knn_that_never_met_the_user
         ranked = np.argsort(-scores, kind="stable").tolist()[:K][::-1]
         assert titles[user] == [names[i - 1] for i in ranked]
         np.testing.assert_allclose(found[user], vectors[np.array(ranked) - 1], atol=5e-3)
+
+
+def test_where_few_successors_are_known_what_others_buy_most_comes_before_them(tmp_path: Path) -> None:
+    """And not the items with the lowest numbers, which are the first user's, the held-out ones among them."""
+    bought = [[1, 2, 3, 4, 5], [6, 8, 7, 9, 10], [9, 10, 8, 6, 7], [10, 9, 8, 6, 7]]
+    items = [ItemText(str(item), f"item {item}", "", {}) for item in range(1, 11)]
+    dataset = Dataset(list("abcd"), items, [np.array(row, np.int32) for row in bought])
+    np.save(tmp_path / "embeddings.npy", np.eye(10, dtype=np.float32))
+    successors = module._Successors(dataset, Stage("tokenize", "codes", tmp_path), 3)
+    _, titles = successors.of(np.array([0, 1]), "train")
+    assert titles == [["item 10", "item 9", "item 8"], ["item 1", "item 10", "item 9"]]
 
 
 def test_successors_collapse_like_chains(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
