@@ -66,7 +66,7 @@ def _lifted(lines: Lines, dataset: str) -> tuple[Line, float] | None:
 
 def _gone(lines: Lines, dataset: str) -> Target:
     """The control of the model whose lift stands above; where there is none, those of others, called so."""
-    what, told = f"that lift with another user's H, on {dataset}", "gone: no difference at 5 %"
+    what, told = f"that lift with another user's H, on {dataset}", "gone: no gain at 5 %"
     shuffled = sorted(lines.having(dataset, "scoter_h", "shuffled"), key=lambda line: lines.ways.letters(line.setting))
     if not shuffled:
         return Target(what, told, "", "not measured yet")

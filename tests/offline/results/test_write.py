@@ -208,6 +208,19 @@ def test_the_control_of_another_model_is_not_called_that_of_the_best_lift(tmp_pa
     assert gone[2:] == ["+0.0%, p 1 (A; 1 run)", "met"]
 
 
+def test_a_control_that_is_worse_than_its_backbone_is_no_gain(tmp_path: Path) -> None:
+    """It differs, at any level, and the lift is gone all the same: the target says so in these words."""
+    docs = tmp_path / "docs"
+    keep(evaluated(tmp_path / "best", {}, PLAIN), "best", docs)
+    worse = {("hstu", False): 0.2, ("scoter_h", True): 0.1}
+    keep(evaluated(tmp_path / "shuffled", {"ablation": {"control": "shuffled"}}, worse), "shuffled", docs)
+    write_results(docs)
+    gone = row(docs, "## Targets", "that lift with another user's H, on beauty")
+    assert gone[1] == "gone: no gain at 5 %"
+    assert "p ≤ 0.001" in gone[2]
+    assert gone[-1] == "met"
+
+
 def test_a_single_draw_is_no_headline_where_there_are_several_seeds(docs: Path, tmp_path: Path) -> None:
     copied = tmp_path / "docs"
     shutil.copytree(docs, copied)
