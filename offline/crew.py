@@ -106,6 +106,8 @@ def _member(work: Callable[..., None], arguments: tuple[object, ...]) -> None:
             torch.cuda.set_device(distributed.get_rank() % torch.cuda.device_count())
         else:
             torch.set_num_threads(max(1, torch.get_num_threads() // distributed.get_world_size()))
+        # Who fails while others still connect to it would hide its reason behind theirs.
+        distributed.barrier()
         work(*arguments)
     finally:
         distributed.destroy_process_group()
