@@ -451,6 +451,7 @@ def test_the_commands_of_the_page_make_recipes_that_can_be_read(tmp_path: Path) 
     assert recipes["sports-beauty-template"].reason.template == "beauty.json"
 
 
+@pytest.mark.timeout(600)  # a minute on an idle core
 def test_the_page_in_the_repository_is_what_its_runs_give(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "docs" / "results", tmp_path / "results")
     page = write_results(tmp_path / "results").read_text(encoding="utf-8")
