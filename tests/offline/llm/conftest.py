@@ -5,9 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from offline.llm import pace
+from offline.llm.cache import AnswerCache
+from offline.llm.endpoint import EndpointBackend
 from offline.llm.local import LocalBackend
 from tests.offline.llm import server as servers
+from tests.offline.llm.backends import KEY, Open, recipe_of
 from tests.offline.llm.server import Layer
 
 
@@ -24,6 +29,29 @@ def layer(served: str) -> Iterator[Layer]:
     running = Layer(served)
     yield running
     running.stop()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits a tenth as long between attempts."""
+    monkeypatch.setattr(pace, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(pace, "SPREAD", 0.02)
+
+
+@pytest.fixture
+def connect(impatient: None, layer: Layer, tmp_path: Path) -> Iterator[Open]:
+    """Opens backends on one cache."""
+    opened: list[EndpointBackend] = []
+
+    def connect_it(key: str | None = KEY, **changes: Any) -> EndpointBackend:
+        recipe = recipe_of(changes.pop("url", layer.url), **changes)
+        backend = EndpointBackend(recipe, AnswerCache(tmp_path), SecretStr(key) if key else None)
+        opened.append(backend)
+        return backend
+
+    yield connect_it
+    for backend in opened:
+        backend.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
 import pytest
-from pydantic import SecretStr
 
 from offline.errors import LLMError, RecipeError
 from offline.llm import endpoint as module
@@ -19,18 +17,9 @@ from offline.llm.base import Answer
 from offline.llm.cache import AnswerCache
 from offline.llm.chat import checked_url, key_from_environment
 from offline.llm.endpoint import EndpointBackend
-from offline.recipe import TeacherRecipe
+from tests.offline.llm.backends import KEY, Open
 from tests.offline.llm.prompts import asks
 from tests.offline.llm.server import Asked, Fault, Layer, Send, completion, free_port, respond, says, status
-
-Open = Callable[..., EndpointBackend]
-KEY = "sk-do-not-tell-4711"
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.05)
-    monkeypatch.setattr(pace, "SPREAD", 0.02)
 
 
 @pytest.fixture
@@ -40,28 +29,6 @@ def layer() -> Iterator[Layer]:
     running.always = says(completion("fine"))
     yield running
     running.stop()
-
-
-@pytest.fixture
-def connect(layer: Layer, tmp_path: Path) -> Iterator[Open]:
-    """Opens backends on one cache."""
-    opened: list[EndpointBackend] = []
-
-    def connect_it(**changes: Any) -> EndpointBackend:
-        settings: dict[str, Any] = {
-            "backend": "endpoint",
-            "model": "small",
-            "base_url": layer.url,
-            "timeout": 30.0,
-            "retries": 2,
-        }
-        backend = EndpointBackend(TeacherRecipe(**settings | changes), AnswerCache(tmp_path), SecretStr(KEY))
-        opened.append(backend)
-        return backend
-
-    yield connect_it
-    for backend in opened:
-        backend.close()
 
 
 def answers(backend: EndpointBackend, numbers: range = range(1), **sampling: Any) -> list[Answer]:

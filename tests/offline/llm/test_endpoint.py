@@ -7,55 +7,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from offline.errors import LLMError, RecipeError
 from offline.llm import endpoint as module
-from offline.llm import pace
 from offline.llm.base import Answer, Prompt
 from offline.llm.cache import FILE, AnswerCache
 from offline.llm.endpoint import EndpointBackend
-from offline.recipe import TeacherRecipe
+from tests.offline.llm.backends import KEY, Open, recipe_of
 from tests.offline.llm.prompts import ask, asks
 from tests.offline.llm.server import Layer, completion, free_port, says, sleeps, status
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # a model is served, on a machine that may be busy
-
-Open = Callable[..., EndpointBackend]
-KEY = "sk-do-not-tell-4711"
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits a tenth as long between attempts."""
-    monkeypatch.setattr(pace, "FIRST_WAIT", 0.05)
-    monkeypatch.setattr(pace, "SPREAD", 0.02)
-
-
-def recipe_of(url: str, **changes: Any) -> TeacherRecipe:
-    settings: dict[str, Any] = {"backend": "endpoint", "model": "small", "base_url": url, "timeout": 30.0, "retries": 2}
-    return TeacherRecipe(**settings | changes)
-
-
-@pytest.fixture
-def connect(layer: Layer, tmp_path: Path) -> Iterator[Open]:
-    """Opens backends on one cache."""
-    opened: list[EndpointBackend] = []
-
-    def connect_it(key: str | None = KEY, **changes: Any) -> EndpointBackend:
-        recipe = recipe_of(changes.pop("url", layer.url), **changes)
-        backend = EndpointBackend(recipe, AnswerCache(tmp_path), SecretStr(key) if key else None)
-        opened.append(backend)
-        return backend
-
-    yield connect_it
-    for backend in opened:
-        backend.close()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(400),  # a model is served, on a machine that may be busy
+    pytest.mark.usefixtures("impatient"),
+]
 
 
 def answers(backend: EndpointBackend, prompts: list[Prompt]) -> list[Answer]:
