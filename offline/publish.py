@@ -101,10 +101,10 @@ async def publish(path: Path, store: Store) -> Published:
     records, size = 0, 0
     if load.done < total:
         _check(release)
-        _known_until(release)
+        known_until = _known_until(release)
         await update_shelf(store, lambda shelf: replace(shelf, loaded=_with(shelf, release.id)))
         await write_load(store, release.id, load)
-        records, size = await _load(release, load, store)
+        records, size = await _load(release, load, known_until, store)
         row = await _differs(release, total, store)
         if row is not None:
             raise StageError(
@@ -114,9 +114,8 @@ async def publish(path: Path, store: Store) -> Published:
     return Published(release.id, total, skipped, records, size, time.monotonic() - start)
 
 
-async def _load(release: Release, load: Load, store: Store) -> tuple[int, int]:
+async def _load(release: Release, load: Load, known_until: int, store: Store) -> tuple[int, int]:
     """Write what is not done; return the number of records and of their bytes."""
-    known_until = _known_until(release)
     users, records, size = 0, 0, 0
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), Rate())
     with Progress(*columns, console=console, transient=True) as progress:
