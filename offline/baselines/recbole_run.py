@@ -11,7 +11,8 @@ The job: `data` (folder), `dataset` (name), `model` (RecBole's name), `parameter
     valid.npy, test.npy   int32 [U, depth]: items best first for each user, in our order, history not masked
     trained.json          best epoch, its validation NDCG@10 by RecBole's own evaluation, seconds and loss of each epoch
 
-Each epoch is a line of JSON on standard output. Nothing but the job decides what is written.
+Each epoch is a line of JSON on standard output. Nothing but the job decides what is written: a process that finds the
+`latest.pt` of one that was cut off goes on with the epoch that was cut, and ends with the same lists.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import random
 import sys
 import time
 from pathlib import Path
@@ -51,33 +53,27 @@ def main(path: Path) -> None:
     dataset = create_dataset(config)
     train_data, valid_data, test_data = data_preparation(config, dataset)
     model = get_model(config["model"])(config, train_data.dataset).to(config["device"])
-    trainer = _reporting(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
-    start = time.monotonic()
-    scores: dict[int, float] = {}
-
-    def validated(epoch: int, score: float) -> None:
-        scores[epoch] = score
-        _say(epoch=epoch, validation=score)
-
-    trainer.fit(train_data, None if job["refit"] else valid_data, verbose=False, callback_fn=validated)
-    seconds = time.monotonic() - start
-    # Written by this process a moment ago: it holds RecBole's configuration, which is no plain weight.
+    trainer = _lasting(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
+    trainer.start(out / "latest.pt")
+    trainer.fit(train_data, None if job["refit"] else valid_data, verbose=False, callback_fn=trainer.validated)
+    # Written by this process or the one before: it holds RecBole's configuration, which is no plain weight.
     state = torch.load(trainer.saved_model_file, map_location=config["device"], weights_only=False)
     model.load_state_dict(state["state_dict"])
     model.load_other_parameter(state.get("other_parameter"))
     model.eval()
     for split, data in (("valid", valid_data), ("test", test_data)):
         np.save(out / f"{split}.npy", _lists(config, model, dataset, data.dataset, job["depth"]))
-    best = max(scores, key=lambda epoch: scores[epoch]) if scores else max(trainer.train_loss_dict)
+    scores, losses = trainer.scores, trainer.train_loss_dict
+    best = max(scores, key=lambda epoch: scores[epoch]) if scores else max(losses)
     trained = {
         "best_epoch": best + 1,
         "validation": {"ndcg@10": scores.get(best)},
-        "seconds": round(seconds, 1),
+        "seconds": round(trainer.seconds(), 1),
         "weights": sum(weight.numel() for weight in model.parameters()),
         "epochs": [
             {"epoch": epoch + 1, "loss": loss, "seconds": round(trainer.took[epoch], 2)}
             | ({"ndcg@10": scores[epoch]} if epoch in scores else {})
-            for epoch, loss in trainer.train_loss_dict.items()
+            for epoch, loss in losses.items()
         ],
     }
     (out / "trained.json").write_text(json.dumps(trained, indent=2) + "\n", encoding="utf-8")
@@ -122,18 +118,80 @@ def _settings(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _reporting(trainer: type) -> type:
-    """A trainer that says when it has finished an epoch."""
+def _lasting(trainer: type) -> type:
+    """A trainer that says when it has finished an epoch, and outlasts the end of its process."""
 
-    class Reporting(trainer):  # type: ignore[misc]  # a base class that is chosen at run time
+    class Lasting(trainer):  # type: ignore[misc]  # a base class that is chosen at run time
+        def start(self, latest: Path) -> None:
+            """To be called before `fit`; `latest` is where an earlier process left off, if it is there."""
+            self.latest = latest
+            self.since = time.monotonic()
+            self.took: dict[int, float] = {}
+            self.scores: dict[int, float] = {}  # by epoch: NDCG@10 on the validation split
+            self.random: tuple[Any, ...] | None = None  # to be restored before the first epoch
+            if not latest.is_file():
+                return
+            left = torch.load(latest, map_location=self.device, weights_only=False)  # by this script
+            self.model.load_state_dict(left["weights"])
+            self.model.load_other_parameter(left["other"])
+            self.optimizer.load_state_dict(left["optimizer"])
+            for name, value in left["plain"].items():
+                setattr(self, name, value)
+            self.since -= left["seconds"]
+            self.random = left["random"]
+            _say(epoch=self.start_epoch - 1)
+
+        def seconds(self) -> float:
+            """That training has taken so far, in all processes."""
+            return time.monotonic() - self.since
+
+        def validated(self, epoch: int, score: float) -> None:
+            """What `fit` calls after each validation."""
+            self.scores[epoch] = score
+            _say(epoch=epoch, validation=score)
+
         def _train_epoch(self, train_data: Any, epoch_idx: int, *rest: Any, **named: Any) -> Any:  # noqa: ANN401
+            # Here the epoch before is over: validated, counted for early stopping, and kept where it is the best.
+            if self.random is None:
+                self._leave(train_data.generator, epoch_idx)
+            else:
+                self._restore(train_data.generator)
             start = time.monotonic()
             loss = super()._train_epoch(train_data, epoch_idx, *rest, **named)
-            self.took: dict[int, float] = getattr(self, "took", {}) | {epoch_idx: time.monotonic() - start}
+            self.took[epoch_idx] = time.monotonic() - start
             _say(epoch=epoch_idx, loss=float(sum(loss) if isinstance(loss, tuple) else loss))
             return loss
 
-    return Reporting
+        def _leave(self, order: torch.Generator, epoch: int) -> None:
+            plain = ("cur_step", "best_valid_score", "saved_model_file", "train_loss_dict", "took", "scores")
+            left = {
+                "weights": self.model.state_dict(),
+                "other": self.model.other_parameter(),
+                "optimizer": self.optimizer.state_dict(),
+                "plain": {name: getattr(self, name) for name in plain} | {"start_epoch": epoch},
+                "seconds": self.seconds(),
+                "random": (
+                    random.getstate(),
+                    np.random.get_state(),  # noqa: NPY002 - the one that RecBole draws from
+                    torch.get_rng_state(),
+                    torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                    order.get_state(),
+                ),
+            }
+            temporary = self.latest.with_suffix(".tmp")
+            torch.save(left, temporary)
+            temporary.replace(self.latest)
+
+        def _restore(self, order: torch.Generator) -> None:
+            python, numpy, cpu, devices, items = self.random or ()
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002 - as above
+            torch.set_rng_state(cpu.cpu())  # as loaded they are where the weights are
+            torch.cuda.set_rng_state_all([state.cpu() for state in devices])
+            order.set_state(items.cpu())
+            self.random = None
+
+    return Lasting
 
 
 @torch.no_grad()

@@ -58,10 +58,7 @@ def train_baseline(
         dataset = load_dataset(prepared.folder)
         plain = model in _PLAIN_MODELS
         scratch = folder / "scratch"
-        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was cut off
-        scratch.mkdir()
         columns = PLAIN if plain else SEQUENTIAL
-        write_benchmark(scratch, "data", dataset, columns, recipe.model.length, refit=refit_epochs is not None)
         job = {
             "data": str(scratch.absolute()),
             "dataset": "data",
@@ -74,7 +71,8 @@ def train_baseline(
             **settings,
             "epochs": refit_epochs or chosen.epochs,
         }
-        write_json(scratch / "job.json", job)
+        _clear(scratch, job)
+        write_benchmark(scratch, "data", dataset, columns, recipe.model.length, refit=refit_epochs is not None)
         _recbole(interpreter, scratch / "job.json", folder / "recbole.log", job["epochs"], title or model)
         for split in ("valid", "test"):
             read_lists(scratch / f"{split}.npy", dataset, job["depth"])
@@ -91,6 +89,15 @@ def trained(stage: Stage) -> dict[str, Any]:
     """What the stage has to say of itself."""
     told: dict[str, Any] = json.loads((stage.folder / "trained.json").read_text(encoding="utf-8"))
     return told
+
+
+def _clear(scratch: Path, job: dict[str, Any]) -> None:
+    """Empty the folder, unless a process was cut off in it at the very same job: RecBole goes on from there."""
+    written, text = scratch / "job.json", json.dumps(job)
+    if not (written.is_file() and written.read_text(encoding="utf-8") == text):
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        written.write_text(text, encoding="utf-8")
 
 
 def _recbole(interpreter: Path, job: Path, log: Path, epochs: int, title: str) -> None:

@@ -24,12 +24,19 @@ def digest(data: Path) -> str:
 
 def main(path: Path) -> None:
     job = json.loads(path.read_text(encoding="utf-8"))
-    if job["parameters"]["n_layers"] == 0:
+    layers = job["parameters"]["n_layers"]
+    if layers == 0:
         sys.exit("ValueError: no layers\n")
-    if job["parameters"]["n_layers"] == 9:
+    if layers == 8:  # cut off at first; then it finds what it left, and is as with one layer
+        left = Path(job["out"]) / "latest.pt"
+        if not left.exists():
+            left.write_bytes(b"")
+            sys.exit("cut off\n")
+        layers = 1
+    if layers == 9:
         (Path(job["out"]) / "pid").write_text(str(os.getpid()))
         time.sleep(600)
-    name = f"{job['model']}-{job['parameters']['n_layers']}" + ("-refit" if job["refit"] else "")
+    name = f"{job['model']}-{layers}" + ("-refit" if job["refit"] else "")
     seen = digest(Path(job["data"]) / job["dataset"])
     if seen != json.loads((EXPORTED / "digests.json").read_text())[name]:
         sys.exit(f"{name} was exported for other files than these ({seen})")

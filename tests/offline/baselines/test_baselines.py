@@ -99,6 +99,19 @@ def test_a_run_that_failed_goes_on_where_it_was(data: Path, own: Path, tmp_path:
     assert (kept / "test.npy").stat().st_mtime_ns == before
 
 
+def test_a_training_that_was_cut_off_finds_what_it_left(data: Path, own: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="SASRec 1/1 ended with 1: cut off"):
+        run_baselines(tmp_path / "work", data, recipe(n_layers=[8]), own)
+    # What it left names the folder that it was in: elsewhere it is of no use.
+    (tmp_path / "work").rename(tmp_path / "moved")
+    with pytest.raises(StageError, match="SASRec 1/1 ended with 1: cut off"):
+        run_baselines(tmp_path / "moved", data, recipe(n_layers=[8]), own)
+    with pytest.raises(StageError, match="SASRec, validation items too ended with 1: cut off"):  # the first is over
+        run_baselines(tmp_path / "moved", data, recipe(n_layers=[8]), own)
+    run_baselines(tmp_path / "moved", data, recipe(n_layers=[8]), own)
+    assert not list((tmp_path / "moved").rglob("scratch"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)  # a process of its own that imports torch
 def test_an_interrupt_ends_recbole_too(data: Path, own: Path, tmp_path: Path) -> None:
