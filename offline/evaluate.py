@@ -30,7 +30,7 @@ from offline.stage import Stage, console, run_stage, stage_seconds, write_json
 from offline.train import training_log
 from offline.untrained import load_untrained, measure_untrained
 
-VERSION = 3
+VERSION = 4
 
 
 def evaluate(

@@ -49,7 +49,7 @@ def mixed(*lines: Line) -> str:
 
 
 def chance(p: float) -> str:
-    """A p with two digits; the smallest that random signs can give is a bound, not a value."""
+    """A p with two digits; below `FLOOR` a bound."""
     return f"≤ {FLOOR:.2g}" if p <= FLOOR else f"{p:.2g}"
 
 

@@ -42,9 +42,10 @@ How to read it:
   seed, or the same one on another kind of machine, where item texts are embedded a little differently (in bfloat16) and
   get other semantic IDs. IDs move a model as much as a seed does, or more: a row whose runs stand on several sets of
   them says so, and rows on different ones differ by more than their switches.
-- ± is the standard deviation over runs. Intervals and p are about users, models on the same backbone paired: 2,000
-  bootstrap resamples, and 2,000 random signs, which cannot tell a p below .001: hence "≤ 0.001". They do not say what
-  another seed would do, and p are not corrected for the number of rows.
+- ± is the standard deviation over runs. Intervals and p are about users, models on the same backbone paired: the
+  percentile bootstrap's, and that of random signs (for Recall of one run the exact McNemar test), both computed as ever
+  more draws would give them; "≤ 0.0001" is a bound. They do not say what another seed would do, and
+  p are not corrected for the number of rows.
 - *Figures in italics are quoted from the paper*, which says of neither switch which one it took.
 """
 

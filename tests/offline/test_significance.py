@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy.stats import binomtest
 
+from offline.metrics import gains, hits
 from offline.significance import difference, spread
 
 
@@ -54,6 +59,44 @@ def test_p_is_that_of_random_signs() -> None:
     first = np.zeros((1, 100))
     first[0, :5] = 1.0
     assert difference(first, np.zeros((1, 100))).p == pytest.approx(2 / 32)
+
+
+def test_p_of_hits_is_mcnemar_s() -> None:
+    """Random signs, 2,000 of them, told .0013 as "at most .001" and .0019 as .005."""
+    first, second = np.zeros((2, 1, 22_000))
+    first[0, :300] = 1.0
+    second[0, 300:541] = 1.0
+    assert difference(first, second).p == pytest.approx(binomtest(241, 541).pvalue, rel=1e-9)
+    assert difference(first[:, :400], second[:, :400]).p == pytest.approx(binomtest(100, 400).pvalue, abs=1e-12)
+
+
+@pytest.mark.parametrize("of_user", [hits, gains])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_interval_and_p_are_those_of_very_many_draws(
+    of_user: Callable[[NDArray[np.int64], int], NDArray[np.float64]], seeds: int
+) -> None:
+    random = np.random.default_rng(3)
+    before = np.where(random.random((seeds, 5000)) < 0.1, random.integers(1, 11, (seeds, 5000)), 0)
+    other = np.where(random.random((seeds, 5000)) < 0.125, random.integers(1, 11, (seeds, 5000)), 0)
+    after = np.where(random.random((seeds, 5000)) < 0.2, other, before)
+    first, second = of_user(after, 10), of_user(before, 10)
+    found = difference(first, second)
+    values, counts = np.unique((first - second).mean(0).round(12), return_counts=True)
+    resampled = random.multinomial(5000, counts / 5000, 20_000) @ values / 5000
+    spread_of = resampled.std()
+    assert [found.low, found.high] == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=0.05 * spread_of)
+    changed = counts[values != 0]
+    signs = 2 * random.binomial(changed, 0.5, (20_000, len(changed))) - changed
+    at_least = np.abs(signs @ values[values != 0]) >= abs((first - second).mean(0).sum()) - 1e-9
+    assert 0.01 < found.p < 0.5
+    assert found.p == pytest.approx(at_least.mean(), abs=4 * np.sqrt(at_least.mean() / 20_000))
+
+
+def test_all_users_alike_leave_no_interval_and_few_are_tried_one_by_one() -> None:
+    certain = difference(np.full((1, 40), 0.63), np.zeros((1, 40)))
+    assert (certain.low, certain.high) == pytest.approx((0.63, 0.63))
+    few = difference(np.array([[0.63, 0.5, 0.0, 0.43, 0.0]]), np.array([[0.0, 0.0, 0.0, 0.5, 0.0]]))
+    assert few.p == pytest.approx(4 / 8)  # .63 + .5 with the third either way, or both taken away
 
 
 def test_one_user_who_differs_proves_nothing() -> None:
