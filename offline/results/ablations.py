@@ -8,7 +8,7 @@ from typing import Any
 from offline.results.commands import KEEP, base, last, measured, name, recipe, under
 from offline.results.lines import Line, Lines
 from offline.results.markdown import counted, decimals, figure, missing, quoted, section, table
-from offline.results.overall import against, drop
+from offline.results.overall import DROP, against, drop
 from offline.results.settings import BACKBONE, NAMES, TAKEN
 
 _STEPS = ["no-position", "no-contrastive", "whole", "mean", "last", "undistilled"]
@@ -48,7 +48,7 @@ def _table(
     whole_ones = lines.full(dataset, model)
     full = [line for line in whole_ones if _has(line, found)] or whole_ones[:1]
     for whole in full:
-        rows.append([lines.name(whole), counted(whole), figure(whole), "", "", "", quoted(paper["full"])])
+        rows.append([lines.name(whole), counted(whole), figure(whole), *[""] * len(DROP), quoted(paper["full"])])
         for what in _STEPS:
             for line in found[what]:
                 if line.setting.base == whole.setting.base or what == "undistilled":
@@ -66,15 +66,7 @@ def _table(
         if line.setting.base not in bases and (what != "undistilled" or not whole_ones)
     ]
     absent = [what for what in _STEPS if what in paper and not found[what]]
-    head = [
-        "Recall@10 / NDCG@10",
-        "runs",
-        "ours",
-        "Recall@10 against full, same draws",
-        "95 % over users",
-        "p",
-        "*paper*",
-    ]
+    head = ["Recall@10 / NDCG@10", "runs", "ours", *(name.format("full") for name in DROP), "*paper*"]
     parts = [table(head, rows)] if rows else []
     heading = f"{title}: {NAMES[model]} on {dataset}"
     return section(heading, *parts, *_absent(lines, dataset, model, absent, unmeasurable), level=3)

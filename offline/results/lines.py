@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,14 @@ class Line:
     def mean(self, metric: str) -> float:
         """Over trainings."""
         return self.over_trainings(metric).mean
+
+    def among(self, draws: Sequence[Drawn]) -> Line:
+        """The same over those draws alone; as it is where there are none."""
+        if not draws:
+            return self
+        kept = [place for place, draw in enumerate(self.draws) if draw in draws]
+        rows, runs = [self.rows[place] for place in kept], [self.runs[place] for place in kept]
+        return replace(self, rows=rows, runs=runs, draws=[self.draws[place] for place in kept])
 
     def group(self, name: str, metric: str, draws: Sequence[Drawn | None]) -> NDArray[np.float64] | None:
         """Mean over draws of the metric in each group of `users` or `items`, float64 [groups], if runs have it."""
@@ -156,22 +164,26 @@ def repeated(found: list[Line]) -> list[Line]:
     return [line for line in found if line.trainings >= RUNS] or found
 
 
-def paired(
-    first: Line, second: Line, metric: str = f"recall@{TOP}", *, among: Sequence[Drawn] | None = None
-) -> tuple[float, float]:
-    """Means of both over the draws that they share, `among` those; over all of their own where they share none."""
-    shared = [draw for draw in first.draws if draw in second.draws and (among is None or draw in among)]
-    if not shared:
+def shared(lines: Iterable[Line]) -> list[Drawn]:
+    """Draws that all of them have: what more than two are told apart on. None at all where a line lacks every one."""
+    every = [line.draws for line in lines]
+    return [draw for draw in every[0] if draw is not None and all(draw in draws for draws in every)]
+
+
+def paired(first: Line, second: Line, metric: str = f"recall@{TOP}") -> tuple[float, float]:
+    """Means of both over the draws that they share; over all of their own where they share none."""
+    both = [draw for draw in first.draws if draw in second.draws]
+    if not both:
         return first.mean(metric), second.mean(metric)
     ours, theirs = (
-        float(np.mean([line.rows[line.draws.index(draw)][metric] for draw in shared])) for line in (first, second)
+        float(np.mean([line.rows[line.draws.index(draw)][metric] for draw in both])) for line in (first, second)
     )
     return ours, theirs
 
 
-def gain(first: Line, second: Line, metric: str = f"recall@{TOP}", *, among: Sequence[Drawn] | None = None) -> float:
+def gain(first: Line, second: Line, metric: str = f"recall@{TOP}") -> float:
     """Of the first over the second, relative, with the same draws paired; 0 where the second is 0."""
-    ours, theirs = paired(first, second, metric, among=among)
+    ours, theirs = paired(first, second, metric)
     return ours / theirs - 1 if theirs else 0.0
 
 
@@ -179,10 +191,10 @@ def compare(first: Line, second: Line, metric: str = f"recall@{TOP}") -> Differe
     """First against second over the same users, with the same draws paired; None where runs kept no ranks."""
     of_user = hits if metric.startswith("recall") else gains
     ours, theirs = first.ranks(), second.ranks()
-    shared = [draw for draw in ours if draw in theirs]
-    if not shared:
+    draws = [draw for draw in ours if draw in theirs]
+    if not draws:
         return None
-    both = [np.stack([ranks[draw] for draw in shared]) for ranks in (ours, theirs)]
+    both = [np.stack([ranks[draw] for draw in draws]) for ranks in (ours, theirs)]
     if both[0].shape != both[1].shape:
         return None
     return difference(of_user(both[0], TOP), of_user(both[1], TOP))

@@ -114,12 +114,19 @@ def against(line: Line, other: Line, metric: str = f"recall@{TOP}") -> list[str]
     return [*cells, interval, chance(found.p), str(found.seeds)]
 
 
+# Heads of the cells of `drop`, with a place for what is compared with.
+DROP = ["Recall@10 against {}, same draws", "95 % over users", "p", "NDCG@10", "95 % over users", "p"]
+
+
 def drop(line: Line, whole: Line | None) -> list[str]:
-    """Cells: what became of the whole's Recall@10, relative, the difference with its interval, and p."""
+    """Cells: what became of the whole's Recall@10, relative, the difference with its interval, p; NDCG@10 likewise."""
     if whole is None:
-        return ["no whole of this way", "–", "–"]
-    _, _, relative, difference, p, _ = against(line, whole)
-    return [relative, difference, p]
+        return ["no whole of this way", *["–"] * (len(DROP) - 1)]
+    cells: list[str] = []
+    for metric in (f"recall@{TOP}", f"ndcg@{TOP}"):
+        _, _, relative, difference, p, _ = against(line, whole, metric)
+        cells += [relative, difference, p]
+    return cells
 
 
 def _commands(dataset: str, absent: list[str]) -> list[str]:

@@ -14,12 +14,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from offline.results.lines import Line, Lines, compare, gain, repeated
-from offline.results.settings import BACKBONE, NAMES
+from offline.results.lines import Line, Lines, compare, gain, repeated, shared
+from offline.results.settings import BACKBONE, LAMBDA, NAMES
 from offline.results.sparsity import FIGURES, by_group, drawn
 from offline.results.targets import LIFTS
-from offline.results.templates import plotted, shared
-from offline.results.weights import by_weight
+from offline.results.templates import alike, plotted
+from offline.results.weights import by_weight, same_draws
 
 _METRICS = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
 _COLORS = {"recall@10": "#4477aa", "ndcg@10": "#ee8866"}
@@ -137,20 +137,20 @@ def _groups(line: Line, other: Line) -> Figure:
 
 
 def _weights(found: Mapping[float, Line]) -> Figure:
-    """Both metrics by weight."""
+    """Both metrics by weight, with the interval over users of what differs from the usual weight."""
     figure, both = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    places = sorted(found)
+    alike = same_draws(found)
+    joined = "-" if shared(found.values()) else "None"  # points of different trainings make no curve
     for axes, (metric, label) in zip(both, _METRICS.items(), strict=True):
-        spreads = [found[weight].over_trainings(metric) for weight in places]
-        axes.errorbar(
-            range(len(places)),
-            [one.mean for one in spreads],
-            [one.sd or 0.0 for one in spreads],
-            marker="o",
-            capsize=3,
-            color=_COLORS[metric],
-        )
-        axes.set_xticks(range(len(places)), [f"{weight:g}" for weight in places])
+        color = _COLORS[metric]
+        heights = [line.mean(metric) for line in alike.values()]
+        axes.plot(range(len(alike)), heights, linestyle=joined, marker="o", color=color)
+        for place, (weight, line) in enumerate(alike.items()):
+            told = compare(line, alike[LAMBDA], metric) if LAMBDA in alike and weight != LAMBDA else None
+            if told is not None:
+                ends = [[told.value - told.low], [told.high - told.value]]
+                axes.errorbar(place, line.mean(metric), ends, capsize=3, color=color, linewidth=1.0)
+        axes.set_xticks(range(len(alike)), [f"{weight:g}" for weight in alike])
         axes.set_xlabel("λ")
         axes.set_ylabel(label)
         _bare(axes)
@@ -160,9 +160,8 @@ def _weights(found: Mapping[float, Line]) -> Figure:
 def _templates(found: Mapping[str, tuple[Line, Line]], model: str) -> Figure:
     """Relative gain over the backbone by template, over the draws that all of them have."""
     figure, axes = plt.subplots(figsize=(6, 3))
-    draws = shared(found.values()) or None
     for place, (metric, label) in enumerate(_METRICS.items()):
-        gains = [100 * gain(*pair, metric, among=draws) for pair in found.values()]
+        gains = [100 * gain(*pair, metric) for pair in alike(found).values()]
         spots = [spot + (place - 0.5) * 0.38 for spot in range(len(found))]
         bars = axes.bar(spots, gains, 0.36, label=label, color=_COLORS[metric])
         axes.bar_label(bars, fmt="%+.1f", fontsize=7, padding=2)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from offline.ranking import TOP
 from offline.results.commands import KEEP, measured, name, recipe, under
-from offline.results.draws import Drawn
-from offline.results.lines import Line, Lines, gain
+from offline.results.lines import Line, Lines, shared
 from offline.results.markdown import counted, figure, missing, section, table
+from offline.results.overall import against
 from offline.results.settings import BACKBONE, NAMES
 
 TEMPLATES = ("two-step", "three-step", "five-step", "discovered")
@@ -35,10 +35,10 @@ def plotted(lines: Lines, model: str) -> dict[str, tuple[Line, Line]]:
     return max(by_template(lines, model).values(), key=known, default={})
 
 
-def shared(pairs: Iterable[tuple[Line, Line]]) -> list[Drawn]:
-    """Draws that all of these models and their backbones have: templates are told apart on the same backbones alone."""
-    every = [line.draws for pair in pairs for line in pair]
-    return [draw for draw in every[0] if draw is not None and all(draw in draws for draws in every)]
+def alike(found: Mapping[str, tuple[Line, Line]]) -> dict[str, tuple[Line, Line]]:
+    """The same over the draws that all of these models and their backbones have, if there are any."""
+    draws = shared(line for pair in found.values() for line in pair)
+    return {template: (line.among(draws), backbone.among(draws)) for template, (line, backbone) in found.items()}
 
 
 def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
@@ -52,12 +52,12 @@ def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
                 absent.setdefault(template, []).append(model)
         rows = [row for found in ways.values() for row in _rows(lines, found, paper["templates"][model])]
         if rows:
-            head = ["model", "runs", "Recall@10 / NDCG@10", "over its backbone, Recall@10", "over seeds", "*paper*"]
+            head = ["model", "runs", "seeds", "Recall@10 / NDCG@10", "over its backbone, Recall@10", "p", "*paper*"]
             parts.append(table(head, rows))
         if f"figure-3-{model}" in plots:
             letters = lines.ways.letters(next(iter(plotted(lines, model).values()))[0].setting)
             parts.append(
-                f"Gains of a way are over the seeds that all its templates have, on the same backbones. Those of "
+                f"Figures of a way are over the runs that all its templates have, on the same backbones. Those of "
                 f"{NAMES[model]} [{letters}]:\n\n![Gain over the backbone by template](results/figure-3-{model}.svg)"
             )
     return section("Figure 3: manual templates and the discovered one", *parts, _missing(absent) if absent else "")
@@ -65,20 +65,13 @@ def templates(lines: Lines, paper: dict[str, Any], plots: set[str]) -> str:
 
 def _rows(lines: Lines, found: Mapping[str, tuple[Line, Line]], paper: Mapping[str, float]) -> list[list[str]]:
     """A row for each template of a way."""
-    draws = shared(found.values())
     rows: list[list[str]] = []
-    for template, (line, backbone) in found.items():
+    for template, (line, backbone) in alike(found).items():
         told = paper.get(template)
-        rows.append(
-            [
-                lines.name(line),
-                counted(line),
-                figure(line),
-                f"{gain(line, backbone, among=draws or None):+.1%}",
-                ", ".join(str(draw[0]) for draw in sorted(draws)) or "its own",
-                "–" if told is None else f"*{told:+.1%}*",
-            ]
-        )
+        _, _, relative, _, p, _ = against(line, backbone)
+        seeds = ", ".join(str(draw[0]) for draw in sorted(draw for draw in line.draws if draw is not None))
+        quote = "–" if told is None else f"*{told:+.1%}*"
+        rows.append([lines.name(line), counted(line), seeds, figure(line), relative, p, quote])
     return rows
 
 

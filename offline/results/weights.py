@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from offline.results.commands import KEEP, base, measured, name, recipe, under
-from offline.results.lines import Line, Lines
+from offline.results.lines import Line, Lines, shared
 from offline.results.markdown import counted, figure, folded, missing, section, table
-from offline.results.overall import drop
+from offline.results.overall import DROP, drop
 from offline.results.settings import LAMBDA
 
 LAMBDAS = (0.02, 0.05, 0.1, 0.2, 0.5)  # the paper's
@@ -24,7 +24,11 @@ def weights(lines: Lines, plots: set[str]) -> str:
         if first:
             parts.append(_table(lines, first))
         if f"figure-5-{dataset}" in plots:
-            parts.append(f"![Recall@10 by λ on {dataset}](results/figure-5-{dataset}.svg)")
+            words = (
+                f"Bars are what differs from λ of {LAMBDA:g}, 95 % over users; points that are joined are of the same "
+                "runs of the backbone."
+            )
+            parts.append(f"{words}\n\n![Recall@10 by λ on {dataset}](results/figure-5-{dataset}.svg)")
         parts += [_alike(lines, made) for made in (first, *others)]
         parts.append(folded("Made in other ways", *(_table(lines, made) for made in others)))
     return section("Figure 5: weight λ of the contrastive loss", *parts, _missing(lines))
@@ -74,19 +78,24 @@ def _weight(what: str) -> float | None:
     return float(given[1]) if given else None
 
 
+def same_draws(made: Mapping[float, Line]) -> dict[float, Line]:
+    """Models by ascending weight over the draws that all of them have; over their own where there are none."""
+    draws = shared(made.values())
+    return {weight: line.among(draws) for weight, line in sorted(made.items())}
+
+
 def _table(lines: Lines, made: Mapping[float, Line]) -> str:
-    usual = made.get(LAMBDA)
+    alike = same_draws(made)
+    usual = alike.get(LAMBDA)
     rows = [
-        [
-            f"{weight:g}",
-            counted(line),
-            figure(line),
-            *(["", "", ""] if line is usual else drop(line, usual)),
-        ]
-        for weight, line in sorted(made.items())
+        [f"{weight:g}", counted(line), figure(line), *([""] * len(DROP) if line is usual else drop(line, usual))]
+        for weight, line in alike.items()
     ]
-    head = ["λ", "runs", "Recall@10 / NDCG@10", f"Recall@10 against {LAMBDA:g}, same draws", "95 % over users", "p"]
-    return f"{_name(lines, made)}, on {next(iter(made.values())).dataset}:\n\n" + table(head, rows)
+    head = ["λ", "runs", "Recall@10 / NDCG@10", *(name.format(f"{LAMBDA:g}") for name in DROP)]
+    draws = shared(made.values())
+    seeds = sorted({draw[0] for draw in draws})
+    over = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if draws else "each over runs of its own"
+    return f"{_name(lines, made)}, on {next(iter(made.values())).dataset}, {over}:\n\n" + table(head, rows)
 
 
 def _name(lines: Lines, made: Mapping[float, Line]) -> str:

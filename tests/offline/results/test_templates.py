@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from offline.results.lines import Lines, gain
+from offline.results.lines import Lines, gain, shared
 from offline.results.runs import keep, load_runs
-from offline.results.templates import plotted, shared, templates
+from offline.results.templates import alike, plotted, templates
 from tests.offline.results.made import evaluated
 
 PAPER: dict[str, Any] = {"templates": {"scoter_h": {"five-step": 0.217}, "scoter_t": {}}}
@@ -31,14 +31,17 @@ def test_templates_are_compared_over_the_draws_that_all_of_them_have(tmp_path: P
     lines = Lines(load_runs(tmp_path / "docs").runs)
     found = plotted(lines, "scoter_h")
     assert list(found) == ["two-step", "five-step"]
-    assert shared(found.values()) == [(1, 0, 0)]
+    assert shared(line for pair in found.values() for line in pair) == [(1, 0, 0)]
     (line, backbone) = found["five-step"]
     first = line.rows[0]["recall@10"] / backbone.rows[0]["recall@10"] - 1
-    assert gain(line, backbone, among=[(1, 0, 0)]) == pytest.approx(first)
+    assert gain(*alike(found)["five-step"]) == pytest.approx(first)
     told = templates(lines, PAPER, set())
-    assert cells(told, "SCoTER-H [A], five-step")[3:] == [f"{first:+.1%}", "1", "*+21.7%*"]
-    assert cells(told, "SCoTER-H [A], five-step")[1] == "3"
-    assert cells(told, "SCoTER-H [A], two-step")[4] == "1"
+    five = cells(told, "SCoTER-H [A], five-step")
+    assert five[1:3] == ["1", "1"]
+    assert five[3].startswith(f"{line.rows[0]['recall@10']:.4f}".removeprefix("0") + " / ")
+    assert "±" not in five[3]
+    assert (five[4], five[6]) == (f"{first:+.1%}", "*+21.7%*")
+    assert cells(told, "SCoTER-H [A], two-step")[1:3] == ["1", "1"]
 
 
 def test_every_way_is_listed_and_the_one_with_most_templates_plotted(tmp_path: Path) -> None:
