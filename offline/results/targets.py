@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offline.results.lines import Line, Lines, compare, gain, repeated
+from offline.results.lines import Line, Lines, compare, gain, repeated, shared
 from offline.results.markdown import chance, decimals, mixed
 
 # R@10 of the paper's SCoTER-H over its HSTU (Table 1).
@@ -83,13 +83,25 @@ def _gone(lines: Lines, dataset: str) -> Target:
 
 
 def _control(lines: Lines, shuffled: Line) -> tuple[str, str]:
-    """What is left of the lift over its backbone with another user's H, and the verdict."""
+    """What is left of the lift over its backbone with another user's H, beside the lift on that draw; the verdict."""
     backbone = lines.backbone(shuffled)
     found = compare(shuffled, backbone) if backbone is not None else None
     if found is None:
         return decimals(shuffled.mean("recall@10")), "cannot be told: its backbone's ranks are missing"
     verdict = "met" if found.p > 0.05 or found.value <= 0 else "not met: a lift stays"
-    return f"{found.relative:+.1%}, p {chance(found.p)} ({_made(lines, shuffled)})", verdict
+    return f"{found.relative:+.1%}, p {chance(found.p)} ({_made(lines, shuffled)}{_own(lines, shuffled)})", verdict
+
+
+def _own(lines: Lines, shuffled: Line) -> str:
+    """What each user's own H is worth on the draws of a control, of which the lift has more; empty if not measured."""
+    wholes = lines.full(shuffled.dataset, shuffled.setting.model)
+    whole = next((line for line in wholes if line.setting.base == shuffled.setting.base), None)
+    draws = shared([whole, shuffled]) if whole is not None else []
+    backbone = lines.backbone(shuffled)
+    if whole is None or backbone is None or not draws:
+        return ""
+    found = compare(whole.among(draws), backbone)
+    return "" if found is None else f", where their own has {found.relative:+.1%}, p {chance(found.p)}"
 
 
 def _best(found: list[Line], metric: str) -> Line | None:

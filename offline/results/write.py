@@ -92,7 +92,7 @@ def _targets(lines: Lines, plotted: set[str]) -> str:
     if LIFTS in plotted:
         words = (
             "What reasoning adds to each backbone that it was put on, with an interval over users; filled: the model "
-            "as it is; hollow: with another user's H; a cross: what the paper reports."
+            "as it is; hollow: with another user's H, in the runs that have it; a cross: what the paper reports."
         )
         parts += [words, f"![What reasoning adds to each backbone](results/{LIFTS}.svg)"]
     words = (
