@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offline.metrics import gains, hits
+from offline.metrics import CUTOFFS, gains, hits, ndcg, recall
 from offline.ranking import TOP
 from offline.results.draws import Drawn, Draws
 from offline.results.runs import Run
@@ -80,10 +80,9 @@ class Line:
         """Where each user's target was ranked, by draw, of the runs that kept that."""
         found: dict[Drawn | None, NDArray[np.int64]] = {}
         for row, run, draw in zip(self.rows, self.runs, self.draws, strict=True):
-            for kept in run.ranks:
-                switches = {key: row[key] for key in ("model", "labels", "history", "reasoning", "scoring")}
-                if all(getattr(kept, key) == value for key, value in switches.items()):
-                    found[draw] = kept.rank
+            rank = _rank(run, row)
+            if rank is not None:
+                found[draw] = rank
         return found
 
 
@@ -105,7 +104,7 @@ class Lines:
                 draw = draws.of(run, rows, row)
                 if draw not in line.draws:  # a backbone is measured again beside each of its variants
                     line.draws.append(draw)
-                    line.rows.append(row)
+                    line.rows.append(_unrounded(run, row))
                     line.runs.append(run)
         self.ways = Ways([line.setting for line in self])
 
@@ -157,6 +156,22 @@ class Lines:
         found = self.full(line.dataset, BACKBONE[line.setting.model], line.labels, line.history)
         beside = next((other for other in found if line.names & other.names), None)
         return beside or next((other for other in found if other.setting.base == line.setting.base), None)
+
+
+def _rank(run: Run, row: dict[str, Any]) -> NDArray[np.int64] | None:
+    """Where each user's target was ranked [U], if the run kept it."""
+    switches = {key: row[key] for key in ("model", "labels", "history", "reasoning", "scoring")}
+    return next(
+        (kept.rank for kept in run.ranks if all(getattr(kept, key) == value for key, value in switches.items())), None
+    )
+
+
+def _unrounded(run: Run, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its metrics from the ranks, if they were kept: reports round, and what is rounded twice is off."""
+    rank = _rank(run, row)
+    if rank is None:
+        return row
+    return row | {f"{name}@{k}": of(rank, k) for k in CUTOFFS for name, of in (("recall", recall), ("ndcg", ndcg))}
 
 
 def repeated(found: list[Line]) -> list[Line]:

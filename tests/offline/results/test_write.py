@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from offline.errors import DataError
+from offline.metrics import ndcg, recall
 from offline.recipe import Recipe, load_recipe
 from offline.results.lines import Lines, compare, gain, paired
 from offline.results.runs import keep, load_runs
@@ -158,6 +159,14 @@ def test_the_lift_is_that_of_the_same_seeds_and_users(docs: Path) -> None:
     cells = row(docs, "With reasoning against the backbone", "SCoTER-H [A], five-step | train, masked")
     assert cells[5] == f"{gain(full, backbone):+.1%}"
     assert cells[-1] == "3"
+
+
+def test_figures_are_not_rounded_twice(docs: Path) -> None:
+    """Reports have five decimals, of which a table makes four: .028246 would become .02825 and then .0283."""
+    (line,) = Lines(load_runs(docs).runs).full("beauty", "hstu")
+    rank = line.ranks()[(1, 0, 0)]
+    assert line.rows[0]["ndcg@10"] == ndcg(rank, 10) != round(ndcg(rank, 10), 5)
+    assert line.rows[0]["recall@5"] == recall(rank, 5)
 
 
 def test_a_very_small_p_is_a_bound(docs: Path) -> None:
