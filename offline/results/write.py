@@ -46,7 +46,9 @@ How to read it:
   percentile bootstrap's, and that of random signs (for Recall of one run the exact McNemar test), both computed as ever
   more draws would give them; "≤ 0.0001" is a bound. They do not say what another seed would do, and
   p are not corrected for the number of rows.
-- *Figures in italics are quoted from the paper*, which says of neither switch which one it took.
+- *Figures in italics are quoted from the paper*, which says of neither switch which one it took. Its SCoTER-H and
+  SCoTER-T are those under its discovered template, with a language model's chains, whichever row of ours they stand in;
+  Figure 3 has what it reports of the others.
 """
 
 
