@@ -63,7 +63,7 @@ def main(
         "model": entry.name,
         "items": len(opened.catalogue),
         "eligible": chosen.eligible,
-        "mask_us": round(mask_microseconds(chosen, random), 1),
+        "mask_us": round(mask_microseconds(chosen, len(opened.catalogue), random), 1),
         "batches": [],
     }
     for size in (1, 16):
@@ -92,9 +92,9 @@ def common(release: Release, column: str) -> str:
     return min(counts, key=lambda value: abs(counts[value] - len(release.catalogue) / 10))
 
 
-def mask_microseconds(chosen: Filter, random: np.random.Generator, rounds: int = 2000) -> float:
+def mask_microseconds(chosen: Filter, items: int, random: np.random.Generator, rounds: int = 2000) -> float:
     """Median time to make the mask of a request that excludes eligible items."""
-    eligible, times = np.flatnonzero(chosen.items), []
+    eligible, times = np.flatnonzero(chosen.passes(np.arange(items + 1))), []
     for _ in range(rounds):
         excluded = random.choice(eligible, min(EXCLUDED, len(eligible)), replace=False)
         start = time.perf_counter()

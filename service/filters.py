@@ -22,8 +22,11 @@ from service.errors import FieldError, ReleaseCorrupt, RequestInvalid
 from service.release.catalogue import Catalogue
 
 CACHE_BYTES = 64 * 1024 * 1024
+FEW = 1024  # eligible items that are quicker to rank than to look for among all by popularity
 
 _WITHOUT_BIT = ~(np.uint8(1) << np.arange(8, dtype=np.uint8))  # [8]
+_BIT = np.uint64(1) << np.arange(64, dtype=np.uint64)  # [64]
+_BITS_BELOW = _BIT - np.uint64(1)  # [64]
 
 Asked = tuple[tuple[str, tuple[str, ...]], ...]  # columns in order, each with its distinct values in order
 
@@ -33,9 +36,20 @@ class Nodes:
     """The M nodes of a catalogue's trie in the mask's order. Leaves are numbered 0..N-1, in lexicographic order."""
 
     leaf: NDArray[np.int32]  # [N + 1], leaf of each item; 0 for padding, which no filter allows
+    item: NDArray[np.int32]  # [N], item of each leaf
     path: NDArray[np.int32]  # [N, L], nodes on the way to each leaf
     start: NDArray[np.int32]  # [M], first leaf beneath
     end: NDArray[np.int32]  # [M], one beyond the last leaf beneath
+
+    @property
+    def above(self) -> int:
+        """Nodes that are no leaves; those come last."""
+        return len(self.start) - len(self.path)
+
+    @property
+    def mask_bytes(self) -> int:
+        """A, the length of a mask."""
+        return -(-len(self.start) // 8)
 
     @classmethod
     def of(cls, codes: NDArray[np.integer]) -> Self:
@@ -59,19 +73,30 @@ class Nodes:
             starts.append(heads)
             ends.append(np.append(heads[1:], items))
             before += len(heads)
-        return cls(leaf, path, np.concatenate(starts).astype(np.int32), np.concatenate(ends).astype(np.int32))
+        start, end = np.concatenate(starts).astype(np.int32), np.concatenate(ends).astype(np.int32)
+        return cls(leaf, (order + 1).astype(np.int32), path, start, end)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Filter:
-    """What one combination of allowed and blocked attributes leaves of a catalogue of N items."""
+    """What one combination of allowed and blocked attributes leaves of a catalogue.
 
-    items: NDArray[np.bool_]  # [N + 1], whether each item index is eligible; False for padding
+    It holds a bit for each node and a count for each 64, no number for each item: of a million items 64 MiB keep the
+    filters of every campaign and market, where each one that is made anew stops all requests for tens of ms.
+    """
+
     eligible: int  # items that are
+    few: NDArray[np.int32] | None  # the indices of those items, unless they are more than `FEW`
     unknown: tuple[tuple[str, str], ...]  # (column, value) asked for that no item has
     _nodes: Nodes
-    _before: NDArray[np.int32]  # [N + 1], eligible leaves before each leaf
-    _alive: NDArray[np.uint8]  # [A], the mask of a request that excludes nothing
+    _alive: NDArray[np.uint64]  # [W], the mask of a request that excludes nothing, 64 nodes to a word
+    _before: NDArray[np.int32]  # [W], nodes that are alive before each word
+
+    def passes(self, indices: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Which of these item indices are eligible; padding is not."""
+        node = self._nodes.above + self._nodes.leaf[indices]
+        passing: NDArray[np.bool_] = (self._alive[node >> 6] & _BIT[node & 63] > 0) & (indices > 0)
+        return passing
 
     def mask(self, excluded: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """The graph's `allowed` [A] for a request that also excludes these item indices; 0 and repetitions count not.
@@ -79,23 +104,32 @@ class Filter:
         It covers the exclusions, so the request's `exclude` may be left empty. Not to be written to.
         """
         nodes, chosen = self._nodes, np.asarray(excluded, np.int64)
-        leaf = np.unique(nodes.leaf[chosen[self.items[chosen]]])  # those excluded that were eligible, [E]
+        mask = self._alive.view(np.uint8)[: nodes.mask_bytes]
+        leaf = np.unique(nodes.leaf[chosen[self.passes(chosen)]])  # those excluded that were eligible, [E]
         if not len(leaf):
-            return self._alive
+            return mask
         # Level by level, and leaves in order: equal nodes stand together, which spares a sort.
         path = nodes.path[leaf].ravel("F")  # [L * E]
         begins = np.flatnonzero(np.concatenate(([True], path[1:] != path[:-1])))
         node = path[begins]
         taken = np.concatenate((begins[1:], [len(path)])) - begins
-        dead = node[self._before[nodes.end[node]] - self._before[nodes.start[node]] == taken]
-        mask = self._alive.copy()
+        before = self._alive_before(np.stack((nodes.start[node], nodes.end[node])))
+        dead = node[before[1] - before[0] == taken]
+        mask = mask.copy()
         np.bitwise_and.at(mask, dead >> 3, _WITHOUT_BIT[dead & 7])
         return mask
 
     @property
     def nbytes(self) -> int:
         """Memory that this filter alone holds."""
-        return self.items.nbytes + self._before.nbytes + self._alive.nbytes
+        return self._alive.nbytes + self._before.nbytes + (0 if self.few is None else self.few.nbytes)
+
+    def _alive_before(self, leaf: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Nodes that are alive before each leaf. Between two leaves there are only leaves."""
+        node = self._nodes.above + leaf
+        word = node >> 6
+        before: NDArray[np.int32] = self._before[word] + np.bitwise_count(self._alive[word] & _BITS_BELOW[node & 63])
+        return before
 
 
 class Filters:
@@ -106,9 +140,8 @@ class Filters:
 
     def __init__(self, catalogue: Catalogue, cache_bytes: int = CACHE_BYTES) -> None:
         """Raises ReleaseCorrupt if two items share a semantic ID."""
-        self._items = len(catalogue)
         self._nodes = Nodes.of(catalogue.codes)
-        self._index = _inverted(catalogue)
+        self._index = _inverted(catalogue, self._nodes.leaf)
         self._cache: OrderedDict[tuple[Asked, Asked], Filter] = OrderedDict()
         self._cached_bytes, self._cache_bytes = 0, cache_bytes
 
@@ -134,31 +167,36 @@ class Filters:
         return made
 
     def _make(self, allow: Asked, block: Asked) -> Filter:
-        items = np.ones(self._items + 1, np.bool_)
-        items[0] = False
+        nodes = self._nodes
+        eligible = np.ones(len(nodes.path), np.bool_)  # leaf by leaf
         for column, values in allow:
-            has_any = np.zeros_like(items)
-            for rows in self._rows(column, values):
-                has_any[rows] = True
-            items &= has_any
+            has_any = np.zeros_like(eligible)
+            for leaves in self._leaves(column, values):
+                has_any[leaves] = True
+            eligible &= has_any
         for column, values in block:
-            for rows in self._rows(column, values):
-                items[rows] = False
-        at_leaf = np.empty(self._items, np.bool_)
-        at_leaf[self._nodes.leaf[1:]] = items[1:]
-        before = np.zeros(self._items + 1, np.int32)
-        np.cumsum(at_leaf, out=before[1:])
-        alive = np.packbits(before[self._nodes.end] > before[self._nodes.start], bitorder="little")
+            for leaves in self._leaves(column, values):
+                eligible[leaves] = False
+        before = np.zeros(len(eligible) + 1, np.int32)
+        np.cumsum(eligible, out=before[1:])
+        bits = np.zeros(64 * (len(nodes.start) // 64 + 1), np.bool_)  # one at least beyond the last node
+        bits[: nodes.above] = before[nodes.end[: nodes.above]] > before[nodes.start[: nodes.above]]
+        bits[nodes.above : len(nodes.start)] = eligible
+        alive = np.packbits(bits, bitorder="little").view("<u8")
         alive.flags.writeable = False  # handed out as it is where nothing is excluded
+        count = np.bitwise_count(alive)
+        few = nodes.item[eligible] if before[-1] <= FEW else None
         unknown = {
             (column, value)
             for column, values in (*allow, *block)
             for value in values
             if value not in self._index[column]
         }
-        return Filter(items, int(before[-1]), tuple(sorted(unknown)), self._nodes, before, alive)
+        return Filter(
+            int(before[-1]), few, tuple(sorted(unknown)), nodes, alive, np.cumsum(count, dtype=np.int32) - count
+        )
 
-    def _rows(self, column: str, values: tuple[str, ...]) -> Iterator[NDArray[np.int32]]:
+    def _leaves(self, column: str, values: tuple[str, ...]) -> Iterator[NDArray[np.int32]]:
         index = self._index[column]
         return (index[value] for value in values if value in index)
 
@@ -193,8 +231,8 @@ def _size(key: tuple[Asked, Asked], made: Filter) -> int:
     return made.nbytes + texts
 
 
-def _inverted(catalogue: Catalogue) -> dict[str, dict[str, NDArray[np.int32]]]:
-    """Column -> value -> indices of the items that have it."""
+def _inverted(catalogue: Catalogue, leaf: NDArray[np.int32]) -> dict[str, dict[str, NDArray[np.int32]]]:
+    """Column -> value -> leaves of the items that have it, in order."""
     found: dict[str, dict[str, list[int]]] = {}
     for index, item in enumerate(catalogue.items, start=1):
         for column, values in item.attributes.items():
@@ -202,6 +240,5 @@ def _inverted(catalogue: Catalogue) -> dict[str, dict[str, NDArray[np.int32]]]:
             for value in values:
                 rows.setdefault(value, []).append(index)
     return {
-        column: {value: np.array(rows, np.int32) for value, rows in by_value.items()}
-        for column, by_value in found.items()
+        column: {value: np.sort(leaf[rows]) for value, rows in by_value.items()} for column, by_value in found.items()
     }

@@ -290,6 +290,7 @@ def _filter_report(chosen: Filter) -> FilterReport:
 
 def _popular(catalogue: Catalogue, prepared: Prepared) -> list[tuple[int, float]]:
     """Popular items that the user has not seen, scored by the logarithm of their share of interactions."""
-    eligible = None if prepared.filter is None else prepared.filter.items
-    chosen = catalogue.popular(prepared.k, {*prepared.known, *prepared.blocked}, eligible)
+    seen, filtered = {*prepared.known, *prepared.blocked}, prepared.filter
+    eligible, few = (None, None) if filtered is None else (filtered.passes, filtered.few)
+    chosen = catalogue.popular(prepared.k, seen, eligible, few)
     return [(index, math.log(max(float(catalogue.popularity[index - 1]), _RAREST))) for index in chosen]

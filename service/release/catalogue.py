@@ -10,9 +10,9 @@ Index 0 is padding; items are 1..N, the same numbering as in the model's tensors
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,6 @@ class Catalogue:
             )
         # Stable order, so that equal popularity never makes two pods disagree.
         self._by_popularity = np.argsort(-popularity, kind="stable") + 1
-        self._most_popular: list[int] = self._by_popularity.tolist()  # the same, quicker to walk
 
     def __len__(self) -> int:
         return len(self.items)
@@ -68,13 +67,30 @@ class Catalogue:
             raise IndexError(f"item index {index} is not in 1..{len(self.items)}")
         return self.items[index - 1]
 
-    def popular(self, k: int, exclude: AbstractSet[int], eligible: NDArray[np.bool_] | None = None) -> list[int]:
-        """The k most popular item indices not in `exclude`, best first; of the `eligible` [N + 1] ones, if given."""
-        ranked = self._most_popular
-        if eligible is not None:
-            # Of a large catalogue only what may be needed becomes Python's own numbers: all of it takes tens of ms.
-            ranked = self._by_popularity[eligible[self._by_popularity]][: k + len(exclude)].tolist()
-        return list(islice((index for index in ranked if index not in exclude), k))
+    def popular(
+        self,
+        k: int,
+        exclude: AbstractSet[int],
+        eligible: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
+        few: NDArray[np.int32] | None = None,
+    ) -> list[int]:
+        """The k most popular item indices not in `exclude`, best first.
+
+        Of those alone that are `eligible`, if that is given; `few` are those themselves where there are not many.
+        """
+        best = self._by_popularity
+        if few is not None:
+            best = few[np.lexsort((few, -self.popularity[few - 1]))].astype(np.int64)
+        found: list[int] = []
+        begin, size = 0, k + len(exclude)  # without a filter that is enough
+        while len(found) < k and begin < len(best):
+            # Of a large catalogue only what is needed is looked at, or becomes Python's own numbers.
+            part = best[begin : begin + size]
+            if eligible is not None:
+                part = part[eligible(part)]
+            found += [index for index in part.tolist() if index not in exclude]
+            begin, size = begin + size, 4 * size
+        return found[:k]
 
     def write(self, folder: Path) -> None:
         """Write the catalogue into a new folder."""

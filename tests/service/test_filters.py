@@ -26,7 +26,7 @@ def catalogues(draw: st.DrawFn) -> Catalogue:
         optional={"colour": st.lists(st.sampled_from(COLOURS), max_size=3), "size": st.sampled_from(SIZES).map(list)},
     )
     items = [Item(str(number), "", draw(attributes)) for number in range(len(codes))]
-    return Catalogue(items, np.array(codes, np.uint16), np.full(len(codes), 0.1, np.float32))
+    return Catalogue(items, np.array(codes, np.uint16), np.array([n % 3 / 10 for n in range(len(codes))], np.float32))
 
 
 def asked(columns: list[str]) -> st.SearchStrategy[dict[str, list[str]]]:
@@ -51,6 +51,10 @@ def alive(catalogue: Catalogue, items: set[int]) -> list[bool]:
     return found
 
 
+def passing(chosen: Filter, items: int) -> list[int]:
+    return [int(index) for index in np.flatnonzero(chosen.passes(np.arange(items + 1)))]
+
+
 def unpacked(mask: NDArray[np.uint8], nodes: int) -> list[bool]:
     assert mask.dtype == np.uint8
     assert len(mask) == -(-nodes // 8)
@@ -69,7 +73,7 @@ def test_a_node_is_alive_if_an_eligible_item_that_is_not_excluded_is_beneath(
     excluded = data.draw(st.lists(st.integers(0, len(catalogue)), max_size=60))
     chosen = filters.resolve(allow, block)
     expected = {index for index, item in enumerate(catalogue.items, start=1) if eligible(item, allow, block)}
-    assert set(np.flatnonzero(chosen.items).tolist()) == expected
+    assert set(passing(chosen, len(catalogue))) == expected
     assert chosen.eligible == len(expected)
     nodes = alive(catalogue, expected)
     assert unpacked(chosen.mask([]), len(nodes)) == nodes
@@ -85,8 +89,9 @@ def test_the_popular_items_of_a_filter_are_eligible_and_complete(catalogue: Cata
     chosen = filters.resolve(data.draw(asked(filters.columns)), {})
     exclude = data.draw(st.sets(st.integers(1, len(catalogue))))
     k = data.draw(st.integers(1, 12))
-    found = catalogue.popular(k, exclude, chosen.items)
-    left = set(np.flatnonzero(chosen.items).tolist()) - exclude
+    found = catalogue.popular(k, exclude, chosen.passes, chosen.few)
+    left = set(passing(chosen, len(catalogue))) - exclude
+    assert found == catalogue.popular(k, exclude, chosen.passes)
     assert found == [index for index in catalogue.popular(len(catalogue), exclude) if index in left][:k]
     assert len(found) == min(k, len(left))
 
@@ -102,7 +107,7 @@ def shop(items: int = 6) -> Catalogue:
 
 
 def chosen(found: Filter) -> list[int]:
-    return [int(index) for index in np.flatnonzero(found.items)]
+    return passing(found, len(shop()))
 
 
 def test_any_value_of_a_column_and_every_column() -> None:
@@ -157,6 +162,14 @@ def test_the_cache_forgets_what_was_asked_for_longest_ago_and_stays_within_its_b
     tiny = Filters(shop(), cache_bytes=0)
     assert chosen(tiny.resolve({"colour": ["red"]}, {})) == [1, 4]  # too large to keep, and still answered
     assert tiny.resolve({"colour": ["x" * 10_000]}, {}).eligible == 0
+
+
+def test_a_filter_is_kept_as_bits_of_nodes_and_not_as_numbers_of_items() -> None:
+    """At a million items the filters of dozens of campaigns must fit into the cache, or each request makes its own."""
+    catalogue = shop(12_000)
+    found = Filters(catalogue).resolve({"colour": ["red", "blue"]}, {})
+    assert found.few is None
+    assert found.nbytes < 1.6 * len(found.mask([]))
 
 
 def test_shared_semantic_ids_are_refused() -> None:

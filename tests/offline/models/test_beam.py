@@ -122,7 +122,7 @@ def test_a_filtered_beam_is_full_whenever_enough_is_left(
         beam = made.recommend(
             history, exclude, width, search=SearchRecipe(widen=widen), allowed=torch.from_numpy(np.stack(masks))
         )
-    eligible, everything = set(np.flatnonzero(chosen.items).tolist()), set(range(1, items + 1))
+    eligible, everything = set(np.flatnonzero(chosen.passes(np.arange(items + 1))).tolist()), set(range(1, items + 1))
     left = [eligible, eligible - set(banned), eligible - set(banned), everything - set(banned)]
     for row, allowed in enumerate(left):
         found = beam.items[row][beam.valid[row]].tolist()

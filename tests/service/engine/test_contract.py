@@ -91,7 +91,7 @@ async def test_too_few_items_are_marked_invalid(engine: Engine, tiny: TinyReleas
 
 async def test_a_filter_leaves_what_it_allows(engine: Engine, tiny: TinyRelease) -> None:
     chosen = Filters(Release.open(tiny.path).catalogue).resolve({"category": ["c1"]}, {})
-    eligible = set(np.flatnonzero(chosen.items).tolist())
+    eligible = set(np.flatnonzero(chosen.passes(np.arange(61))).tolist())
     ranking = await engine.infer("hstu", asked([3, 1, 4], exclude=[4], allowed=chosen.mask([4])), PATIENT)
     check(ranking, tiny.expected([3, 1, 4], None, {4}, BEAM, eligible))
     exclusions_in_the_mask = await engine.infer("hstu", asked([3, 1, 4], allowed=chosen.mask([4])), PATIENT)
@@ -115,7 +115,7 @@ async def test_filtered_and_unfiltered_requests_share_batches(engine: Engine, ti
         )
     )
     for ranking, (history, exclude, chosen) in zip(rankings, cases, strict=True):
-        eligible = None if chosen is None else set(np.flatnonzero(chosen.items).tolist())
+        eligible = None if chosen is None else set(np.flatnonzero(chosen.passes(np.arange(61))).tolist())
         check(ranking, tiny.expected(history, None, set(exclude), BEAM, eligible))
 
 

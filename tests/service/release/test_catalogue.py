@@ -56,7 +56,9 @@ def test_popular_items_are_the_best_of_what_is_left(
     shares: list[float], exclude: set[int], k: int, passes: set[int] | None
 ) -> None:
     eligible = None if passes is None else np.array([index in passes for index in range(len(shares) + 1)])
-    ranked = catalogue([Item(str(i), "", {}) for i in range(len(shares))], shares).popular(k, exclude, eligible)
+    ranked = catalogue([Item(str(i), "", {}) for i in range(len(shares))], shares).popular(
+        k, exclude, None if eligible is None else eligible.__getitem__
+    )
     indices = range(1, len(shares) + 1)
     left = [index for index in indices if index not in exclude and (passes is None or index in passes)]
     assert ranked == sorted(left, key=lambda index: (-np.float32(shares[index - 1]), index))[:k]
@@ -69,7 +71,7 @@ def test_a_filter_of_a_large_catalogue_makes_no_list_of_it() -> None:
     eligible = np.ones(size + 1, np.bool_)
     tracemalloc.start()
     try:
-        assert large.popular(3, {2}, eligible) == [1, 3, 4]
+        assert large.popular(3, {2}, eligible.__getitem__) == [1, 3, 4]
         assert tracemalloc.get_traced_memory()[1] < 20 * size  # bytes; a list of numbers takes 40 an item
     finally:
         tracemalloc.stop()
