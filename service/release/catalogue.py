@@ -10,6 +10,7 @@ Index 0 is padding; items are 1..N, the same numbering as in the model's tensors
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from service.errors import ReleaseCorrupt
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One item as a caller sees it."""
+    """One item as a caller sees it. Items may share the lists of their attributes: none is to be changed."""
 
     id: str
     title: str
@@ -106,11 +107,12 @@ class Catalogue:
     def read(cls, folder: Path) -> Catalogue:
         """Read a catalogue folder. Raises ReleaseCorrupt with file and line."""
         items: list[Item] = []
+        shared: dict[tuple[str, ...], list[str]] = {}  # values repeat: each list once, not a copy for every item
         path = folder / "items.jsonl"
         try:
             with path.open(encoding="utf-8") as lines:
                 for number, line in enumerate(lines, start=1):
-                    items.append(_item(line, path, number))
+                    items.append(_item(line, path, number, shared))
             codes = np.load(folder / "codes.npy", allow_pickle=False)
             popularity = np.load(folder / "popularity.npy", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -118,19 +120,19 @@ class Catalogue:
         return cls(items, codes, popularity)
 
 
-def _item(line: str, path: Path, number: int) -> Item:
+def _item(line: str, path: Path, number: int, shared: dict[tuple[str, ...], list[str]]) -> Item:
     try:
         row: dict[str, Any] = json.loads(line)
         if not isinstance(row["id"], str) or not isinstance(row["title"], str):
             raise TypeError("id and title must be strings")
-        return Item(row["id"], row["title"], _attributes(row["attributes"]))
+        return Item(row["id"], row["title"], _attributes(row["attributes"], shared))
     except (ValueError, KeyError, TypeError) as error:
         raise ReleaseCorrupt(f"{path}, line {number}: not a catalogue item ({error})") from error
 
 
-def _attributes(found: object) -> dict[str, list[str]]:
+def _attributes(found: object, shared: dict[tuple[str, ...], list[str]]) -> dict[str, list[str]]:
     if not isinstance(found, dict) or not all(
         isinstance(values, list) and all(isinstance(value, str) for value in values) for values in found.values()
     ):
         raise TypeError("attributes must be lists of strings by column")
-    return found
+    return {sys.intern(column): shared.setdefault(tuple(values), values) for column, values in found.items()}

@@ -77,6 +77,18 @@ def test_a_filter_of_a_large_catalogue_makes_no_list_of_it() -> None:
         tracemalloc.stop()
 
 
+def test_attributes_that_repeat_are_kept_once(tmp_path: Path) -> None:
+    """Of a million items the copies would be a gigabyte, twice over during a swap."""
+    catalogue([Item(str(n), "", {"brand": ["Acme", "Inc."], "colour": ["red"]}) for n in range(2)]).write(
+        tmp_path / "c"
+    )
+    first, second = Catalogue.read(tmp_path / "c").items
+    assert first.attributes == second.attributes == {"brand": ["Acme", "Inc."], "colour": ["red"]}
+    for (column, values), (other, others) in zip(first.attributes.items(), second.attributes.items(), strict=True):
+        assert column is other
+        assert values is others
+
+
 def test_an_id_must_be_unique() -> None:
     with pytest.raises(ReleaseCorrupt, match="twice"):
         catalogue([Item("a", "", {}), Item("a", "", {})])
