@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient
 from service.app import create_app
 from service.engine.base import ModelInput, Ranking
 from service.engine.onnx import OnnxEngine, OnnxEngines
+from service.serving import FREED_AT_ONCE, put_away
 from service.settings import BreakerSettings, ExperimentSettings, ExposureSettings, LimitSettings
 from tests.service.conftest import published_settings
 from tests.service.test_app import problem, sample
@@ -322,3 +324,26 @@ def test_a_shadow_that_fails_costs_no_answer(start: Start, tmp_path: Path, monke
     assert (answer["source"], answer["degraded"]) == ("model", [])
     shadows = [line for line in exposures(tmp_path) if line["shadow"]]
     assert {line["model"] for line in shadows} == {None}  # no model ranked
+
+
+@pytest.mark.anyio
+async def test_a_large_catalogue_is_freed_a_little_at_a_time() -> None:
+    turns = [0]  # items freed in each turn of the loop
+
+    class Counted:
+        def __del__(self) -> None:
+            turns[-1] += 1
+
+    async def answered(_seconds: float) -> None:
+        turns.append(0)
+
+    size = 5 * FREED_AT_ONCE + 1
+    catalogue = SimpleNamespace(items=[Counted() for _ in range(size)])
+    edition: Any = SimpleNamespace(release=SimpleNamespace(catalogue=catalogue), retire=answered)
+    work = asyncio.create_task(put_away(edition))
+    del catalogue, edition
+    while not work.done():
+        turns.append(0)
+        await asyncio.sleep(0)
+    assert sum(turns) == size
+    assert max(turns) <= FREED_AT_ONCE
