@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -66,6 +68,8 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, metrics: Metrics) -> None:
+    scraper = ThreadPoolExecutor(1, "metrics")  # the loop's own threads may all be waiting for a disk
+
     @app.get("/livez")
     async def livez() -> dict[str, str]:
         """Whether the process answers; depends on nothing else."""
@@ -82,7 +86,10 @@ def _add_routes(app: FastAPI, metrics: Metrics) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def scrape() -> Response:
         """Metrics in Prometheus's text format."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        metrics.look()
+        # In a thread: of fifty arms they are thousands of lines, for which every request would wait tens of ms.
+        text = await asyncio.get_running_loop().run_in_executor(scraper, generate_latest, metrics.registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 async def _problem(request: Request, error: Exception) -> Response:

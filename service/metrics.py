@@ -107,6 +107,7 @@ class Metrics:
         self._queue = Gauge("scoter_engine_queue_requests", "Requests waiting for inference", registry=registry)
         self._answering = Gauge("scoter_answering_requests", "Recommendations being answered", registry=registry)
         self._broken = Gauge("scoter_breakers_open", "Circuit breakers that keep an engine alone", registry=registry)
+        self._watched: tuple[tuple[Gauge, Callable[[], int]], ...] = ()
         self._gone = Counter(
             "scoter_callers_gone_total", "Recommendations given up because their caller had left", registry=registry
         )
@@ -200,10 +201,13 @@ class Metrics:
         self._batches.labels(model).observe(requests)
 
     def watch(self, waiting: Callable[[], int], answering: Callable[[], int], broken: Callable[[], int]) -> None:
-        """Read, whenever metrics are scraped, the queue's depth, the requests at work and the open breakers."""
-        self._queue.set_function(waiting)
-        self._answering.set_function(answering)
-        self._broken.set_function(broken)
+        """Have `look` read the queue's depth, the requests at work and the open breakers."""
+        self._watched = ((self._queue, waiting), (self._answering, answering), (self._broken, broken))
+
+    def look(self) -> None:
+        """Read what is watched, in the thread that changes it; to be called before metrics are shown."""
+        for gauge, read in self._watched:
+            gauge.set(read())
 
     def caller_gone(self) -> None:
         """Count a request whose caller left before it was answered."""
