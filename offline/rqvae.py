@@ -23,6 +23,7 @@ from offline.errors import TrainingError
 from offline.quantize import Quantization, ResidualKMeans, assign
 from offline.recipe import RqvaeRecipe
 from offline.stage import console
+from offline.tensors import load_tensors, save_tensors
 from offline.threads import one_thread
 
 START_ROWS_PER_CODE = 64  # items that k-means starts each code from, at most
@@ -194,23 +195,21 @@ class _Training:
     def _save(self) -> None:
         if self.settings.checkpoint is None:
             return
-        temporary = self.settings.checkpoint.with_suffix(".tmp")
-        torch.save(
+        save_tensors(
             {
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "random": self.random.bit_generator.state,
                 "epochs": self.epochs,
             },
-            temporary,
+            self.settings.checkpoint,
         )
-        temporary.replace(self.settings.checkpoint)
 
     def _resume(self) -> bool:
         path = self.settings.checkpoint
         if path is None or not path.is_file():
             return False
-        kept: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        kept: dict[str, Any] = load_tensors(path)
         self.network.load_state_dict(kept["network"])
         self.optimizer.load_state_dict(kept["optimizer"])
         self.random.bit_generator.state = kept["random"]

@@ -46,6 +46,7 @@ from offline.reason.output import load_reasoning, present
 from offline.recipe import BACKBONES, Recipe, TrainRecipe, Variant, reads_reasoning
 from offline.scoring import History, score_beam
 from offline.stage import Stage, console, run_stage, write_json
+from offline.tensors import load_tensors, save_tensors
 from offline.tokenize import codes_digest, load_codes, load_embeddings
 
 VERSION = 2
@@ -181,7 +182,7 @@ def load_model(folder: Path, tokens: Stage) -> Recommender:
             f"again ({error.error_count()} settings differ, the first: {'.'.join(map(str, error.errors()[0]['loc']))})"
         ) from error
     reasoning = tuple(about["reasoning"]) if about["reasoning"] else None
-    weights = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
+    weights = load_tensors(folder / "model.pt")
     features = weights["inputs.features"].shape[1] if "inputs.features" in weights else 0
     model = Recommender(recipe, about["variant"], load_codes(tokens.folder), reasoning, features)
     model.load_state_dict(weights)
@@ -427,9 +428,7 @@ class _Run:
     def _keep_weights(self) -> None:
         if not self.crew.first:
             return
-        temporary = self.folder / "model.partial.pt"
-        torch.save(self.model.state_dict(), temporary)
-        temporary.replace(self.folder / "model.pt")
+        save_tensors(self.model.state_dict(), self.folder / "model.pt")
 
     def _log(self, row: dict[str, Any]) -> None:
         with (self.folder / "epochs.jsonl").open("a", encoding="utf-8") as out:
@@ -446,8 +445,7 @@ class _Run:
         everyone = self.crew.gathered(drawn)
         if not self.crew.first:
             return
-        temporary = self.folder / "checkpoint.partial.pt"
-        torch.save(
+        save_tensors(
             {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -460,9 +458,8 @@ class _Run:
                 "stale": self.stale,
                 "before": self.before,
             },
-            temporary,
+            self.folder / "checkpoint.pt",
         )
-        temporary.replace(self.folder / "checkpoint.pt")
 
     def _resume(self) -> None:
         path, log = self.folder / "checkpoint.pt", self.folder / "epochs.jsonl"
@@ -470,7 +467,7 @@ class _Run:
             if self.crew.first:
                 log.write_text("", encoding="utf-8")
             return
-        kept = torch.load(path, weights_only=True)
+        kept = load_tensors(path)
         self.model.load_state_dict(kept["model"])
         self.optimizer.load_state_dict(kept["optimizer"])
         everyone = kept["random"] if "random" in kept else [[kept["torch"]]]  # before there could be several

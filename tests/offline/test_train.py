@@ -27,6 +27,7 @@ from offline.stage import Stage
 from offline.tokenize import load_codes
 from offline.train import best_epoch, load_model, train, training_log
 from tests.offline.models import tiny
+from tests.offline.test_tensors import files_of_at_most
 
 STEPS, WIDTH = 5, 12
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -189,6 +190,16 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     keep = ("epoch", "loss", "ndcg@10")
     one, other = ([[row[k] for k in keep] for row in training_log(s.folder)] for s in (whole, resumed))
     assert one == other
+
+
+def test_a_disk_that_is_full_ends_training_in_one_line(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
+    """Where it can be written again, training goes on; a checkpoint of which half was written is none."""
+    with (
+        files_of_at_most(100_000),  # room for the weights, not for a checkpoint
+        pytest.raises(StageError, match=r"train-hstu cannot read or write: .*File too large: '.*checkpoint\.pt'$"),
+    ):
+        train(tmp_path, "hstu", *upstream, recipe(epochs=1))
+    train(tmp_path, "hstu", *upstream, recipe(epochs=1))
 
 
 def assert_kept_from_the_first_epoch(partial: Path) -> None:
