@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from rich.progress import track
 
+from offline.arrays import new_array
 from offline.cooccurrence import Neighbours
 from offline.errors import StageError
 from offline.prepare import SPLITS, Dataset, load_dataset
@@ -72,7 +72,7 @@ def _build(folder: Path, prepared: Stage, tokens: Stage, reasoned: Stage, recipe
         if what.control == "shuffled":
             everyone = list(rows)
             rows = ({**everyone[user], "steps": everyone[other]["steps"]} for user, other in enumerate(source))
-        out: NDArray[np.float16] | None = None
+        out: np.memmap[Any, Any] | None = None
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as lines:
             starts = range(0, len(source), USERS)
             for start in track(starts, f"  ablate, {split}", console=console, transient=True):
@@ -90,11 +90,11 @@ def _build(folder: Path, prepared: Stage, tokens: Stage, reasoned: Stage, recipe
                 width = matrix.shape[2]
                 if out is None:
                     shape = (len(source), *matrix.shape[1:])
-                    out = open_memmap(folder / f"{split}.npy", mode="w+", dtype=np.float16, shape=shape)
+                    out = new_array(folder / f"{split}.npy", np.float16, shape)
                 out[users] = matrix
                 for row, steps in zip(part, texts, strict=True):
                     lines.write(json.dumps({**row, "steps": steps}, ensure_ascii=False) + "\n")
-        assert isinstance(out, np.memmap)
+        assert out is not None
         out.flush()
     template = _named(names, what)
     about = {"of": reasoned.folder.name, **what.model_dump(include={"steps", "control"})}

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from rich.markup import escape
 
+from offline.arrays import new_array
 from offline.batches import left_pad
 from offline.errors import StageError
 from offline.models.fused import FusedGraph, example_inputs, fused_graph, reasoning_width, write_onnx
@@ -226,12 +227,8 @@ def _write_reasoning(path: Path, model: Recommender, raw: NDArray[np.float16], e
     path.parent.mkdir(exist_ok=True)
     if path.is_file():  # raw H, written for another model of this release
         return
-    out = np.lib.format.open_memmap(
-        path,
-        mode="w+",
-        dtype=np.dtype("float16" if entry.dtype == "int8" else entry.dtype),
-        shape=(len(raw), entry.steps, entry.width),
-    )
+    dtype = "float16" if entry.dtype == "int8" else entry.dtype
+    out = new_array(path, dtype, (len(raw), entry.steps, entry.width))
     for start in range(0, len(raw), 4096):
         part = raw[start : start + 4096].astype(np.float32)
         if entry.layout == "projected":

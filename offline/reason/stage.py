@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from offline.arrays import new_array
 from offline.chains.template import Template
 from offline.errors import StageError
 from offline.llm.base import Usage
@@ -330,7 +330,7 @@ class _Run:
     def _matrix(self, split: str, K: int, width: int) -> _OnDisk:
         """H of a split on disk, all zeros."""
         shape = (len(self.dataset.users), K, width)
-        return open_memmap(self.folder / f"{split}.npy", mode="w+", dtype=np.float16, shape=shape)
+        return new_array(self.folder / f"{split}.npy", np.float16, shape)
 
     def _job(self, chunks: Chunks) -> Job:
         return replace(self.job, chunks=chunks.folder)
