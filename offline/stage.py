@@ -104,8 +104,13 @@ def finished(stage: Stage) -> int:
 
 def write_json(path: Path, body: Any) -> None:  # noqa: ANN401 - anything JSON takes
     """Write JSON so that a reader sees the old file or the new one."""
+    write_text(path, json.dumps(body, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text so that a reader sees the old file or the new one."""
     temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", newline="")
     temporary.replace(path)
 
 

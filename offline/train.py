@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import io
 import json
 import math
 import time
@@ -45,7 +46,7 @@ from offline.prepare import Dataset, load_dataset
 from offline.reason.output import load_reasoning, present
 from offline.recipe import BACKBONES, Recipe, TrainRecipe, Variant, reads_reasoning
 from offline.scoring import History, score_beam
-from offline.stage import Stage, console, run_stage, write_json
+from offline.stage import Stage, console, run_stage, write_json, write_text
 from offline.tensors import load_tensors, save_tensors
 from offline.tokenize import codes_digest, load_codes, load_embeddings
 
@@ -95,10 +96,13 @@ def train(
 
     def build(folder: Path) -> None:
         what = (folder, variant, prepared, tokens, read, backbone, recipe, refit_epochs)
-        if processes == 1:
+        if (folder / "model.json").is_file():  # the last that is written: killed, or failed, with nothing left to train
+            console.print("  trained already")
+        elif processes == 1:
             _train(*what)
         else:
             launch(processes, _train, *what)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
 
     name = f"train-{variant}" + ("-refit" if refit_epochs is not None else "")
     return run_stage(work, name, VERSION, settings, upstream, build)
@@ -321,7 +325,6 @@ class _Run:
                 **({"validation_before": self.before} if self.before is not None else {}),
             },
         )
-        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
 
     def _validation(self, reasoned: Stage | None) -> History:
         users = np.arange(len(self.dataset.users))
@@ -431,14 +434,18 @@ class _Run:
         save_tensors(self.model.state_dict(), self.folder / "model.pt")
 
     def _log(self, row: dict[str, Any]) -> None:
-        with (self.folder / "epochs.jsonl").open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
-        rows = training_log(self.folder)
+        rows = [*training_log(self.folder), row]
+        self._write_log(rows)
         columns = list(dict.fromkeys(column for each in rows for column in each))
-        with (self.folder / "epochs.csv").open("w", encoding="utf-8", newline="") as out:
-            table = csv.DictWriter(out, columns)
-            table.writeheader()
-            table.writerows(rows)
+        out = io.StringIO()
+        table = csv.DictWriter(out, columns)
+        table.writeheader()
+        table.writerows(rows)
+        write_text(self.folder / "epochs.csv", out.getvalue())
+
+    def _write_log(self, rows: list[dict[str, Any]]) -> None:
+        # Never half a line: who goes on from a checkpoint reads what was written before it.
+        write_text(self.folder / "epochs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def _checkpoint(self) -> None:
         drawn = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.device.type == "cuda" else [])]
@@ -462,10 +469,10 @@ class _Run:
         )
 
     def _resume(self) -> None:
-        path, log = self.folder / "checkpoint.pt", self.folder / "epochs.jsonl"
+        path = self.folder / "checkpoint.pt"
         if not path.is_file():
             if self.crew.first:
-                log.write_text("", encoding="utf-8")
+                self._write_log([])
             return
         kept = load_tensors(path)
         self.model.load_state_dict(kept["model"])
@@ -481,6 +488,5 @@ class _Run:
         self.best, self.best_epoch, self.before = kept["best"], kept["best_epoch"], kept.get("before")
         if self.crew.first:
             # An epoch may have been written down and cut off before its checkpoint: it will be trained again.
-            rows = training_log(self.folder)[: self.epoch]
-            log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            self._write_log(training_log(self.folder)[: self.epoch])
             console.print(f"  going on after epoch {self.epoch}")

@@ -202,6 +202,41 @@ def test_a_disk_that_is_full_ends_training_in_one_line(upstream: tuple[Stage, St
     train(tmp_path, "hstu", *upstream, recipe(epochs=1))
 
 
+def test_what_was_trained_to_its_end_is_not_trained_again(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the stage's folder had its name, or failed as a crew parted."""
+    real = training._Run._finish
+
+    def killed(run: training._Run) -> None:
+        real(run)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "_finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, "hstu", *upstream, recipe(epochs=1))
+    monkeypatch.setattr(training, "_train", lambda *_: pytest.fail("trained again"))
+    stage = train(tmp_path, "hstu", *upstream, recipe(epochs=1))
+    kept = {"epochs.csv", "epochs.jsonl", "model.json", "model.pt", "stage.json"}
+    assert {path.name for path in stage.folder.iterdir()} == kept
+
+
+def test_an_epoch_is_written_down_as_a_whole_or_not_at_all(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a row, as a full disk leaves one behind, would be met again by every run that goes on."""
+    real = training._Run._log
+
+    def watched(run: training._Run, row: dict[str, Any]) -> None:
+        os.link(run.folder / "epochs.jsonl", tmp_path / f"before-{run.epoch}")
+        real(run, row)
+
+    monkeypatch.setattr(training._Run, "_log", watched)
+    train(tmp_path, "hstu", *upstream, recipe(epochs=2))
+    assert [(tmp_path / f"before-{epoch}").read_bytes().count(b"\n") for epoch in (1, 2)] == [0, 1]
+
+
 def assert_kept_from_the_first_epoch(partial: Path) -> None:
     """The checkpoint that a run which diverged in its second epoch leaves behind."""
     kept = torch.load(partial / "checkpoint.pt", weights_only=True)
