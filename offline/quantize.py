@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -115,12 +116,14 @@ def make_unique(found: Quantization, codebook: int) -> NDArray[np.int64]:
     before = found.latents - summed(codes[:, :-2], found.codebooks)
     error = np.linalg.norm(before - found.codebooks[-2][codes[:, -2]] - found.codebooks[-1][codes[:, -1]], axis=1)
     taken: set[tuple[int, ...]] = set()
+    beneath: Counter[tuple[int, ...]] = Counter()  # how many last codes of a prefix are taken
     for item in np.lexsort((np.arange(len(codes)), error)):
         code = tuple(map(int, codes[item]))
         if code in taken:
-            code = _free_code(code[:-2], before[item], books, taken)
+            code = _free_code(code[:-2], before[item], books, taken, beneath)
             codes[item] = code
         taken.add(code)
+        beneath[code[:-1]] += 1
     return codes
 
 
@@ -158,11 +161,14 @@ def _free_code(
     residual: NDArray[np.float32],
     books: list[NDArray[np.float32]],
     taken: set[tuple[int, ...]],
+    beneath: Counter[tuple[int, ...]],
 ) -> tuple[int, ...]:
-    for upper in np.argsort(np.linalg.norm(books[-2] - residual, axis=1), kind="stable"):
+    for upper in np.argsort(np.linalg.norm(books[-2] - residual, axis=1), kind="stable").tolist():
+        if beneath[*prefix, upper] == len(books[-1]):  # or ten thousand items of one text would take hours
+            continue
         rest = residual - books[-2][upper]
         for last in np.argsort(np.linalg.norm(books[-1] - rest, axis=1), kind="stable"):
-            code = (*prefix, int(upper), int(last))
+            code = (*prefix, upper, int(last))
             if code not in taken:
                 return code
     share = f" share the codes {list(prefix)}" if prefix else ""

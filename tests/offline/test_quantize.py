@@ -1,5 +1,6 @@
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import faiss
 import numpy as np
@@ -130,6 +131,22 @@ def test_of_identical_items_the_first_keeps_its_code() -> None:
 def test_a_full_prefix_moves_to_the_next_nearest_code_one_level_up() -> None:
     found = by_hand(column(10.0, 10.0, 10.0, 10.0), [(0, 0)] * 4, column(10.0, 30.0, 20.0), column(0.0, 1.0))
     np.testing.assert_array_equal(make_unique(found, 2), [[0, 0], [0, 1], [2, 0], [2, 1]])
+
+
+def test_many_items_of_one_text_are_told_apart_without_trying_every_code_that_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For ten thousand of them that took minutes, and for as many as there are codes an hour."""
+    found = by_hand(column(*[10.0] * 256), [(0, 0)] * 256, column(*range(16)), column(*range(16)))
+    real, sorted_ = np.argsort, []
+
+    def counted(*given: Any, **named: Any) -> Any:
+        sorted_.append(given)
+        return real(*given, **named)
+
+    monkeypatch.setattr(np, "argsort", counted)
+    assert collisions(make_unique(found, 16)) == 0
+    assert len(sorted_) == 2 * 255  # what is near at each of the two levels, once for each item that moves
 
 
 def test_codes_that_no_residual_was_given_to_are_there_to_take() -> None:
