@@ -195,6 +195,8 @@ def _check_vectors(vectors: NDArray[np.float32], source: str) -> None:
             else "look at the texts and at tokenize.encoder"
         )
         raise StageError(f"all {len(vectors)} items have the same embedding, which no codes can tell apart: {cause}")
+    if not vectors.any():  # the only item, which nothing else was bought near
+        raise StageError("the data set has one item and no text of it: bring more data or texts")
 
 
 def _quantizer(folder: Path, recipe: TokenizeRecipe) -> Quantizer:

@@ -299,6 +299,18 @@ def test_texts_are_asked_for_where_there_are_none(tmp_path: Path, encoder: type[
 
 
 @pytest.mark.parametrize("quantizer", ["rqkmeans", "rqvae"])
+def test_a_single_item_that_nothing_is_known_of_is_an_error(
+    tmp_path: Path, encoder: type[FakeEncoder], quantizer: str
+) -> None:
+    data = written(tmp_path / "data", [[0] * 5, [0] * 4])
+    prepared = prepare(tmp_path / "prepared", data, PrepareRecipe(min_interactions=1))
+    recipe = TokenizeRecipe.model_validate({"quantizer": quantizer})
+    with pytest.raises(StageError, match="one item and no text of it: bring more data or texts"):
+        tokenize(tmp_path / "work", prepared, recipe)
+    assert encoder.seen  # its title, for later stages
+
+
+@pytest.mark.parametrize("quantizer", ["rqkmeans", "rqvae"])
 def test_embeddings_that_are_all_the_same_are_an_error(
     prepared: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str
 ) -> None:
