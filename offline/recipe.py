@@ -7,6 +7,8 @@ two CPU cores. A recipe is found by name (`sample`, `beauty`, `paper`) or by pat
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -412,8 +414,22 @@ def load_recipe(name_or_path: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {name_or_path} is not TOML: {error}") from error
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}".removeprefix(": ")
-            for e in error.errors()
-        )
+        faults = "; ".join(_fault(e["loc"], e["type"], e["msg"]) for e in error.errors())
         raise RecipeError(f"recipe {name_or_path}: {faults}") from error
+
+
+def _fault(place: Sequence[int | str], kind: str, message: str) -> str:
+    said = _no_key(place) if kind == "extra_forbidden" else message.removeprefix("Value error, ")
+    return f"{'.'.join(map(str, place))}: {said}".removeprefix(": ")
+
+
+def _no_key(place: Sequence[int | str]) -> str:
+    """That a key does not exist, and which one may be meant."""
+    section: type[BaseModel] = Recipe
+    for part in place[:-1]:
+        inner = section.model_fields[str(part)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return "no such key"
+        section = inner
+    near = get_close_matches(str(place[-1]), section.model_fields, 1)
+    return f"no such key; is {near[0]} meant?" if near else f"no such key, only {', '.join(section.model_fields)}"
