@@ -34,8 +34,7 @@ def data_files(folder: Path) -> tuple[Path, Path | None]:
         raise DataError(f"{folder} is not a folder: give the folder that holds NAME.inter and NAME.item")
     inter = sorted(folder.glob("*.inter"))
     if len(inter) != 1:
-        names = f" ({', '.join(path.name for path in inter)})" if inter else ""
-        raise DataError(f"{folder} holds {len(inter)} .inter files{names}, expected one")
+        raise DataError(_not_one(folder, [path.name for path in inter]))
     item = inter[0].with_suffix(".item")
     if item.is_file():
         return inter[0], item
@@ -43,6 +42,17 @@ def data_files(folder: Path) -> tuple[Path, Path | None]:
     if others:  # better than going on without any text
         raise DataError(f"{folder} holds {', '.join(others)} beside {inter[0].name}: rename it to {item.name}")
     return inter[0], None
+
+
+def _not_one(folder: Path, names: list[str]) -> str:
+    """What to do about a folder that does not hold one `.inter` file."""
+    if names:
+        return (
+            f"{folder} holds {len(names)} .inter files ({', '.join(names)}), expected one: keep one data set a folder"
+        )
+    if below := sorted({str(path.parent) for path in folder.glob("*/*.inter")}):
+        return f"{folder} holds no .inter file: is {' or '.join(below)} meant?"
+    return f"{folder} holds no .inter file: see 'Your own data' in README.md for what the folder has to hold"
 
 
 def read_interactions(path: Path) -> list[Interaction]:
@@ -114,10 +124,15 @@ def _opened(path: Path) -> BinaryIO:
 
 def _header(path: Path, fields: list[str], required: list[str]) -> list[str]:
     columns: list[str] = []
+    if len(fields) == 1 and "," in fields[0]:
+        raise DataError(f"{path}, line 1: commas and no tab: columns are separated by tabs, here as in every row")
     for field in fields:
         name, _, kind = field.partition(":")
         if not name or kind not in _TYPES:
-            raise DataError(f"{path}, line 1: {field!r} is not column:type with a type of {', '.join(sorted(_TYPES))}")
+            raise DataError(
+                f"{path}, line 1: {field!r} is not column:type, as user_id:token, with a type of "
+                f"{', '.join(sorted(_TYPES))}"
+            )
         columns.append(name)
     missing = [name for name in required if name not in columns]
     if missing:

@@ -87,7 +87,11 @@ def test_a_malformed_row_is_named_by_line_and_reason(inter: Path, row: bytes, re
         (b"\n", "line 1: '' is not column:type"),
         (HEADER, "holds a header and no rows"),
         (b"user_id\titem_id\ttimestamp\nu\ti\t1\n", "line 1: 'user_id' is not column:type"),
-        (b"user_id:text\titem_id:token\ttimestamp:float\n", "line 1: 'user_id:text' is not column:type with a type of"),
+        (
+            b"user_id:text\titem_id:token\ttimestamp:float\n",
+            "line 1: 'user_id:text' is not column:type, as user_id:token, with a type of",
+        ),
+        (HEADER.replace(b"\t", b","), "line 1: commas and no tab: columns are separated by tabs"),
         (b":token\t" + HEADER, "line 1: ':token' is not column:type"),
         (b"u\ti\t1\n", "line 1: 'u' is not column:type"),
         (b"user_id:token\titem_id:token\n", "line 1: no column timestamp; the header has user_id, item_id"),
@@ -144,7 +148,11 @@ def test_the_files_of_a_folder(tmp_path: Path, inter: Path, item: Path) -> None:
 def test_a_folder_must_be_there_and_hold_one_data_set(tmp_path: Path, inter: Path) -> None:
     with pytest.raises(DataError, match="absent is not a folder: give the folder that holds"):
         data_files(tmp_path / "absent")
-    with pytest.raises(DataError, match=r"holds 0 \.inter files, expected one"):
+    with pytest.raises(DataError, match=r"holds no \.inter file: see 'Your own data' in README\.md"):
+        data_files(tmp_path)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "toy.inter").touch()
+    with pytest.raises(DataError, match=r"holds no \.inter file: is .*below meant\?"):
         data_files(tmp_path)
     inter.touch()
     with pytest.raises(DataError, match=r"toy\.inter is not a folder"):
