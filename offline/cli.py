@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from offline.errors import OfflineError, StageError
-from offline.publish import latest_release
+from offline.publish import latest_release, named_release
 from offline.publish import publish as publish_release
 from offline.recipe import load_recipe, recipe_names
 from offline.stage import console
@@ -23,8 +23,9 @@ from service.cli import store_settings
 from service.errors import ScoterError
 from service.release.manifest import listed
 from service.release.release import Release
-from service.settings import RedisSettings, TritonSettings, usable_cores
+from service.settings import LmdbSettings, RedisSettings, TritonSettings, usable_cores
 from service.store.base import Store
+from service.store.lmdb import holds_store
 from service.store.open import open_store
 
 app = typer.Typer(
@@ -189,6 +190,8 @@ def reason(
     Chains and vectors that an earlier run made of the same histories are taken over. With --engine ray the work goes to
     the cluster that RAY_ADDRESS names, or to all cores of this machine (docs/reason.md).
     """
+    if workers and engine != "ray":
+        raise StageError("--workers are those of a cluster: say --engine ray besides, or leave them out")
     chosen = load_recipe(recipe)
     from offline.run import run
 
@@ -236,7 +239,7 @@ def publish(
 
     Cut off, the same command goes on from there. A release that is in the store already is made live at once.
     """
-    _publish(work / "releases" / release if release else latest_release(work), store)
+    _publish(named_release(work, release) if release else latest_release(work), store)
 
 
 @app.command()
@@ -386,8 +389,11 @@ def triton_list(
     key: KeyOption = None,
 ) -> None:
     """Name the models in the repository and, with --url, which of them the server has loaded."""
+    names = deployed(repository)
     ready = None if url is None else asyncio.run(loaded(_triton_settings(url, tls, ca, certificate, key)))
-    for name in deployed(repository):
+    if not names:
+        console.print(f"{escape(str(repository))} holds no models", soft_wrap=True)
+    for name in names:
         state = "" if ready is None else "  loaded" if name in ready else "  not loaded"
         console.print(f"{escape(name)}{state}", soft_wrap=True)
 
@@ -409,6 +415,7 @@ def rollback(store: StoreOption) -> None:
     """
     from offline.shelf import rollback as roll_back
 
+    _holds_records(store)
     console.print(f"[green]✓[/] live again: [bold]{_with_store(store, roll_back)}[/]")
 
 
@@ -427,6 +434,7 @@ def gc(
     """
     from offline.collect import collect
 
+    _holds_records(store)
     gone = _with_store(store, lambda opened: collect(opened, keep, frozenset(pin or ())))
     for release in gone:
         console.print(f"[green]✓[/] removed [bold]{release.release_id}[/]: {release.users:,} users")
@@ -507,6 +515,13 @@ def _publish(release: Path, store: str) -> None:
         f"{done.records / done.seconds:,.0f} records/s",
         soft_wrap=True,
     )
+
+
+def _holds_records(store: str) -> None:
+    """Refuse a folder without a store: opened, it would be an empty one, in which there is never anything to do."""
+    settings = store_settings(store)
+    if isinstance(settings, LmdbSettings) and not holds_store(settings.path):
+        raise StageError(f"{settings.path} holds no store: name the folder that `scoter publish` wrote, or a Redis URL")
 
 
 def _with_store(store: str, use: Callable[[Store], Awaitable[_T]]) -> _T:

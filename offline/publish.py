@@ -83,6 +83,17 @@ def latest_release(work: Path) -> Path:
     return work / "releases" / stages[-1].read_text(encoding="ascii").strip()
 
 
+def named_release(work: Path, release_id: str) -> Path:
+    """A release of a work folder by its id. Raises ReleaseMissing, naming those that are there."""
+    releases = work / "releases"
+    if not (releases / release_id).is_dir():
+        names = ", ".join(sorted(path.name for path in releases.glob("[!.]*") if path.is_dir()))
+        raise ReleaseMissing(
+            f"{releases} holds no release {release_id}" + (f", only {names}" if names else ": run `scoter run` first")
+        )
+    return releases / release_id
+
+
 async def publish(path: Path, store: Store) -> Published:
     """Load the release at `path` into the store, read a sample back, and make it the live one.
 

@@ -135,6 +135,8 @@ def remove(release_id: str, repository: Path) -> list[str]:
 
 def deployed(repository: Path) -> list[str]:
     """Names of the models in a deployment repository. Raises StageError if there is no such folder."""
+    if not repository.is_dir():  # in which glob finds nothing, and says nothing
+        raise StageError(f"{repository} is no folder: name the deployment repository that `scoter triton add` wrote")
     try:
         return sorted(path.parent.name for path in repository.glob("[!.]*/config.pbtxt"))
     except OSError as error:

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from offline.errors import DataError
 from offline.results.ablations import ablations, controls
 from offline.results.efficiency import efficiency
 from offline.results.lines import Lines
@@ -54,6 +55,8 @@ How to read it:
 
 def write_results(docs: Path) -> Path:
     """Write `docs`.md and the plots in `docs`; returns the page. Raises DataError on runs that cannot be read."""
+    if not docs.is_dir():
+        raise DataError(f"{docs} is not a folder: run this in the root of a checkout, or name it with --docs")
     kept = load_runs(docs)
     from offline.results.plots import plots, save  # noqa: PLC0415 - matplotlib takes a second to import
 

@@ -19,6 +19,11 @@ _T = TypeVar("_T")
 MAP_BYTES = 1 << 34
 
 
+def holds_store(path: Path) -> bool:
+    """Whether a store was ever opened in that folder."""
+    return (path / "data.mdb").is_file()
+
+
 class LmdbStore:
     """A user store in `path`. A publisher in another process may write while this one reads.
 

@@ -260,7 +260,30 @@ def test_publish_without_a_release(scoter: Scoter, tmp_path: Path) -> None:
     said = scoter.fails("publish", "--work", tmp_path, "--store", tmp_path / "store")
     assert said == f"{tmp_path} holds no release: run `scoter run` first"
     said = scoter.fails("publish", "--work", tmp_path, "--store", tmp_path / "store", "--release", "0" * 16)
-    assert said.startswith(f"{tmp_path / 'releases' / ('0' * 16)} holds no manifest.json")
+    assert said == f"{tmp_path / 'releases'} holds no release {'0' * 16}: run `scoter run` first"
+    (tmp_path / "releases" / ("1" * 16)).mkdir(parents=True)
+    said = scoter.fails("publish", "--work", tmp_path, "--store", tmp_path / "store", "--release", "0" * 16)
+    assert said == f"{tmp_path / 'releases'} holds no release {'0' * 16}, only {'1' * 16}"
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("command", ["gc", "rollback"])
+def test_a_folder_without_a_store_is_not_taken_for_an_empty_one(scoter: Scoter, tmp_path: Path, command: str) -> None:
+    said = scoter.fails(command, "--store", tmp_path / "stroe")
+    assert said == f"{tmp_path / 'stroe'} holds no store: name the folder that `scoter publish` wrote, or a Redis URL"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_triton_repository_that_is_not_there_or_empty(scoter: Scoter, tmp_path: Path) -> None:
+    said = scoter.fails("triton", "list", "--repository", tmp_path / "modles")
+    assert said.startswith(f"{tmp_path / 'modles'} is no folder: name the deployment repository")
+    outcome = scoter("triton", "list", "--repository", tmp_path)
+    assert (outcome.code, outcome.out) == (0, f"{tmp_path} holds no models\n")
+
+
+def test_results_are_written_where_there_are_some(scoter: Scoter, tmp_path: Path) -> None:
+    said = scoter.fails("results", "write", "--docs", tmp_path / "docs" / "results")
+    assert said.startswith(f"{tmp_path / 'docs' / 'results'} is not a folder: run this in the root of a checkout")
 
 
 def test_a_corrupt_release_is_not_published(scoter: Scoter, own: Path, tmp_path: Path) -> None:
@@ -373,6 +396,11 @@ def test_reasoning_by_the_undistilled_model_and_on_ray(
     engines = [named.get("engine") for _, named in asked]
     assert engines[:2] == [None, None]
     assert isinstance(engines[2], Ray)
+
+
+def test_workers_of_no_cluster_are_refused(scoter: Scoter, data: Path, tmp_path: Path) -> None:
+    said = scoter.fails("reason", "sample", "--data", data, "--work", tmp_path / "out", "--workers", "2")
+    assert said == "--workers are those of a cluster: say --engine ray besides, or leave them out"
 
 
 def test_ray_that_is_not_installed_is_asked_for_before_anything_is_done(
