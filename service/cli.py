@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -85,7 +86,10 @@ def serve(
             if len(where) > 1 and where[0] in {"store", "engine"} and where[1] in _KINDS:
                 del where[1]
             name = "SCOTER_" + "__".join(where).upper()
-            typer.echo(f"scoter-serve: {name}: {wrong['msg']}", err=True)
+            unknown = "no such setting: docs/serving.md and service/settings.py name those that there are"
+            typer.echo(
+                f"scoter-serve: {name}: {unknown if wrong['type'] == 'extra_forbidden' else wrong['msg']}", err=True
+            )
         raise typer.Exit(2) from None
     except SettingsError as error:  # names the section, and quotes nothing: it may be a key
         hint = """lists and sections are JSON, such as SCOTER_ACCESS__API_KEYS='["KEY"]'"""
@@ -95,6 +99,9 @@ def serve(
         typer.echo(f"scoter-serve: --store: {error}", err=True)
         raise typer.Exit(2) from None
     configure_logs(log_level)
+    if (why := _unusable(settings.host, settings.port)) is not None:
+        typer.echo(f"scoter-serve: {why}", err=True)
+        raise typer.Exit(1)
     try:
         uvloop.run(run(create_app(settings), settings))
     except ScoterError as error:
@@ -112,6 +119,18 @@ def store_settings(text: str) -> LmdbSettings | RedisSettings:
     except ValidationError as error:
         reason = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
         raise StoreAddressInvalid(f"the URL of the store cannot be used: {reason}") from None
+
+
+def _unusable(host: str, port: int) -> str | None:
+    """Why nobody can listen there, known before a release is opened and warmed up; None if somebody can."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return f"cannot listen on {host}, port {port} ({error.strerror}): choose others with --host and --port"
+    return None
 
 
 async def run(application: FastAPI, settings: Settings) -> None:

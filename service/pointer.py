@@ -21,12 +21,15 @@ PATIENCE_CEILING = 300.0  # seconds between attempts at a release that cannot be
 START_PAUSES = (0.1, 0.3, 1.0)  # seconds between attempts to read the pointer when the service starts
 
 
-async def published(store: Store) -> str:
-    """The id of the live release. Raises ReleaseMissing if none was published, StoreError if the store is down."""
+async def published(store: Store, where: str = "the store") -> str:
+    """The id of the live release. Raises ReleaseMissing if none was published, StoreError if the store is down.
+
+    `where` is what the message calls the store: a mistyped folder is an empty store.
+    """
     (pointer,) = await store.get([RELEASE_POINTER])
     if pointer is None:
         raise ReleaseMissing(
-            "the store names no live release: publish one with `scoter publish`, or pin one with --release"
+            f"{where} names no live release: publish one into it with `scoter publish`, or pin one with --release"
         )
     release_id = pointer.decode("ascii", "replace")
     if not (len(release_id) == 16 and all(digit in "0123456789abcdef" for digit in release_id)):
@@ -34,18 +37,18 @@ async def published(store: Store) -> str:
     return release_id
 
 
-async def published_at_start(store: Store) -> str:
+async def published_at_start(store: Store, where: str = "the store") -> str:
     """What `published` says to a service that has nothing else to serve yet.
 
     The store is given as little time as for a request, which can do without it: one late answer must not end a start.
     """
     for pause in START_PAUSES:
         try:
-            return await published(store)
+            return await published(store, where)
         except StoreError as error:
             log.warning("release_pointer_unread", error=str(error), again_seconds=pause)
             await asyncio.sleep(pause)
-    return await published(store)
+    return await published(store, where)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from service.settings import Settings
 from service.shadows import Shadows
 from service.store.base import Store
 from service.store.cached import cached
-from service.store.open import open_store
+from service.store.open import open_store, store_name
 
 log = structlog.get_logger(__name__)
 
@@ -82,7 +82,7 @@ class Serving:
             engines.append(open_engines(settings.fallback, metrics.batch))
         serving = cls(settings, store, engines, metrics)
         try:
-            first = settings.release or await published_at_start(store)
+            first = settings.release or await published_at_start(store, store_name(settings.store))
             await serving.swap(first)
             serving._experiments = await LiveExperiments.open(settings.experiments, serving.models, metrics)
         except BaseException:

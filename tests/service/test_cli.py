@@ -141,6 +141,31 @@ def test_a_damaged_release_is_one_line_and_status_1(own: Path, tiny: TinyRelease
     assert ended.stdout == ""
 
 
+def test_an_empty_store_is_named_as_its_folder_may_be_mistyped(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["--releases", str(tmp_path), "--store", str(tmp_path / "stroe")])
+    assert result.exit_code == 1
+    assert result.output.startswith(f"scoter-serve: the LMDB store in {tmp_path / 'stroe'} names no live release: ")
+
+
+def test_a_port_that_is_taken_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        result = CliRunner().invoke(app, ["--store", str(tmp_path / "store"), "--port", str(port)])
+    assert result.exit_code == 1
+    (line,) = result.output.splitlines()
+    assert line.startswith(f"scoter-serve: cannot listen on 127.0.0.1, port {port} (Address already in use): choose")
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_unknown_setting_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCOTER_LIMITS__DEADLINE", "50")
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 2
+    assert result.output.startswith("scoter-serve: SCOTER_LIMITS__DEADLINE: no such setting: docs/serving.md")
+
+
 def test_a_setting_that_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCOTER_ENGINE__THREADS", "none")
     result = CliRunner().invoke(app, ["--port", "99999"])
