@@ -51,8 +51,8 @@ class EventsRequest(BaseModel):
         json_schema_extra={
             "examples": [
                 {
-                    "user_id": "A1YJEY40YUW4SE",
-                    "events": [{"event_id": "order-7-1", "item_id": "B000052YAN", "timestamp": 1748747565}],
+                    "user_id": "u00001",
+                    "events": [{"event_id": "order-7-1", "item_id": "i00391", "timestamp": 1748747565}],
                 }
             ]
         },

@@ -44,11 +44,11 @@ class RecommendRequest(BaseModel):
         strict=True,
         json_schema_extra={
             "examples": [
-                {"user_id": "A1YJEY40YUW4SE"},
+                {"user_id": "u00001"},  # of the sample, which whoever tries the page out will mostly serve
                 {
-                    "user_id": "A1YJEY40YUW4SE",
-                    "history": ["B000052YAN", "B00021DJ32"],
-                    "exclude": ["B0002JHI1I"],
+                    "user_id": "u00001",
+                    "history": ["i00391", "i00582"],
+                    "exclude": ["i00012"],
                     "k": 5,
                     "explain": True,
                 },

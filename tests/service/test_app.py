@@ -444,10 +444,18 @@ def test_openapi_declares_examples_and_problems(client: TestClient) -> None:
     assert request["examples"][0]["user_id"]
     assert set(operation["responses"]) == {"200", *map(str, RECOMMEND_STATUSES)}
     for status, response in operation["responses"].items():
-        if status != "200":
-            assert response["content"] == {
-                "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
-            }
+        assert {"X-Request-Id", "Server-Timing"} <= set(response["headers"])
+        if status == "200":
+            continue
+        told = response["content"]["application/problem+json"]
+        assert told["schema"] == {"$ref": "#/components/schemas/Problem"}
+        examples = [one["value"] for one in told.get("examples", {}).values()]
+        assert examples or status == "422"  # which the schema's own is of
+        assert {one["status"] for one in examples} <= {int(status)}
+    assert "Retry-After" in operation["responses"]["503"]["headers"]
+    sent = client.post("/recommend", content=b"{user_id}", headers={"content-type": "application/json"}).json()
+    (shown,) = operation["responses"]["400"]["content"]["application/problem+json"]["examples"].values()
+    assert shown["value"] == {**sent, "request_id": shown["value"]["request_id"]}
     assert document["components"]["schemas"]["RecommendResponse"]["examples"]
 
 
