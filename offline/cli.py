@@ -35,9 +35,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="""Build and publish what the service serves.
 
-    A run goes through six stages, each of which is skipped when nothing it reads has changed and goes on where it
-    was interrupted: [bold]prepare[/], [bold]tokenize[/], [bold]reason[/], [bold]train[/], [bold]evaluate[/],
-    [bold]export[/]; then [bold]publish[/] loads the release into a user store and makes it live.
+    A run goes through six stages, each of which is skipped when nothing it reads
+    has changed and goes on where it was interrupted: [bold]prepare[/],
+    [bold]tokenize[/], [bold]reason[/], [bold]train[/], [bold]evaluate[/],
+    [bold]export[/]; then [bold]publish[/] loads the release into a user store and
+    makes it live.
 
     First steps:
 
@@ -115,7 +117,13 @@ def run(
     store: Annotated[str | None, typer.Option(help="Publish there when done.", show_default="do not publish")] = None,
     processes: ProcessesOption = 1,
 ) -> None:
-    """Run all stages, from interactions to a release."""
+    """Run all stages, from interactions to a release.
+
+    What is done already is not done again, and what was cut off goes on.
+
+    Example:
+        scoter run beauty --data path/to/folder --work out --store out/store
+    """
     release = _run_to("export", recipe, data, work, processes=processes)
     if store is not None:
         _publish(release, store)
@@ -145,8 +153,9 @@ def discover(
 ) -> None:
     """Find the reasoning template: Generate-Validate-Mine. Writes template.json, its evidence and report.html.
 
-    Part of a run only where the recipe has reason.template = "discovered". Who is asked, and about how many users, is
-    in the recipe's teacher and discover sections; a run that was cut off asks nothing twice.
+    Part of a run only where the recipe has reason.template = "discovered". Who is
+    asked, and about how many users, is in the recipe's teacher and discover
+    sections; a run that was cut off asks nothing twice.
     """
     folder = _run_to("discover", recipe, data, work, also=also or ())
     console.print(f"[green]✓[/] {escape(str(folder / 'report.html'))}", soft_wrap=True)
@@ -187,8 +196,9 @@ def reason(
 ) -> None:
     """Stage 3: write a reasoning chain per user and split, embed its steps into H.
 
-    Chains and vectors that an earlier run made of the same histories are taken over. With --engine ray the work goes to
-    the cluster that RAY_ADDRESS names, or to all cores of this machine (docs/reason.md).
+    Chains and vectors that an earlier run made of the same histories are taken
+    over. With --engine ray the work goes to the cluster that RAY_ADDRESS names,
+    or to all cores of this machine (docs/reason.md).
     """
     if workers and engine != "ray":
         raise StageError("--workers are those of a cluster: say --engine ray besides, or leave them out")
@@ -217,8 +227,8 @@ def train(
 def evaluate(recipe: RecipeArgument, data: DataOption, work: WorkOption = Path("out"), keep: KeepOption = None) -> None:
     """Stage 5: Recall and NDCG on the test split, beside popularity and kNN; writes report.html.
 
-    Each model is measured once, whatever it is compared with: recipes that share a work folder share what is trained
-    and measured.
+    Each model is measured once, whatever it is compared with: recipes that share
+    a work folder share what is trained and measured.
     """
     _keep(_run_to("evaluate", recipe, data, work), keep)
 
@@ -237,7 +247,11 @@ def publish(
 ) -> None:
     """Load a release's H into a user store and make it the live one.
 
-    Cut off, the same command goes on from there. A release that is in the store already is made live at once.
+    Cut off, the same command goes on from there. A release that is in the store
+    already is made live at once.
+
+    Example:
+        scoter publish --work out --store redis://localhost:6379/0
     """
     _publish(named_release(work, release) if release else latest_release(work), store)
 
@@ -303,8 +317,8 @@ triton = typer.Typer(
     no_args_is_help=True,
     help="""Deploy releases to Triton Inference Server.
 
-    [bold]add[/] the new release, point the services at it, and [bold]remove[/] the old one: both are loaded meanwhile,
-    under names of their own.
+    [bold]add[/] the new release, point the services at it, and [bold]remove[/]
+    the old one: both are loaded meanwhile, under names of their own.
     """,
 )
 app.add_typer(triton, name="triton")
@@ -347,8 +361,9 @@ def triton_add(
 ) -> None:
     """Lay a release's models out for Triton and, with --url, make the server load them and wait until it has.
 
-    A second time it does nothing that is done. With --url the server has to run with --model-control-mode=explicit;
-    one that polls its repository finds the models by itself, and --url is left out.
+    A second time it does nothing that is done. With --url the server has to run
+    with --model-control-mode=explicit; one that polls its repository finds the
+    models by itself, and --url is left out.
     """
     opened = Release.open(release or latest_release(work))
     count = instances or (usable_cores() if profile is Profile.cpu else 1)
@@ -411,7 +426,8 @@ def _triton_settings(
 def rollback(store: StoreOption) -> None:
     """Make the release live again that was live before; once more goes one further back.
 
-    Needs no release folder: its records are still in the store, or this says that they are not.
+    Needs no release folder: its records are still in the store, or this says that
+    they are not.
     """
     from offline.shelf import rollback as roll_back
 
@@ -429,8 +445,9 @@ def gc(
 ) -> None:
     """Remove the H and steps of releases that are neither live, nor pinned, nor among the most recent.
 
-    Histories stay. The store is not scanned; cut off, the same command goes on from there. Not while a release is
-    being published that is not among the ones to keep.
+    Histories stay. The store is not scanned; cut off, the same command goes on
+    from there. Not while a release is being published that is not among the ones
+    to keep.
     """
     from offline.collect import collect
 
@@ -463,19 +480,22 @@ def abtest(
 ) -> None:
     """Compare arms: lift in clicks, purchases and GMV with confidence intervals, from logged exposures and outcomes.
 
-    Exposures are what the service logs (SCOTER_EXPOSURES__FILE, or __REDIS__URL). Outcomes come from elsewhere, one
-    per row, with these columns or keys:
+    Exposures are what the service logs (SCOTER_EXPOSURES__FILE, or __REDIS__URL).
+    Outcomes come from elsewhere, one per row, with these columns or keys:
 
         event         click, purchase or negative ("not interested")
         ts            when: seconds since 1970, or ISO 8601
         item_id       of which item
-        request_id    of the answer, or else user_id: the user's latest answer that held the item gets the credit
+        request_id    of the answer, or else
+        user_id       whose latest answer that held the item gets the credit
         value         of a purchase
-        event_id      if there is one: the same id is the same outcome, sent again, and counts once
+        event_id      if there is one: what comes again under it counts once
 
-    The check for a sample ratio mismatch comes first: if it fails, nothing else means anything.
+    The check for a sample ratio mismatch comes first: if it fails, nothing else
+    means anything.
 
-    Example: scoter abtest exposures.jsonl --outcomes clicks.csv --outcomes orders.jsonl --html abtest.html
+    Example:
+        scoter abtest exposures.jsonl --outcomes orders.csv --html abtest.html
     """
     from offline.abtest.run import run_abtest
 

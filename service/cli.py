@@ -47,14 +47,15 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.", show_default="8000")] = None,
     log_level: Annotated[LogLevel, typer.Option(case_sensitive=False)] = LogLevel.info,
 ) -> None:
-    """Answer POST /recommend from a release and a user store.
+    r"""Answer POST /recommend from a release and a user store.
 
-    Every option but --log-level can be set in the environment instead, and so can what has no option (an unknown
-    section is ignored, an unknown name within one refused):
+    Every option but --log-level can be set in the environment instead, and so can
+    what has no option (an unknown section is ignored, an unknown name within one
+    refused):
 
         SCOTER_RELEASES, SCOTER_RELEASE, SCOTER_HOST, SCOTER_PORT
         SCOTER_STORE__KIND=redis
-        SCOTER_STORE__URL=redis://redis:6379/0, or sentinels, or a cluster: docs/store.md
+        SCOTER_STORE__URL=redis://redis:6379/0 (and others: docs/store.md)
         SCOTER_CACHE__ENTRIES, ..._TTL_SECONDS
         SCOTER_ENGINE__THREADS, ..._MAX_BATCH, ..._QUEUE_LIMIT
         SCOTER_ENGINE__KIND=triton
@@ -64,16 +65,19 @@ def serve(
         SCOTER_FALLBACK__THREADS
         SCOTER_BREAKER__FAILURES, ..._OPEN_MS, ..._SLOW_MS, ..._RESERVE_MS
         SCOTER_ACCESS__API_KEYS, ..._ADMIN_TOKEN
-        SCOTER_EXPERIMENTS__SOURCE, SCOTER_EXPOSURES__FILE, ...: docs/experiments.md
+        SCOTER_EXPERIMENTS__SOURCE, ... (docs/experiments.md)
+        SCOTER_EXPOSURES__FILE, ... (docs/experiments.md)
         SCOTER_POLL_SECONDS, SCOTER_DRAIN_SECONDS
 
     What each means, and its default: docs/serving.md and service/settings.py.
 
-    Keep a Redis password in the environment: arguments are visible to every user of the machine.
+    Keep a Redis password in the environment: arguments are visible to every user
+    of the machine.
 
     Example: scoter-serve --releases out/releases --store out/store, then
 
-        curl localhost:8000/recommend -H 'content-type: application/json' -d '{"user_id": "A1YJEY40YUW4SE"}'
+        curl localhost:8000/recommend -H 'content-type: application/json' \
+            -d '{"user_id": "u00001"}'
     """
     chosen: dict[str, Any] = {"releases": releases, "release": release, "host": host, "port": port}
     try:

@@ -1,4 +1,5 @@
 import asyncio
+import inspect
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from offline import cli
 from offline.cli import main
 from offline.errors import StageError
 from offline.results.runs import load_runs
+from service.cli import app as serve_app
 from service.store.keys import RELEASE_POINTER
 from service.store.lmdb import LmdbStore
 from tests.offline.results.made import evaluated
@@ -91,6 +93,18 @@ def test_help_lists_the_stages_in_order_and_the_first_steps(scoter: Scoter, argu
     ):
         assert step in shown
     assert "[bold]" not in shown
+
+
+def test_help_fits_a_terminal_of_80_columns() -> None:
+    """Its lines are shown as they stand, but for the first paragraph: a longer one would be broken in two."""
+    callbacks = [
+        command.callback
+        for typed in (cli.app, cli.results, cli.triton, serve_app)
+        for command in typed.registered_commands
+    ]
+    for callback in callbacks:
+        _, _, rest = (inspect.getdoc(callback) or "").partition("\n\n")
+        assert [line for line in rest.splitlines() if len(line) > 78] == []
 
 
 def test_help_needs_no_torch() -> None:
