@@ -9,7 +9,7 @@ from offline.recipe import TrainRecipe, Variant
 from tests.offline.models import tiny
 
 
-def plain_recipe(**changes: float) -> TrainRecipe:
+def plain_recipe(**changes: float | str) -> TrainRecipe:
     return TrainRecipe.model_validate({"contrastive_weight": 0.0} | changes)
 
 
@@ -93,6 +93,59 @@ def test_only_the_last_position_sees_the_reasoning(alignment: int) -> None:
     assert loss == pytest.approx(expected / 15, rel=1e-4)
 
 
+@pytest.mark.parametrize("alignment", [0, 4])
+def test_on_a_backbone_that_stays_the_last_position_alone_is_trained(alignment: int) -> None:
+    """The others do not see H, so that nothing that is trained is in their likelihood."""
+    made = tiny.model(alignment=alignment)
+    inputs, targets = rows(made)
+    reasoning, keep = tiny.reasoning(4), torch.tensor([True, False, True, True])
+    with torch.no_grad():
+        loss = float(Objective(made, plain_recipe(start="backbone"))(inputs, targets, reasoning, keep))
+        sequence, _ = made.encode(inputs)
+        fused = made.fuse(sequence, made.project(reasoning), keep)
+        near = tiny.nearness(made, reasoning) * keep[:, None] if alignment else None
+        expected = reference(made, fused, inputs, targets, 5, near) / 4
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_smoothing_gives_every_child_on_the_way_an_equal_part() -> None:
+    """From the probabilities of whole items: that of a child is the sum over the items beneath it."""
+    made, smoothing = tiny.model(variant="tiger"), 0.3
+    inputs, targets = rows(made)
+    with torch.no_grad():
+        loss = float(Objective(made, plain_recipe(label_smoothing=smoothing))(inputs, targets, None, None))
+        sequence, present = made.encode(inputs)
+        scores = tiny.all_scores(made, made.fuse(sequence, None, None), present)
+    codes, expected = made.item_codes[1:], 0.0
+    for score, target in zip(scores, targets[:, -1], strict=True):
+        code = made.item_codes[target]
+        for level in range(codes.shape[1]):
+            beneath = (codes[:, :level] == code[:level]).all(1)
+            children = {
+                int(child): torch.logsumexp(score[beneath & (codes[:, level] == child)], 0)
+                - torch.logsumexp(score[beneath], 0)
+                for child in codes[beneath][:, level].unique()
+            }
+            expected -= float((1 - smoothing) * children[int(code[level])])
+            expected -= float(smoothing * sum(children.values()) / len(children))
+    assert loss == pytest.approx(expected / 4, rel=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["scoter_h", "scoter_t", "scoter_s"])
+def test_what_is_dropped_of_the_step_embeddings_is_dropped_by_chance(variant: Variant) -> None:
+    made = tiny.model(variant=variant)
+    inputs, targets = rows(made)
+    everyone, reasoning = torch.ones(4, dtype=torch.bool), tiny.reasoning(4)
+
+    def losses(share: float) -> set[float]:
+        objective = Objective(made, plain_recipe(reasoning_dropout=share))
+        with torch.no_grad():
+            return {float(objective(inputs, targets, reasoning, everyone)) for _ in range(3)}
+
+    assert len(losses(0.0)) == 1
+    assert len(losses(0.5)) == 3
+
+
 @pytest.mark.parametrize("variant", ["scoter_h", "scoter_t", "scoter_s"])
 def test_rows_whose_reasoning_is_dropped_do_not_depend_on_it(variant: Variant) -> None:
     made = tiny.model(variant=variant)
@@ -106,19 +159,29 @@ def test_rows_whose_reasoning_is_dropped_do_not_depend_on_it(variant: Variant) -
 
 
 @pytest.mark.parametrize("variant", ["scoter_h", "scoter_t", "scoter_s"])
-def test_contrastive_term_is_weighted_by_lambda(variant: Variant) -> None:
-    made = tiny.model(variant=variant)
+@pytest.mark.parametrize("alignment", [0, 4])
+def test_contrastive_term_is_equation_6_of_the_rows_that_see_h_weighted_by_lambda(
+    variant: Variant, alignment: int
+) -> None:
+    made = tiny.model(variant=variant, alignment=alignment)
+    assert made.adapter is not None
     inputs, targets = rows(made)
-    everyone = torch.ones(4, dtype=torch.bool)
+    reasoning, keep = tiny.reasoning(4), torch.tensor([True, False, True, True])
     with torch.no_grad():
         losses = [
             float(
-                Objective(made, plain_recipe(contrastive_weight=weight))(inputs, targets, tiny.reasoning(4), everyone)
+                Objective(made, plain_recipe(contrastive_weight=weight, temperature=0.2))(
+                    inputs, targets, reasoning, keep
+                )
             )
-            for weight in (0.0, 0.1, 0.3)
+            for weight in (0.0, 0.3)
         ]
-    assert losses[0] < losses[1]
-    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-3)
+        last = made.adapter(reasoning)[keep, -1]
+        items = made.embed(targets[keep, -1])
+    assert len(targets[keep, -1].unique()) == 3
+    alike = torch.nn.functional.cosine_similarity(last[:, None], items[None], dim=-1) / 0.2
+    expected = -alike.log_softmax(1).diagonal().mean()
+    assert losses[1] - losses[0] == pytest.approx(0.3 * float(expected), rel=1e-3)
 
 
 def test_catalogue_term_scores_items_by_their_input_vectors() -> None:
@@ -130,7 +193,13 @@ def test_catalogue_term_scores_items_by_their_input_vectors() -> None:
         sequence, present = made.encode(inputs)
         logits = made.fuse(sequence, None, None)[present] @ made.embed(torch.arange(1, 61)).T
         expected = torch.nn.functional.cross_entropy(logits, targets[present] - 1)
+        smooth = [
+            Objective(made, plain_recipe(catalogue_weight=weight, label_smoothing=0.3))(inputs, targets, None, None)
+            for weight in (0.5, 0.0)
+        ]
     torch.testing.assert_close(with_it - without, 0.5 * expected, rtol=1e-4, atol=1e-4)
+    even = -logits.log_softmax(1).mean()
+    torch.testing.assert_close(smooth[0] - smooth[1], 0.5 * (0.7 * expected + 0.3 * even), rtol=1e-4, atol=1e-4)
 
 
 def test_catalogue_term_of_the_last_position_knows_where_the_reasoning_points() -> None:
