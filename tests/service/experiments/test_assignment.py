@@ -83,7 +83,14 @@ def random_rule(draw: st.DrawFn) -> dict[str, Any]:
         (
             "filters",
             st.lists(
-                st.fixed_dictionaries({"seed": seeds, "ranges": st.lists(ordered_pair(), max_size=2)}), max_size=2
+                st.fixed_dictionaries(
+                    {"seed": seeds, "ranges": st.lists(ordered_pair(), max_size=2)},
+                    optional={
+                        "attribute": st.sampled_from(["id", "device", "absent"]),
+                        "hashVersion": st.sampled_from([1, 2]),
+                    },
+                ),
+                max_size=2,
             ),
         ),
     ):

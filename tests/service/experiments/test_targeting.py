@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -79,6 +80,61 @@ def test_conditions_hold_when_growthbook_says_so(condition: dict[str, Any], attr
     assert ours is evalCondition(attributes, condition, GROUPS)
 
 
+LISTS: list[Any] = [
+    [],
+    [1],
+    ["DE", 1],
+    ["de", "1"],
+    [None],
+    [True],
+    ["Ä", "DE", 10],
+    [["DE"]],
+    [{"x": 1}],
+    [1.0, 2.5, "1.2.3"],
+]
+VALUES: list[Any] = [*SCALARS, *LISTS, {}, {"x": 1}, {"$eq": 1}]
+COMPARISONS = ["$eq", "$ne", "$lt", "$lte", "$gt", "$gte", "$veq", "$vne", "$vlt", "$vlte", "$vgt", "$vgte"]
+OPERANDS: dict[str, list[Any]] = {
+    **{name: [*SCALARS, [], ["DE"], {"x": 1}] for name in COMPARISONS},
+    **dict.fromkeys(("$in", "$nin", "$ini", "$nini", "$all", "$alli"), LISTS),
+    **{name: ["^d", "D", "1", ".", ""] for name in ("$regex", "$regexi", "$notRegex", "$notRegexi")},
+    **{name: [*GROUPS] for name in ("$inGroup", "$notInGroup")},
+    "$exists": [True, False, 0, 1, None],
+    "$type": ["null", "boolean", "number", "string", "array", "object", "x", 1],
+    "$not": [{"$gt": 1}, "DE", 1, {"$in": ["DE"]}, None, ["DE"]],
+    "$size": [0, 1, 2, {"$gt": 1}, {"$in": [1]}, "1", True, None],
+    "$elemMatch": [{"$eq": 1}, {"$gt": 1}, {"$regex": "D"}, {"x": 1}, {}, {"$in": [1, "DE"]}, {"$not": {"$eq": 1}}],
+}
+
+
+@pytest.mark.parametrize("name", OPERANDS)
+def test_every_operator_says_of_every_value_what_growthbook_says(name: str) -> None:
+    """Random conditions seldom meet a value that they hold for; here each operand meets each value."""
+    for operand in OPERANDS[name]:
+        condition = {"a": {name: operand}}
+        ours = compile_condition(condition, GROUPS, "")
+        for attributes in ({}, *({"a": value} for value in VALUES)):
+            assert ours(attributes) is evalCondition(attributes, condition, GROUPS), (condition, attributes)
+
+
+@pytest.mark.parametrize("path", ["a.b", "a.b.c", "a.0", "a.1", "a.01", "a.-1", "a.length", "a.0.b", "a.²", "a."])
+def test_every_path_leads_where_growthbook_says(path: str) -> None:
+    found: list[Any] = [
+        {"b": 1},
+        {"b": {"c": 1}},
+        {"0": 1, "01": 1, "length": 1, "": 1},
+        [1],
+        [0, 1],
+        [{"b": 1}],
+        "1",
+        1,
+    ]
+    for condition in ({path: 1}, {path: {"$exists": True}}, {path: {"$gt": 0}}):
+        ours = compile_condition(condition, GROUPS, "")
+        for attributes in ({}, *({"a": value} for value in found)):
+            assert ours(attributes) is evalCondition(attributes, condition, GROUPS), (condition, attributes)
+
+
 @given(st.text("v0123456789.-+abc", max_size=12) | st.integers(0, 10**6) | st.floats(0, 100))
 def test_versions_are_padded_as_by_growthbook(version: str | float) -> None:
     assert padded_version(version) == paddedVersionString(version)
@@ -107,15 +163,42 @@ def test_what_is_no_condition_is_named_with_its_place(condition: object, pointer
     assert reason in field.detail
 
 
-def test_conditions_cannot_nest_without_end() -> None:
+@pytest.mark.parametrize(
+    "nest",
+    [
+        lambda inner: {"$not": inner},
+        lambda inner: {"$or": [inner]},
+        lambda inner: {"$and": [{}, inner]},
+        lambda inner: {"$nor": [inner]},
+    ],
+)
+def test_conditions_cannot_nest_without_end(nest: Callable[[Any], Any]) -> None:
     deep: dict[str, Any] = {}
-    for _ in range(DEPTH_CEILING + 2):
-        deep = {"$not": deep}
+    for _ in range(DEPTH_CEILING):
+        deep = nest(deep)
+    compile_condition(deep, {}, "")
     with pytest.raises(ExperimentsInvalid, match="deep"):
-        compile_condition(deep, {}, "")
+        compile_condition(nest(deep), {}, "")
+
+
+@pytest.mark.parametrize(
+    "nest, levels",
+    [
+        (lambda inner: {"$not": inner}, 1),
+        (lambda inner: {"$size": inner}, 1),
+        (lambda inner: {"$all": [inner]}, 1),
+        (lambda inner: {"$alli": [inner]}, 1),
+        (lambda inner: {"$elemMatch": inner}, 1),
+        (lambda inner: {"$elemMatch": {"b": inner}}, 2),
+    ],
+)
+def test_what_a_value_must_be_cannot_nest_without_end(nest: Callable[[Any], Any], levels: int) -> None:
     value: dict[str, Any] = {"$eq": 1}
-    for _ in range(DEPTH_CEILING + 2):
-        value = {"$not": value}
+    for _ in range((DEPTH_CEILING - 1) // levels):
+        value = nest(value)
+    compile_condition({"a": value}, {}, "")
+    for _ in range(levels):
+        value = nest(value)
     with pytest.raises(ExperimentsInvalid, match="deep"):
         compile_condition({"a": value}, {}, "")
 
