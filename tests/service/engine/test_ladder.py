@@ -80,6 +80,8 @@ async def test_the_first_engine_answers_and_keeps_time_for_the_fallback() -> Non
     alone = Scripted(1)
     await ask(Ladder([alone], SETTINGS))
     assert 0.99 < alone.given[0] < 1
+    # Whoever needs nearly all of the time that is given is not cut off.
+    assert await ask(Ladder([Scripted(1, slow=0.045)], SETTINGS), 0.05) == Outcome(1, [])
 
 
 async def test_the_fallback_answers_when_the_engine_fails_or_is_late() -> None:
@@ -186,6 +188,13 @@ async def test_a_model_that_answers_others_meanwhile_is_busy_not_broken() -> Non
         late, quick = await asyncio.gather(ask(ladder, 0.05), ask(ladder, 0.05))
         assert (late.reasons, quick.reasons) == (["engine_timeout"], [])
     assert ladder.broken() == 0
+    # None of those counts towards the failures in a row: it takes as many others as ever.
+    ladder = Ladder([Uneven(1)], BreakerSettings(failures=1, open_ms=60_000, slow_ms=20))
+    late, quick = await asyncio.gather(ask(ladder, 0.05), ask(ladder, 0.05))
+    assert (late.reasons, quick.reasons) == (["engine_timeout"], [])
+    assert ladder.broken() == 0
+    assert (await ask(ladder, 0.05)).reasons == ["engine_timeout"]
+    assert ladder.broken() == 1
 
 
 async def test_an_overload_is_passed_on_at_once_and_is_no_failure() -> None:
@@ -258,6 +267,14 @@ async def test_readiness_and_closing_reach_every_engine() -> None:
     assert [engine.closed for engine in engines] == [True, True]
 
 
+async def test_whether_an_engine_of_this_process_is_among_them() -> None:
+    class Remote(Scripted):
+        local = False
+
+    assert Ladder([Remote(1), Scripted(2)], SETTINGS).local
+    assert not Ladder([Remote(1), Remote(2)], SETTINGS).local
+
+
 async def test_one_stall_is_one_failure_however_many_wait_for_it() -> None:
     first = Scripted(1)
     ladder = Ladder([first], SETTINGS)
@@ -296,3 +313,8 @@ async def test_a_model_that_was_given_up_has_to_answer_to_be_ready() -> None:
     engine.failure = None
     assert await ladder.ready("hstu", REQUEST) == [True]
     assert ladder.broken() == 1  # answers alone close it
+    await asyncio.sleep(SETTINGS.open_ms / 1000)
+    assert await ask(ladder) == Outcome(1, [])
+    asked = len(engine.given)
+    assert await ladder.ready("hstu", REQUEST) == [True]
+    assert len(engine.given) == asked  # its word is enough again
