@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from service.schemas import RecommendRequest, RecommendResponse
 from service.settings import BreakerSettings, LimitSettings
 from service.store.base import Store
 from service.timings import StageTimings
+from tests import virtual_time
 from tests.service.test_profile import Recording
 from tests.service.tiny_release import BEAM, TEMPLATE, K, T, TinyRelease, publish
 
@@ -71,9 +73,9 @@ class Bench:
         filters = Filters(release.catalogue)
         self._recommender = Recommender(release, filters, store, ladder, limits, Metrics(self.registry))
 
-    async def ask(self, **body: Any) -> RecommendResponse:
+    async def ask(self, deadline: float = 10, **body: Any) -> RecommendResponse:
         self.timings = StageTimings()
-        context = Context("r-1", self.timings, Deadline(10))
+        context = Context("r-1", self.timings, Deadline(deadline))
         return await self._recommender.recommend(RecommendRequest(**body), context)
 
     def counted(self, name: str, **labels: str) -> float:
@@ -209,6 +211,26 @@ async def test_a_failing_store_is_answered_and_labelled(bench: MakeBench) -> Non
     assert (without.source, without.degraded) == ("popular", ["store_timeout", "no_history"])
     assert one.counted("scoter_degraded_total", reason="store_timeout") == 2
     assert one.counted("scoter_reasoning_misses_total", reason="store_timeout") == 2
+
+
+@pytest.mark.parametrize("anyio_backend", [virtual_time.BACKEND])
+@pytest.mark.parametrize("store_ms, deadline, share", [(20, 1, 0.02), (10_000, 1, 0.5)])
+async def test_a_store_that_hangs_leaves_the_engine_half_of_the_time_at_least(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch, store_ms: int, deadline: float, share: float
+) -> None:
+    class Hanging(Recording):
+        async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+            await asyncio.sleep(60)
+            return await super().get(keys)
+
+    for module in ("service.deadline", "service.engine.ladder"):
+        monkeypatch.setattr(f"{module}.monotonic", virtual_time.clock)
+    one = bench(store=Hanging(), store_ms=store_ms)
+    began = virtual_time.clock()
+    response = await one.ask(deadline, user_id="user-0", history=["item-1"])
+    assert virtual_time.clock() - began == pytest.approx(share, abs=0.01)
+    assert (response.source, response.degraded) == ("model", ["store_timeout"])
+    assert response.reasoning.reason == "store_timeout"
 
 
 async def test_a_failing_engine_yields_popular_unseen_items(bench: MakeBench, tiny: TinyRelease) -> None:
