@@ -200,6 +200,18 @@ async def test_closing_writes_what_waits(tmp_path: Path) -> None:
     assert len(ids(tmp_path / "e")) == 500
 
 
+async def test_what_arrives_while_the_writer_lingers_is_written_together(tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    async with logging(file=path, linger_seconds=60, batch=10) as (log, counts):
+        log.record(exposure(0))
+        await until(lambda: counts.written("file") == 1)
+        log.record(exposure(1))
+        await asyncio.sleep(0.1)
+        assert counts.written("file") == 1
+        log.record(exposure(2))
+    assert ids(path) == ["r0", "r1", "r2"]
+
+
 async def test_a_file_that_is_moved_away_is_opened_again_and_nothing_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "e"
     async with logging(file=path) as (log, counts):
