@@ -52,6 +52,15 @@ def test_no_difference_is_certain() -> None:
     same = np.ones((1, 10))
     found = difference(same, same)
     assert (found.value, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
+    assert difference(same, 0 * same).relative == 0.0  # of nothing, nothing is a share
+
+
+def test_the_interval_is_that_of_a_mean() -> None:
+    """Of many users alike to the normal one, which needs no resampling."""
+    random = np.random.default_rng(3)
+    found = difference(random.normal(0.2, 1, (1, 5000)), np.zeros((1, 5000)))
+    assert found.low == pytest.approx(found.value - 1.96 / np.sqrt(5000), abs=2e-3)
+    assert found.high == pytest.approx(found.value + 1.96 / np.sqrt(5000), abs=2e-3)
 
 
 def test_p_is_that_of_random_signs() -> None:

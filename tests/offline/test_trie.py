@@ -81,6 +81,8 @@ def test_shared_semantic_ids_are_refused() -> None:
 def test_codes_outside_the_codebook_are_refused() -> None:
     with pytest.raises(ValueError, match=r"0\.\.2, found 0\.\.3"):
         build_trie(np.array([[0, 3]]), 3)
+    with pytest.raises(ValueError, match=r"0\.\.2, found -1\.\.1"):
+        build_trie(np.array([[-1, 1]]), 3)
 
 
 def test_an_empty_catalogue_is_refused() -> None:
