@@ -98,3 +98,25 @@ def test_another_row_with_the_same_target_is_no_negative() -> None:
     ]
     torch.testing.assert_close(both, torch.stack(rows).mean())
     assert all(torch.isfinite(p) for p in pairs)
+
+
+def test_without_positions_all_other_weights_start_the_same() -> None:
+    torch.manual_seed(0)
+    told, after = Adapter(5, 12, 8), torch.randn(3)
+    torch.manual_seed(0)
+    untold, after_all = Adapter(5, 12, 8, position=False), torch.randn(3)
+    torch.testing.assert_close(after, after_all, rtol=0, atol=0)
+    torch.testing.assert_close(told.project.weight, untold.project.weight, rtol=0, atol=0)
+    assert told.position.any()
+    assert not untold.position.any()
+    assert [told.position.requires_grad, untold.position.requires_grad] == [True, False]
+
+
+def test_attention_is_dropped_in_training_and_shown_whole() -> None:
+    torch.manual_seed(0)
+    fusion, sequence, steps = Fusion(8, 2, dropout=1.0, gate_bias=-1.5), torch.randn(2, 6, 8), torch.randn(2, 5, 8)
+    assert (fusion.gate.bias == -1.5).all()
+    for training in (False, True):
+        attended, weights = fusion.train(training).attend(sequence, steps)
+        assert torch.equal(attended, fusion.out.bias.expand_as(attended)) is training
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 6))

@@ -63,3 +63,15 @@ def test_padding_changes_nothing() -> None:
     made, x = encoder(), torch.randn(1, 6, 8)
     present = torch.tensor([[False, False, True, True, True, True]])
     torch.testing.assert_close(made(x, present)[:, 2:], made(x[:, 2:], present[:, 2:]))
+
+
+def test_what_enters_and_what_each_block_adds_is_dropped() -> None:
+    made = HSTU(dim=8, blocks=2, heads=1, qk_dim=8, v_dim=8, length=6, dropout=1.0)
+    x, present = torch.randn(1, 6, 8), torch.ones(1, 6, dtype=torch.bool)
+    assert made.eval()(x, present).all()
+    assert not made.train()(x, present).any()
+
+
+def test_places_start_at_the_scale_of_items() -> None:
+    made = HSTU(dim=64, blocks=1, heads=1, qk_dim=8, v_dim=8, length=50, dropout=0.0)
+    assert math.isclose(float(made.position.weight.detach().std()), 0.02, rel_tol=0.1)
