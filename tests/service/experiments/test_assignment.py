@@ -19,6 +19,7 @@ from scipy.stats import chi2_contingency, chisquare
 from service.errors import ExperimentsInvalid, HeaderInvalid
 from service.experiments.arm import Arm
 from service.experiments.assignment import Assigned, Experiments
+from service.experiments.hashing import Bucketer
 
 ROOT = Path(__file__).parents[3]
 HALVES = {"variations": [{}, {"model": "hstu"}], "meta": [{"key": "control"}, {"key": "hstu"}], "hashVersion": 2}
@@ -170,6 +171,27 @@ def test_namespaces_exclude_one_another() -> None:
     )
     counts = [len(experiments.assign(user, {}).experiments) for user in users(1000)]
     assert set(counts) == {1}
+
+
+def test_filters_of_one_seed_exclude_one_another_to_the_bucket() -> None:
+    def entering(low: float, high: float) -> dict[str, Any]:
+        return {"filters": [{"seed": "layer", "hashVersion": 1, "ranges": [[low, high]]}]}
+
+    experiments = load(
+        {"one": feature({**HALVES, **entering(0, 0.5)}), "two": feature({**REASONING, **entering(0.5, 1)})}
+    )
+    buckets = Bucketer("layer", 1)
+    assert 0.5 in {buckets.bucket(user) for user in users(2000)}
+    counts = [len(experiments.assign(user, {}).experiments) for user in users(2000)]
+    assert set(counts) == {1}
+
+
+@pytest.mark.parametrize("attributes", [{}, {"device": ""}, {"device": None}])
+def test_a_filter_lets_nobody_in_who_lacks_its_attribute(attributes: dict[str, Any]) -> None:
+    everybody = {"filters": [{"seed": "layer", "attribute": "device", "ranges": [[0, 1]]}]}
+    experiments = load({"model": feature({**HALVES, **everybody})})
+    assert experiments.assign("u1", attributes).experiments == ()
+    assert len(experiments.assign("u1", {"device": "d1"}).experiments) == 1
 
 
 def test_the_holdout_gets_the_default_of_every_experiment_and_is_labelled() -> None:
