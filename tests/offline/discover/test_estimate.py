@@ -40,10 +40,18 @@ def test_a_difference_is_told_by_the_users_that_differ() -> None:
     a[:30], b[20:30] = True, True
     found = paired(a, b)
     assert found.value == pytest.approx(0.05)
-    assert 0 < found.low < found.value < found.high
+    # Bonett and Price: 21 / 402 - 1 / 402 ± 1.96 sqrt((22 / 402 - (20 / 402)²) / 402)
+    assert (found.low, found.high) == pytest.approx((0.027406, 0.072096), abs=1e-5)
     assert found.p == pytest.approx(stats.binomtest(20, 20).pvalue)
     back = paired(b, a)
     assert (back.value, back.low, back.high) == pytest.approx((-found.value, -found.high, -found.low))
+
+
+def test_an_interval_of_a_difference_ends_where_differences_do() -> None:
+    one, other = np.array([True]), np.array([False])
+    assert paired(one, other).high == 1
+    assert paired(other, one).low == -1
+    assert (paired(one[:0], one[:0]).low, paired(one[:0], one[:0]).high) == (-1, 1)
 
 
 def test_no_difference_and_no_users_are_no_evidence() -> None:
