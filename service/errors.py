@@ -36,6 +36,7 @@ called, and nowhere else. `service.problems` maps the tree to HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 FIELDS_LISTED = 20  # of a request's wrong fields, how many its caller is told about
@@ -111,6 +112,11 @@ class FieldError:
 
     pointer: str
     detail: str
+
+
+def pointer_to(location: Iterable[int | str]) -> str:
+    """The JSON pointer (RFC 6901) to a place, from the names and numbers on the way there."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 
 
 class RequestInvalid(RequestError):

@@ -18,7 +18,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import FieldError, ReleaseCorrupt, RequestInvalid
+from service.errors import FieldError, ReleaseCorrupt, RequestInvalid, pointer_to
 from service.release.catalogue import Catalogue
 
 CACHE_BYTES = 64 * 1024 * 1024
@@ -204,7 +204,7 @@ class Filters:
         wrong: list[FieldError] = []
         for side, columns in (("allow", allow), ("block", block)):
             for column, values in columns.items():
-                pointer = f"/filters/{side}/{column.replace('~', '~0').replace('/', '~1')}"
+                pointer = pointer_to(("filters", side, column))
                 if column not in self._index:
                     known = ", ".join(self.columns) or "none"
                     wrong.append(FieldError(pointer, f"is no attribute of this catalogue, which has: {known}"))

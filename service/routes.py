@@ -19,7 +19,15 @@ from starlette.types import Receive, Scope, Send
 from service.access import Access
 from service.context import Context, allowed_seconds
 from service.deadline import Deadline
-from service.errors import FIELDS_LISTED, BodyMalformed, BodyUnsupported, FieldError, RequestInvalid, ScoterError
+from service.errors import (
+    FIELDS_LISTED,
+    BodyMalformed,
+    BodyUnsupported,
+    FieldError,
+    RequestInvalid,
+    ScoterError,
+    pointer_to,
+)
 from service.events import EventsRequest
 from service.metrics import Metrics
 from service.problems import problem
@@ -188,7 +196,7 @@ def _refusal(error: ValidationError) -> BodyMalformed | RequestInvalid:
     wrong = error.errors(include_url=False, include_context=False, include_input=False)
     if wrong[0]["type"] == "json_invalid":
         return BodyMalformed(wrong[0]["msg"])
-    return RequestInvalid([FieldError(_pointer(item["loc"]), item["msg"]) for item in wrong[:FIELDS_LISTED]], count)
+    return RequestInvalid([FieldError(pointer_to(item["loc"]), item["msg"]) for item in wrong[:FIELDS_LISTED]], count)
 
 
 async def unless_gone(work: Coroutine[Any, Any, _T], receive: Receive) -> _T | None:
@@ -227,8 +235,3 @@ async def _gathered(work: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
 
 def _reply(body: BaseModel) -> Response:
     return Response(body.model_dump_json(), media_type="application/json")
-
-
-def _pointer(location: tuple[int | str, ...]) -> str:
-    """A JSON pointer (RFC 6901)."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from service.errors import ExperimentsInvalid, FieldError
+from service.errors import ExperimentsInvalid, FieldError, pointer_to
 from service.experiments.arm import Arm, ShortText
 
 HOLDOUT = "holdout"
@@ -214,11 +214,6 @@ def parse(content: bytes, prefix: str = "") -> Payload:
 def feature_pointer(key: str) -> str:
     """The JSON pointer (RFC 6901) to a feature."""
     return "/features" + pointer_to((key,))
-
-
-def pointer_to(location: Collection[int | str]) -> str:
-    """A JSON pointer (RFC 6901) from its parts."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 
 
 M = TypeVar("M", bound=BaseModel)

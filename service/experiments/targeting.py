@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, TypeGuard
 
-from service.errors import ExperimentsInvalid, FieldError
-from service.experiments.format import Scalar, pointer_to
+from service.errors import ExperimentsInvalid, FieldError, pointer_to
+from service.experiments.format import Scalar
 from service.experiments.hashing import number_text
 
 Attributes = Mapping[str, object]
