@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -106,6 +106,15 @@ class TeacherRecipe(_Section):
         if self.budget and not (self.prompt_price or self.completion_price):
             raise ValueError("budget needs prompt_price and completion_price to be held to")
         return self
+
+    def words(self) -> dict[str, Any]:
+        """What decides what the teacher says, and so whose answers are the same: no price, patience or room for work.
+
+        A run may go on with a larger budget or another batch.
+        """
+        return self.model_dump(
+            exclude={"concurrency", "timeout", "retries", "prompt_price", "completion_price", "budget", "batch"}
+        )
 
 
 class DiscoverRecipe(_Section):

@@ -65,8 +65,6 @@ TRIES = 3  # answers to the Mine prompt, of which the first that can be read is 
 EXAMPLES = 3  # chains that the report shows
 MINED, SINGLE = "mined", "best single chains"
 _RETRIEVED = "retrieved"  # in the work folder: another recipe, with other clusters say, encodes nothing twice either
-# No part of what the backend writes: a run may go on with more patience, or a larger budget.
-_CIRCUMSTANCES = {"concurrency", "timeout", "retries", "prompt_price", "completion_price", "budget", "batch"}
 
 
 def discover(work: Path, prepared: Stage, tokens: Stage, recipe: Recipe, also: Sequence[Path] = ()) -> Stage:
@@ -78,7 +76,7 @@ def discover(work: Path, prepared: Stage, tokens: Stage, recipe: Recipe, also: S
     others = _others(also)
     settings = {
         "discover": recipe.discover.model_dump(),
-        "teacher": recipe.teacher.model_dump(exclude=_CIRCUMSTANCES),
+        "teacher": recipe.teacher.words(),
         "also": {name: list(template.steps) for name, template in others.items()},
     }
 

@@ -32,7 +32,7 @@ from offline.cooccurrence import Neighbours
 from offline.distill.answers import Said, ask_all
 from offline.distill.run import DISTILLED, UNDISTILLED, write
 from offline.distill.students import about
-from offline.distill.teach import question, sample, teacher, words_of
+from offline.distill.teach import question, sample, teacher
 from offline.encoder import SentenceEncoder
 from offline.errors import AnswerError, StageError
 from offline.metrics import ndcg, ranks, recall
@@ -48,7 +48,7 @@ K = 20
 def compare(work: Path, prepared: Stage, students: Stage, recipe: Recipe) -> Stage:
     """Run the stage on what `prepare` and `distill` made; the template is the students'. Raises what they raise."""
     settings: dict[str, Any] = {
-        "teacher": words_of(recipe),
+        "teacher": recipe.teacher.words(),
         "users": recipe.distill.compared,
         "encoder": recipe.reason.encoder,
         "precision": recipe.reason.precision,

@@ -41,8 +41,6 @@ HARDLY_EVER = 0.05
 TOLD = "says that it was told"
 NO_ANSWER = "no answer"
 SETTINGS = {"users", "hindsight", "items", "text_chars", "temperature", "top_p", "max_tokens", "seed"}
-# What is no part of the teacher's words: a run may go on with more patience, or with a larger budget.
-_CIRCUMSTANCES = {"concurrency", "timeout", "retries", "prompt_price", "completion_price", "budget", "batch"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ def teach(work: Path, prepared: Stage, template: Template, recipe: Recipe, upstr
     """Run the stage. Raises LLMError when the teacher cannot be asked any more, StageError when it cannot be read."""
     settings: dict[str, Any] = {
         "template": list(template.steps),
-        "teacher": words_of(recipe),
+        "teacher": recipe.teacher.words(),
         **recipe.distill.model_dump(include=SETTINGS),
     }
     return run_stage(
@@ -72,11 +70,6 @@ def load_chains(folder: Path, dataset: Dataset) -> list[Taught]:
         Taught(rows[row["user"]], Chain(row["overall"], tuple(row["steps"]), row["summary"]))
         for row in whole_rows(folder / "teacher.jsonl")
     ]
-
-
-def words_of(recipe: Recipe) -> dict[str, Any]:
-    """What decides what a teacher says."""
-    return recipe.teacher.model_dump(exclude=_CIRCUMSTANCES)
 
 
 def view(recipe: Recipe) -> View:

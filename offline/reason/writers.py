@@ -29,8 +29,6 @@ from offline.recipe import Recipe, TeacherRecipe
 
 ANALYST = "analyst (statistics, no language model)"
 BATCHES = 32  # of a local model in a chunk; it sorts that many prompts by length
-# What decides how a model is asked, and not what it says.
-_CIRCUMSTANCES = {"concurrency", "timeout", "retries", "prompt_price", "completion_price", "budget", "batch"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ def writer(work: Path, recipe: Recipe, template: tuple[str, ...], students: Path
 
 def _teacher(work: Path, recipe: Recipe) -> Writer:
     teacher = recipe.teacher
-    identity = json.dumps(["teacher", teacher.model_dump(exclude=_CIRCUMSTANCES)], sort_keys=True)
+    identity = json.dumps(["teacher", teacher.words()], sort_keys=True)
     opening = partial(_open_teacher, teacher, work / ANSWERS)
     if teacher.backend == "analyst":
         return Writer(ANALYST, identity, None, 512, opening)

@@ -5,7 +5,7 @@ import pytest
 
 from offline.chains.template import template
 from offline.errors import RecipeError
-from offline.recipe import Recipe, load_recipe, recipe_names
+from offline.recipe import Recipe, TeacherRecipe, load_recipe, recipe_names
 
 
 def written(folder: Path, text: str) -> str:
@@ -214,3 +214,10 @@ def test_a_recipe_does_not_change() -> None:
     recipe = load_recipe("sample")
     with pytest.raises(ValueError, match="frozen"):
         recipe.train.epochs = 1  # type: ignore[misc]
+
+
+def test_a_teacher_says_the_same_whatever_it_costs_and_however_long_one_waits() -> None:
+    plain = TeacherRecipe(backend="endpoint", model="m", base_url="http://there/v1")
+    circumstances = {"concurrency": 2, "timeout": 9.0, "retries": 1, "prompt_price": 1.0, "budget": 5.0, "batch": 3}
+    assert plain.model_copy(update=circumstances).words() == plain.words()
+    assert plain.model_copy(update={"seed": 8}).words() != plain.words()
