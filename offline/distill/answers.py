@@ -11,9 +11,14 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from offline.chains import rationale
+from offline.chains.rationale import Chain
+from offline.errors import AnswerError
 from offline.llm.base import Backend, Prompt
 from offline.prepare import Dataset
 from offline.stage import console
+
+NO_ANSWER = "no answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,12 @@ class Said:
 
     text: str = ""
     error: str | None = None
+
+    def chain(self, template: Sequence[str]) -> Chain:
+        """What was said, as a chain under the template. Raises AnswerError: NO_ANSWER, or what `parse` refuses."""
+        if self.error is not None:
+            raise AnswerError(NO_ANSWER)
+        return rationale.parse(self.text, template)
 
 
 def ask_all(

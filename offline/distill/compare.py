@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from offline.chains import rationale
 from offline.chains.template import Template
 from offline.cooccurrence import Neighbours
 from offline.distill.answers import Said, ask_all
@@ -120,7 +119,7 @@ class _Run:
 
     def _last_step(self, said: Said) -> str:
         try:
-            return rationale.parse(said.text, self.template.steps).steps[-1] if said.error is None else ""
+            return said.chain(self.template.steps).steps[-1]
         except AnswerError:
             return ""
 

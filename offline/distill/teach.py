@@ -27,7 +27,7 @@ from rich.markup import escape
 from offline.chains import rationale
 from offline.chains.rationale import Chain, View
 from offline.chains.template import Template
-from offline.distill.answers import Said, ask_all, rewrite, whole_rows
+from offline.distill.answers import NO_ANSWER, Said, ask_all, rewrite, whole_rows
 from offline.errors import AnswerError, StageError
 from offline.llm.base import Backend, Prompt, Sampling
 from offline.llm.open import ANSWERS, open_backend
@@ -39,7 +39,6 @@ VERSION = 1
 EARLY = 40  # answers after which a teacher that hardly ever keeps to the format is not paid any further
 HARDLY_EVER = 0.05
 TOLD = "says that it was told"
-NO_ANSWER = "no answer"
 SETTINGS = {"users", "hindsight", "items", "text_chars", "temperature", "top_p", "max_tokens", "seed"}
 
 
@@ -156,9 +155,7 @@ class _Run:
     def _read(self, user: int, said: Said) -> None:
         self.note()  # this process may be killed before the next answer
         try:
-            if said.error is not None:
-                raise AnswerError(NO_ANSWER)
-            chain = rationale.parse(said.text, self.template.steps)
+            chain = said.chain(self.template.steps)
             if rationale.admission(chain) is not None:
                 raise AnswerError(TOLD)
         except AnswerError as error:

@@ -6,11 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from offline.chains import rationale
 from offline.distill.answers import Said
 from offline.errors import AnswerError
-
-NO_ANSWER = "no answer"
 
 
 def validity(said: Sequence[Said], template: Sequence[str]) -> dict[str, Any]:
@@ -21,9 +18,7 @@ def validity(said: Sequence[Said], template: Sequence[str]) -> dict[str, Any]:
     for one in said:
         lengths.append(len(one.text.split()))
         try:
-            if one.error is not None:
-                raise AnswerError(NO_ANSWER)
-            chain = rationale.parse(one.text, template)
+            chain = one.chain(template)
         except AnswerError as error:
             reasons[str(error)] += 1
         else:
