@@ -182,8 +182,7 @@ class _Successors:
             scores[row, history] = -np.inf
             if np.count_nonzero(scores[row] > 0) < self._steps:
                 # Not by number: the first numbers are the first user's purchases, the held-out ones among them.
-                sold = self._neighbours.frequency.copy()
-                np.subtract.at(sold, own[row], 1)
+                (sold,) = self._neighbours.sold([own[row]])
                 scores[row] = np.where(scores[row] == 0, -1 / (1 + sold), scores[row])
         best = np.argsort(-scores, axis=1, kind="stable")[:, : self._steps][:, ::-1]
         return self._vectors[best - 1], [[self._dataset.items[i - 1].title for i in row] for row in best.tolist()]

@@ -76,6 +76,11 @@ class Neighbours:
         ]
         return cast("sparse.csr_array", sparse.vstack(parts, format="csr"))
 
+    def sold(self, leave_out: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
+        """How often the others bought each item, int64 [len(leave_out), N+1]; `leave_out` as for `score_sparse`."""
+        own: NDArray[np.int64] = own_frequency(leave_out, len(self.frequency)).toarray()
+        return self.frequency - own
+
     def _shares(self, histories: Sequence[NDArray[np.int32]]) -> list[int]:
         """Ends of runs of histories that look up about `_PAIRS` pairs each: popular items go with thousands."""
         pairs = np.diff(self.counts.indptr)
@@ -90,8 +95,7 @@ class Neighbours:
         flat, row = flatten(histories)
         if not len(flat):
             return table(np.zeros(0, np.float32), flat, row, (len(histories), size))
-        lengths = np.bincount(row, minlength=len(histories))
-        age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(flat))  # 0 for the latest item
+        age = ages(row)
         own = own_frequency(leave_out, size) if leave_out is not None else None
         pairs: sparse.csr_array = self.counts[flat]  # one row per item of a history
         source = self.frequency[flat]
@@ -146,6 +150,12 @@ def flatten(sequences: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int32], 
         return np.zeros(0, np.int32), np.zeros(0, np.int64)
     lengths = np.fromiter((len(s) for s in sequences), np.int64, len(sequences))
     return np.concatenate(list(sequences)).astype(np.int32), np.repeat(np.arange(len(sequences)), lengths)
+
+
+def ages(owner: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many items of its own sequence come after each item, by the owners that `flatten` gives: 0 for the latest."""
+    lengths = np.bincount(owner)
+    return np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(owner))
 
 
 def own_frequency(sequences: Sequence[NDArray[np.int32]], size: int) -> sparse.csr_array:

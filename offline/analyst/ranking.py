@@ -18,7 +18,7 @@ from scipy import sparse
 
 from offline.analyst.catalogue import Catalogue, Features
 from offline.analyst.operations import MEMORY, Channel, Mix
-from offline.cooccurrence import Neighbours, Weights, flatten, own_frequency, positions, table
+from offline.cooccurrence import Neighbours, Weights, ages, flatten, own_frequency, positions, table
 from offline.prepare import Dataset
 
 SUCCESSORS = 20  # best-scored items that predicted features are taken from, and that a list of recommendations has
@@ -228,10 +228,8 @@ class Ranking:
         if not features.names:
             return np.zeros(len(items), np.float32)
         flat, row = flatten([s.history for s in shoppers])
-        lengths = np.bincount(row, minlength=len(shoppers))
-        age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(flat))
         memory = np.array([_RECENCY[mix.memory] or self.neighbours.weights.recency for mix in mixes])
-        seen = table((memory[row] ** age).astype(np.float32), row, flat, (len(shoppers), self._size))
+        seen = table((memory[row] ** ages(row)).astype(np.float32), row, flat, (len(shoppers), self._size))
         profile = (seen @ features.has).multiply(features.weight).toarray()  # [shoppers, F]
         profile /= np.maximum(profile.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
         has = features.has
@@ -325,9 +323,7 @@ def _alike(
 ) -> sparse.csr_array:
     """Cosine of items with a history's content, weighted by its items' ages, float32 [len(histories), N+1]."""
     flat, row = flatten(histories)
-    lengths = np.bincount(row, minlength=len(histories))
-    age = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(flat))
-    profile = table(weight(age).astype(np.float32), row, flat, (len(histories), content.shape[0])) @ content
+    profile = table(weight(ages(row)).astype(np.float32), row, flat, (len(histories), content.shape[0])) @ content
     alike: sparse.csr_array = (profile @ content.T).tocsr()
     return alike
 

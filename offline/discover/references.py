@@ -26,11 +26,8 @@ def untrained(dataset: Dataset, users: Sequence[int]) -> list[Applied]:
         part = users[start : start + ROWS]
         histories, own = [dataset.history(user, SPLIT) for user in part], [training[user] for user in part]
         targets = np.array([dataset.target(user, SPLIT) for user in part])
-        sold = np.tile(neighbours.frequency.astype(np.float32), (len(part), 1))
-        for row, items in enumerate(own):
-            np.subtract.at(sold[row], items, 1)
         knn.append(_ranks(neighbours.score(histories, own), histories, targets))
-        popular.append(_ranks(sold, histories, targets))
+        popular.append(_ranks(neighbours.sold(own).astype(np.float32), histories, targets))
     found = {"co-occurrence kNN": np.concatenate(knn, 1), "popular items": np.concatenate(popular, 1)}
     return [Applied(name, (), plain, masked) for name, (plain, masked) in found.items()]
 

@@ -153,10 +153,8 @@ class _Retrieval:
         everybody = [self._dataset.training(user) for user in range(len(self._dataset.users))]
         own = [self._dataset.training(user) for user in self._users]
         known = Neighbours.fit(everybody, self._dataset.num_items)
-        popular = np.tile(known.frequency[1:].astype(np.float32), (len(own), 1))
-        for row, items in enumerate(own):
-            np.subtract.at(popular[row], items - 1, 1)
-        near = known.score_sparse(self._histories, leave_out=own).toarray()[:, 1:]
+        popular = known.sold(own)[:, 1:].astype(np.float32)
+        near = known.score(self._histories, leave_out=own)[:, 1:]
         near[near <= 0] = -np.inf
         return [
             *self.rows("latest purchase", "its text", latest, None),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from offline import cooccurrence
-from offline.cooccurrence import UNIT, Neighbours, Weights
+from offline.cooccurrence import UNIT, Neighbours, Weights, ages, flatten
 
 Sequences = list[NDArray[np.int32]]
 N = 8
@@ -135,3 +135,17 @@ def test_sequences_of_one_item_have_no_pairs() -> None:
     neighbours = Neighbours.fit([np.array([1], np.int32), np.array([1], np.int32)], 2)
     assert neighbours.counts.nnz == 0
     assert neighbours.frequency.tolist() == [0, 2, 0]
+
+
+@given(sequences)
+def test_the_others_sales_are_all_sales_without_one_s_own(data: Sequences) -> None:
+    everyone = Neighbours.fit(data, N)
+    for user, sold in enumerate(everyone.sold(data)):
+        others = Neighbours.fit([items for other, items in enumerate(data) if other != user], N)
+        assert sold.tolist() == others.frequency.tolist()
+
+
+def test_the_latest_item_of_each_sequence_has_the_age_of_0() -> None:
+    some = [np.array(items, np.int32) for items in ([5, 5, 2], [], [1], [], [3, 4], [])]
+    assert ages(flatten(some)[1]).tolist() == [2, 1, 0, 0, 1, 0]
+    assert ages(flatten([])[1]).tolist() == []
