@@ -79,7 +79,7 @@ class Edition:
                 except EngineError:
                     if not starting or number == len(engines):
                         raise
-                    opened.append(AbsentEngine(maker, release, local=False))
+                    opened.append(AbsentEngine(maker, release))
             log.info("release_opened", release=release.id, seconds=round(perf_counter() - started, 3))
             ladder = Ladder(opened, settings.breaker)
             filters = await _made(Filters, release.catalogue)

@@ -18,8 +18,9 @@ PAUSE_SECONDS = 1.0
 class AbsentEngine:
     """Fails every request until `maker` can open the release, which is tried again and again."""
 
-    def __init__(self, maker: Engines, release: Release, *, local: bool, pause: float = PAUSE_SECONDS) -> None:
-        self.local = local
+    local = False  # what runs in this process is never away
+
+    def __init__(self, maker: Engines, release: Release, *, pause: float = PAUSE_SECONDS) -> None:
         self._maker = maker
         self._release = release
         self._pause = pause

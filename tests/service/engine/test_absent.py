@@ -35,7 +35,7 @@ class Coming:
 
 
 async def test_it_answers_once_the_server_is_there(tiny: TinyRelease) -> None:
-    engine = AbsentEngine(Coming(3), Release.open(tiny.path), local=False, pause=0.01)
+    engine = AbsentEngine(Coming(3), Release.open(tiny.path), pause=0.01)
     with pytest.raises(EngineUnavailable, match="was away"):
         await engine.infer("hstu", asked([5]), PATIENT)
     assert not await engine.ready("hstu")
@@ -48,7 +48,7 @@ async def test_it_answers_once_the_server_is_there(tiny: TinyRelease) -> None:
 
 
 async def test_it_can_be_closed_while_nobody_is_there(tiny: TinyRelease) -> None:
-    engine = AbsentEngine(Coming(10**9), Release.open(tiny.path), local=False, pause=0.01)
+    engine = AbsentEngine(Coming(10**9), Release.open(tiny.path), pause=0.01)
     await asyncio.sleep(0.05)
     async with asyncio.timeout(10):
         await engine.close()
