@@ -180,11 +180,11 @@ def split(experiment: Experiment) -> Split | None:
     return Split(observed, expected, float(stats.chisquare(list(observed.values()), list(expected.values())).pvalue))
 
 
-def adjusted(effects: Sequence[Effect]) -> list[float | None]:
-    """Each effect's p-value, adjusted for the number of them (Benjamini and Hochberg)."""
-    known = [one.p for one in effects if one.p is not None]
+def adjusted(values: Sequence[float | None]) -> list[float | None]:
+    """Each p-value, adjusted for the number of those that are known (Benjamini and Hochberg)."""
+    known = [p for p in values if p is not None]
     found = iter(stats.false_discovery_control(known).tolist() if known else ())
-    return [None if one.p is None else float(next(found)) for one in effects]
+    return [None if p is None else float(next(found)) for p in values]
 
 
 def strata(experiment: Experiment, groups: int) -> list[tuple[str, list[Arm]]]:

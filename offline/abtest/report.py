@@ -20,7 +20,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from offline.abtest.attribution import HOLDOUT, Answers, Arm, Experiment, experiments
-from offline.abtest.effects import METRICS, Effect, Metric, adjusted, effect, interval, rate, split, strata
+from offline.abtest.effects import METRICS, Metric, adjusted, effect, interval, rate, split, strata
 from offline.abtest.logs import Rejected
 from offline.errors import DataError
 from offline.page import html, picture, table
@@ -50,7 +50,10 @@ def analyse(
     if control is not None and not any(arm.variation == control for one in found for arm in one.arms):
         raise DataError(f"no experiment in the log has a variation {control!r} to compare with")
     reports = [_experiment(one, control, groups, confidence) for one in found]
+    # Of all experiments together; strata are looked at, not tested.
     overall = [one for report in reports for one in report["effects"] if one["stratum"] == OVERALL]
+    for one, q in zip(overall, adjusted([one["p"] for one in overall]), strict=True):
+        one["q"] = q
     tested = sum(one["p"] is not None for one in overall)
     return {
         "from": datetime.fromtimestamp(float(answers.ts.min()), UTC).isoformat(),
@@ -64,16 +67,8 @@ def analyse(
         "window_hours": window / 3600,
         "confidence": confidence,
         "comparisons": tested,
-        "experiments": _with_adjusted(reports, overall),
+        "experiments": reports,
     }
-
-
-def _with_adjusted(reports: list[dict[str, Any]], overall: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adjusts the overall effects of all experiments together; strata are looked at, not tested."""
-    effects = [Effect(**one) for one in overall]
-    for one, q in zip(overall, adjusted(effects), strict=True):
-        one["q"] = q
-    return reports
 
 
 def _experiment(experiment: Experiment, control: str | None, groups: int, confidence: float) -> dict[str, Any]:

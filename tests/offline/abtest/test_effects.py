@@ -180,8 +180,8 @@ def test_p_values_are_adjusted_for_their_number() -> None:
     rng = np.random.default_rng(9)
     some = effect(CTR, drawn(rng, 100), drawn(rng, 100), "all", 0.95)
     none = effect(CTR, drawn(rng, 100), drawn(rng, 0), "all", 0.95)
-    assert adjusted([some, none, some]) == [some.p, None, some.p]
-    assert adjusted([none]) == [None]
+    assert adjusted([some.p, none.p, some.p]) == [some.p, None, some.p]
+    assert adjusted([none.p]) == [None]
 
 
 def lengths(*values: int) -> Experiment:
