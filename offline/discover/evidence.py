@@ -14,7 +14,7 @@ from offline.discover.estimate import Difference, mean_difference, paired, wilso
 from offline.discover.mining import Pool, Quality, best
 from offline.discover.patterns import Patterns, flat
 from offline.discover.validate import Reading
-from offline.metrics import ndcg
+from offline.metrics import gains, ndcg
 
 CUTOFF = 20
 DRAWN = 3000  # paths on the map
@@ -166,12 +166,8 @@ def _against(a: Applied, b: Applied) -> dict[str, Any]:
     return {
         "name": a.name,
         "recall@20": asdict(paired(ours > 0, theirs > 0)),
-        "ndcg@20": asdict(mean_difference(_gain(ours), _gain(theirs))),
+        "ndcg@20": asdict(mean_difference(gains(ours, CUTOFF), gains(theirs, CUTOFF))),
     }
-
-
-def _gain(rank: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.where(rank > 0, 1 / np.log2(1 + np.maximum(rank, 1)), 0.0)
 
 
 def told(row: dict[str, Any], metric: str = "recall@20") -> str:

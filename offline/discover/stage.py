@@ -89,11 +89,6 @@ def discover(work: Path, prepared: Stage, tokens: Stage, recipe: Recipe, also: S
     return run_stage(work, "discover", VERSION, settings, [prepared, tokens], build)
 
 
-def load_template(stage: Stage) -> Template:
-    """The template that was found."""
-    return Template.load(stage.folder / "template.json")
-
-
 class _Discovery:
     """One run of the stage."""
 

@@ -13,7 +13,7 @@ from offline.chains.explore import Explored, write
 from offline.chains.template import MANUAL, Template
 from offline.discover import stage as module
 from offline.discover.report import page
-from offline.discover.stage import discover, load_template
+from offline.discover.stage import discover
 from offline.errors import LLMError, RecipeError, StageError
 from offline.llm.base import Abstract, Explore, Prompt
 from offline.prepare import load_dataset
@@ -81,7 +81,7 @@ def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
 
 def test_the_pattern_that_finds_more_becomes_the_template(bench: Bench) -> None:
     stage = bench.run()
-    found = load_template(stage)
+    found = Template.load(stage.folder / "template.json")
     assert found.steps[:2] == GOOD[:2]
     body = _json(stage, "evidence.json")
     assert body["mine"]["k"] == 2
@@ -275,7 +275,7 @@ def test_identical_paths_are_one_pattern(bench: Bench) -> None:
     stage = bench.run()
     body = _json(stage, "evidence.json")
     assert (body["generate"]["different_paths"], body["mine"]["k"], body["mine"]["silhouette"]) == (1, 1, {})
-    assert load_template(stage).steps == GOOD
+    assert Template.load(stage.folder / "template.json").steps == GOOD
     assert "There is one pattern" in (stage.folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -283,7 +283,7 @@ def test_other_languages_reach_the_template(bench: Bench) -> None:
     path = ("分析购买记录", "识别兴趣", "推荐商品")
     bench.backend.explore = lambda prompt, task, draw: write(Explored(task.path or path, "理由", ("红色指甲油",)))
     stage = bench.run()
-    assert load_template(stage).steps == path
+    assert Template.load(stage.folder / "template.json").steps == path
     assert "推荐商品" in (stage.folder / "report.html").read_text(encoding="utf-8")
 
 
