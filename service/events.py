@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
 from service.errors import FieldError, RequestInvalid, StoreUnavailable
 from service.metrics import Metrics
 from service.release.catalogue import Catalogue
+from service.schemas import ID_CHARS, ItemId
 from service.store.base import Store
 from service.store.keys import history_key, user_tag
 from service.store.records import History, RecordMiss, decode_history, encode_history, event_mark
@@ -33,7 +34,7 @@ class Event(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     event_id: str = Field(min_length=1, max_length=256, description="The same id is the same event, sent again.")
-    item_id: Annotated[str, Field(min_length=1, max_length=256)]
+    item_id: ItemId
     timestamp: Annotated[AwareDatetime, _TIME] = Field(
         description="When it happened: seconds since the epoch, or ISO 8601 with an offset."
     )
@@ -58,7 +59,7 @@ class EventsRequest(BaseModel):
         },
     )
 
-    user_id: str = Field(min_length=1, max_length=256)
+    user_id: str = Field(min_length=1, max_length=ID_CHARS)
     events: list[Event] = Field(min_length=1, max_length=BATCH)
 
 

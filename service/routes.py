@@ -29,6 +29,7 @@ from service.errors import (
     pointer_to,
 )
 from service.events import EventsRequest
+from service.experiments.assignment import FORCE_HEADER
 from service.metrics import Metrics
 from service.problems import problem
 from service.schemas import BatchRequest, BatchResponse, BatchResult, RecommendRequest, ReleaseRequest, ReleaseResponse
@@ -77,7 +78,7 @@ class Recommend:
     ) -> None:
         """Answer, unless the caller leaves before."""
         request = parsed(RecommendRequest, headers, body)
-        forced = headers.get("x-scoter-arm", "")
+        forced = headers.get(FORCE_HEADER, "")
         context = Context(scope["state"]["request_id"], scope["state"]["timings"], deadline, forced)
         answer = await unless_gone(serving.recommend(request, context), receive)
         if answer is None:
@@ -104,7 +105,7 @@ class RecommendBatch(Recommend):
         if len(batch.requests) > self._limits.batch:
             raise RequestInvalid([FieldError("/requests", f"must hold at most {self._limits.batch} requests")])
         request_id: str = scope["state"]["request_id"]
-        forced = headers.get("x-scoter-arm", "")
+        forced = headers.get(FORCE_HEADER, "")
         afterwards: list[Callable[[], None]] = []
         contexts = [
             Context(f"{request_id}.{number}", StageTimings(), deadline, forced, afterwards.append)
