@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from offline.chains import rationale
 from offline.chains.rationale import View
 from offline.distill.teach import Taught
-from offline.llm.base import Message, Sampling
+from offline.llm.base import Sampling
+from offline.llm.model import asked_tokens
 from offline.prepare import Dataset
 
 if TYPE_CHECKING:
@@ -45,20 +46,6 @@ def examples(
     for taught in chains:
         prompt = rationale.ask(dataset, taught.user, "train", template, Sampling(), view)
         completion = rationale.write(taught.chain, template) + str(tokenizer.eos_token or "")
-        said = _ids(tokenizer, completion, special=False)
-        found.append(Example(taught.user, _asked(tokenizer, prompt.messages), said))
+        said: Any = tokenizer(completion, add_special_tokens=False)["input_ids"]
+        found.append(Example(taught.user, tuple(asked_tokens(tokenizer, prompt.messages)), tuple(said)))
     return found
-
-
-def _asked(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[int, ...]:
-    """A conversation up to where the model's own turn begins, as `offline.llm.local` asks it."""
-    if tokenizer.chat_template is None:
-        return _ids(tokenizer, "".join(f"{message.content}\n\n" for message in messages), special=True)
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    return _ids(tokenizer, text, special=False)  # the chat template has put them in already
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> tuple[int, ...]:
-    encoded: Any = tokenizer(text, add_special_tokens=special)["input_ids"]
-    return tuple(encoded)

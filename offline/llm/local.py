@@ -28,7 +28,7 @@ from offline.llm.base import Answer, Prompt, Sampling, Usage
 from offline.llm.cache import AnswerCache, request_key
 from offline.llm.extra import llm_extra
 from offline.llm.grammar import Grammar, PatternError
-from offline.llm.model import Precision, load_causal, model_place, weights_digest
+from offline.llm.model import Precision, asked_tokens, load_causal, model_place, weights_digest
 
 if TYPE_CHECKING:
     from outlines_core import Guide
@@ -155,7 +155,7 @@ class LocalBackend:
         missing = [number for number in range(len(keys)) if number not in texts]
         if not missing:
             return texts, _Question(index, [], [])
-        tokens = self._tokens(prompt)
+        tokens = asked_tokens(self._tokenizer, prompt.messages)
         limit = min(prompt.sampling.max_tokens, self._context - len(tokens))
         if limit < 1:
             return texts, f"the prompt has {len(tokens)} tokens, and the model reads {self._context}"
@@ -191,14 +191,6 @@ class LocalBackend:
             "pattern": prompt.pattern,
         }
         return request_key(parts, number)
-
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
-        if self._tokenizer.chat_template is None:
-            text = "".join(f"{turn['content']}\n\n" for turn in turns)
-            return list(self._tokenizer(text)["input_ids"])
-        text = str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _uniforms(self, key: bytes, limit: int) -> NDArray[np.float64]:
         seed = int.from_bytes(hashlib.sha256(b"draw" + key).digest()[:16])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from io import StringIO
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from offline.errors import LLMError
+from offline.llm.base import Message
 from offline.llm.extra import llm_extra
 
 if TYPE_CHECKING:
@@ -76,6 +78,18 @@ def load_causal(name: str | Path, precision: Precision) -> tuple[PreTrainedModel
         tokenizer.pad_token = tokenizer.eos_token
     loaded: PreTrainedModel = model.eval()
     return loaded, tokenizer
+
+
+def asked_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation up to where the model's own turn begins: a student learns from what it is asked."""
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    encoded: Any
+    if tokenizer.chat_template is None:
+        encoded = tokenizer("".join(f"{turn['content']}\n\n" for turn in turns))
+    else:  # which has put the special tokens in already
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        encoded = tokenizer(text, add_special_tokens=False)
+    return list(encoded["input_ids"])
 
 
 def weights_digest(place: Path) -> str:

@@ -19,7 +19,7 @@ from offline.llm.base import Answer, Prompt
 from offline.llm.cache import AnswerCache
 from offline.llm.grammar import token_bytes
 from offline.llm.local import LocalBackend, nucleus
-from offline.llm.model import load_causal, model_place, weights_digest
+from offline.llm.model import asked_tokens, load_causal, model_place, weights_digest
 from tests.offline.llm.prompts import ask, asks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # a model is loaded, on a machine that may be busy
@@ -41,7 +41,7 @@ def test_a_padded_batch_says_what_transformers_own_generate_says_of_each_prompt(
     ]
     alone = []
     for prompt in prompts:
-        tokens = torch.tensor([small._tokens(prompt)])
+        tokens = torch.tensor([asked_tokens(small._tokenizer, prompt.messages)])
         with torch.inference_mode():
             written = small._model.generate(tokens, max_new_tokens=prompt.sampling.max_tokens, do_sample=False)
         alone.append((small._tokenizer.decode(written[0, tokens.shape[1] :], skip_special_tokens=True),))
@@ -167,7 +167,8 @@ def test_a_model_without_a_chat_template_gets_the_plain_text(
     small: LocalBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(small._tokenizer, "chat_template", None)
-    assert small._tokenizer.decode(small._tokens(ask("Hi"))) == "You answer in a few words.\n\nHi\n\n"
+    tokens = asked_tokens(small._tokenizer, ask("Hi").messages)
+    assert small._tokenizer.decode(tokens) == "You answer in a few words.\n\nHi\n\n"
     assert texts(small, [ask("Hi")])[0][0]
 
 
