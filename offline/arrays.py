@@ -18,6 +18,8 @@ def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap
     """
     out: NDArray[Any] = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
     assert isinstance(out, np.memmap)
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return out
     try:
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
