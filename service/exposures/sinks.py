@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Literal, Protocol
 
 from service.errors import StoreError, StoreTimeout
@@ -51,16 +52,18 @@ class FileSink:
         self._path = path
         self._file: int | None = None
         self._writing = threading.Lock()
+        self._daemon = Daemon()
 
     async def write(self, lines: Sequence[bytes]) -> None:
         """Append the lines. Raises SinkFailed, with nothing of the batch left in the file."""
-        await in_daemon(lambda: self._append(b"".join(line + b"\n" for line in lines)))
+        await self._daemon.run(lambda: self._append(b"".join(line + b"\n" for line in lines)))
 
     async def close(self) -> None:
         """Close the file, unless a write that was given up still hangs in it."""
         if self._writing.acquire(blocking=False):
             self._leave()
             self._writing.release()
+        self._daemon.close()
 
     def _append(self, content: bytes) -> None:
         with self._writing:
@@ -113,13 +116,15 @@ class StdoutSink:
 
     def __init__(self) -> None:
         self._torn = False  # the last write ended in the middle of a line
+        self._daemon = Daemon()
 
     async def write(self, lines: Sequence[bytes]) -> None:
         """Write the lines. Raises SinkFailed."""
-        await in_daemon(lambda: self._print(b"".join(line + b"\n" for line in lines)))
+        await self._daemon.run(lambda: self._print(b"".join(line + b"\n" for line in lines)))
 
     async def close(self) -> None:
-        """Nothing to give back."""
+        """End the thread."""
+        self._daemon.close()
 
     def _print(self, content: bytes) -> None:
         left = memoryview(b"\n" + content if self._torn else content)
@@ -156,30 +161,53 @@ class StreamSink:
         await self._client.close()
 
 
-async def in_daemon(work: Callable[[], None]) -> None:
-    """Run blocking work in a thread that ends with the process: a pipe nobody reads must not keep it from stopping."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
+class Daemon:
+    """A thread that ends with the process: a pipe nobody reads must not keep it from stopping.
 
-    def settle(error: Exception | None) -> None:
-        if done.done():
-            return  # the caller has given up
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
+    It does one piece of work after another. Were each given a thread of its own, the event loop would wait until that
+    one has started, for milliseconds where the cores are busy with models.
+    """
 
-    def run() -> None:
-        failed: Exception | None = None
-        try:
+    def __init__(self) -> None:
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None  # started by the first work
+
+    async def run(self, work: Callable[[], None]) -> None:
+        """Do blocking work in the thread. Raises what it raises."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def settle(error: Exception | None) -> None:
+            if done.done():
+                return  # the caller has given up
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        def run() -> None:
+            failed: Exception | None = None
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - handed to the caller
+                failed = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
+                loop.call_soon_threadsafe(settle, failed)
+
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="exposures", daemon=True)
+            self._thread.start()
+        self._work.put(run)
+        await done
+
+    def close(self) -> None:
+        """End the thread once what it does is done."""
+        self._work.put(None)
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None:
             work()
-        except Exception as error:  # noqa: BLE001 - handed to the caller
-            failed = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
-            loop.call_soon_threadsafe(settle, failed)
-
-    threading.Thread(target=run, name="exposures", daemon=True).start()
-    await done
+            del work  # or a batch would stay until the next one
 
 
 def _write(file: int, content: bytes) -> None:

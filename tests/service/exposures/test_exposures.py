@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -225,6 +226,26 @@ async def test_a_file_that_is_moved_away_is_opened_again_and_nothing_is_lost(tmp
     ]
 
 
+async def test_one_thread_writes_it_all_as_the_loop_waits_for_every_one_that_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def noted(thread: threading.Thread) -> None:
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", noted)
+    async with logging(file=tmp_path / "e") as (log, counts):
+        for number in range(5):
+            log.record(exposure(number))
+            await until(lambda number=number: counts.written("file") == number + 1)  # type: ignore[misc]
+    (writer,) = started
+    await asyncio.to_thread(writer.join, 10)
+    assert not writer.is_alive()  # closing ends it
+
+
 async def test_half_a_line_of_a_process_that_was_killed_spoils_no_other(tmp_path: Path) -> None:
     path = tmp_path / "e.jsonl"
     whole, half = encode(exposure(0), tagged=True), encode(exposure(1), tagged=True)[:100]
@@ -372,6 +393,7 @@ async def test_half_a_line_on_standard_output_spoils_no_other(monkeypatch: pytes
     assert not shown.endswith(b"\n")
     await sink.write(lines[:20])  # the batch is written again
     assert (shown + os.read(end, 1_000_000)).splitlines() == [*shown.splitlines(), *lines[:20]]
+    await sink.close()
     os.close(end)
     sys.__stdout__.close()  # type: ignore[union-attr]
 
