@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from service import serving
 from service.app import create_app
 from service.engine.base import ModelInput, Ranking
 from service.engine.onnx import OnnxEngine, OnnxEngines
@@ -327,8 +328,12 @@ def test_a_shadow_that_fails_costs_no_answer(start: Start, tmp_path: Path, monke
 
 
 @pytest.mark.anyio
-async def test_a_large_catalogue_is_freed_a_little_at_a_time() -> None:
+async def test_a_large_catalogue_is_freed_a_little_at_a_time_and_its_memory_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     turns = [0]  # items freed in each turn of the loop
+    given_back: list[int] = []  # items freed by then
+    monkeypatch.setattr(serving, "trim", lambda: given_back.append(sum(turns)))
 
     class Counted:
         def __del__(self) -> None:
@@ -347,3 +352,4 @@ async def test_a_large_catalogue_is_freed_a_little_at_a_time() -> None:
         await asyncio.sleep(0)
     assert sum(turns) == size
     assert max(turns) <= FREED_AT_ONCE
+    assert given_back == [size]
