@@ -8,8 +8,8 @@ Output folder:
     epochs.csv    the same as a table
 
 While it runs, `checkpoint.pt` holds everything that going on from the last epoch needs: a run that was cut off,
-wherever that was, ends with the very weights of one that was not. `bad_batch.json` is what made a loss infinite or no
-number.
+wherever that was, ends with the very weights of one that was not. The best weights so far are in `best-<epoch>.pt`,
+which the checkpoint names by its epoch. `bad_batch.json` is what made a loss infinite or no number.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ def train(
         else:
             launch(processes, _train, *what)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
+        _forget_weights(folder)
 
     name = f"train-{variant}" + ("-refit" if refit_epochs is not None else "")
     return run_stage(work, name, VERSION, settings, upstream, build)
@@ -191,6 +192,19 @@ def load_model(folder: Path, tokens: Stage) -> Recommender:
     model = Recommender(recipe, about["variant"], load_codes(tokens.folder), reasoning, features)
     model.load_state_dict(weights)
     return model.eval()
+
+
+def _weights(folder: Path, epoch: int) -> Path:
+    """Where a training that is not done keeps the weights of an epoch that was the best so far."""
+    return folder / f"best-{epoch}.pt"
+
+
+def _forget_weights(folder: Path, *, but: int | None = None) -> None:
+    """Remove what is kept of all epochs but one, half a file that a kill left behind as well."""
+    kept = _weights(folder, but) if but is not None else None
+    for path in folder.glob("best-*.pt"):
+        if path != kept:
+            path.unlink()
 
 
 @contextmanager
@@ -310,6 +324,9 @@ class _Run:
             self._finish()
 
     def _finish(self) -> None:
+        best = _weights(self.folder, self.best_epoch)
+        if best.is_file():  # or it has its name already, from a run that was killed right after
+            best.replace(self.folder / "model.pt")
         write_json(
             self.folder / "model.json",
             {
@@ -431,7 +448,8 @@ class _Run:
     def _keep_weights(self) -> None:
         if not self.crew.first:
             return
-        save_tensors(self.model.state_dict(), self.folder / "model.pt")
+        # Under a name of its own: until the checkpoint says that this epoch is the best, the one before it is.
+        save_tensors(self.model.state_dict(), _weights(self.folder, self.best_epoch))
 
     def _log(self, row: dict[str, Any]) -> None:
         rows = [*training_log(self.folder), row]
@@ -467,6 +485,7 @@ class _Run:
             },
             self.folder / "checkpoint.pt",
         )
+        _forget_weights(self.folder, but=self.best_epoch)
 
     def _resume(self) -> None:
         path = self.folder / "checkpoint.pt"

@@ -192,6 +192,57 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     assert one == other
 
 
+def test_weights_are_those_of_the_epoch_that_is_called_the_best(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after a better epoch and before its checkpoint: in other processes it may be no better when repeated."""
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+    worth = {1: 0.3, 2: 0.4, 3: 0.1}
+
+    def measured(run: training._Run) -> dict[str, float]:
+        seen[run.epoch] = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+        return {"ndcg@10": worth[run.epoch]}
+
+    real = training._Run._checkpoint
+
+    def killed(run: training._Run) -> None:
+        if run.epoch == 2:
+            raise KeyboardInterrupt
+        real(run)
+
+    monkeypatch.setattr(training._Run, "_measured", measured)
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, "hstu", *upstream, recipe(epochs=3))
+    worth[2] = 0.25
+    stage = train(tmp_path, "hstu", *upstream, recipe(epochs=3))
+    assert best_epoch(stage.folder) == 1
+    assert all(torch.equal(tensor, seen[1][name]) for name, tensor in weights(stage).items())
+    kept = {"epochs.csv", "epochs.jsonl", "model.json", "model.pt", "stage.json"}
+    assert {path.name for path in stage.folder.iterdir()} == kept
+
+
+@pytest.mark.parametrize("moment", ["model.pt", "model.json"])
+def test_weights_that_have_their_name_keep_it(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Killed before the weights are named, or between that and what is said of them."""
+    whole = train(tmp_path / "whole", "hstu", *upstream, recipe(epochs=2))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    owner, name = (training._Run, "_finish") if moment == "model.pt" else (training, "write_json")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "cut", "hstu", *upstream, recipe(epochs=2))
+    stage = train(tmp_path / "cut", "hstu", *upstream, recipe(epochs=2))
+    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(stage).items())
+    assert best_epoch(stage.folder) == best_epoch(whole.folder)
+
+
 def test_a_disk_that_is_full_ends_training_in_one_line(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
     """Where it can be written again, training goes on; a checkpoint of which half was written is none."""
     with (
@@ -289,7 +340,7 @@ def test_training_stops_when_validation_no_longer_improves(
         measured = {"ndcg@10": 1.0 / run.epoch}
         if run.epoch == 1:
             run.best, run.best_epoch = measured, 1
-            torch.save(run.model.state_dict(), run.folder / "model.pt")
+            run._keep_weights()
         else:
             run.stale += 1
         return measured
