@@ -6,6 +6,7 @@ processes, and so is what comes out, up to rounding and which neurons dropout dr
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -47,7 +48,10 @@ class Crew:
         """The objective, with gradients averaged over the crew at every backward pass."""
         if self.size == 1:
             return objective
-        return nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # What stands in for it since torch 2.13 is not known to those before.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False)
 
     def agreed(self, found: _T) -> _T:
         """What the first process found, in all of them."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 
 from offline.crew import Crew, launch
 from offline.errors import TrainingError
@@ -35,6 +36,16 @@ def test_alone_a_process_has_the_whole_batch() -> None:
     assert crew.share(rows).tolist() == rows.tolist()
     objective = torch.nn.Linear(2, 2)
     assert crew.joined(objective) is objective
+
+
+def test_a_crew_says_nothing_when_it_is_joined(tmp_path: Path) -> None:
+    """Warnings are errors here; each process of a training would show its own."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'met'}", rank=0, world_size=1)
+    try:
+        joined = Crew(0, 2).joined(torch.nn.Linear(2, 2))
+    finally:
+        distributed.destroy_process_group()
+    assert isinstance(joined, torch.nn.parallel.DistributedDataParallel)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 8])
