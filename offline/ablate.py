@@ -173,7 +173,10 @@ class _Successors:
         self._dataset, self._training, self._steps = dataset, training, steps
 
     def of(self, users: NDArray[np.int64], split: str) -> tuple[NDArray[np.float32], list[list[str]]]:
-        """The K best for each user, the best one last, as vectors [B, K, D] and titles."""
+        """The K best for each user, the best one last, as vectors [B, K, D] and titles.
+
+        Zeros and no titles for a user who has had so much of the catalogue that fewer are left.
+        """
         histories = [self._dataset.history(int(user), split) for user in users]
         own = [self._training[user] for user in users]
         scores = self._neighbours.score(histories, own)
@@ -184,5 +187,10 @@ class _Successors:
                 # Not by number: the first numbers are the first user's purchases, the held-out ones among them.
                 (sold,) = self._neighbours.sold([own[row]])
                 scores[row] = np.where(scores[row] == 0, -1 / (1 + sold), scores[row])
-        best = np.argsort(-scores, axis=1, kind="stable")[:, : self._steps][:, ::-1]
-        return self._vectors[best - 1], [[self._dataset.items[i - 1].title for i in row] for row in best.tolist()]
+        matrix = np.zeros((len(users), self._steps, self._vectors.shape[1]), np.float32)
+        titles: list[list[str]] = [[] for _ in users]
+        for row in np.flatnonzero((scores > -np.inf).sum(axis=1) >= self._steps).tolist():
+            best = np.argsort(-scores[row], kind="stable")[: self._steps][::-1]
+            matrix[row] = self._vectors[best - 1]
+            titles[row] = [self._dataset.items[i - 1].title for i in best.tolist()]
+        return matrix, titles

@@ -189,6 +189,21 @@ def test_where_few_successors_are_known_what_others_buy_most_comes_before_them(t
     assert titles == [["item 10", "item 9", "item 8"], ["item 1", "item 10", "item 9"]]
 
 
+def test_who_has_had_nearly_everything_has_no_successors(tmp_path: Path) -> None:
+    """Rather than items of the history, or the last one of the catalogue in place of none."""
+    items = [ItemText(str(item), f"item {item}", "", {}) for item in range(1, 7)]
+    bought = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 6, 5], [2, 1, 4, 3]]
+    dataset = Dataset(list("abc"), items, [np.array(row, np.int32) for row in bought])
+    np.save(tmp_path / "embeddings.npy", np.eye(6, dtype=np.float32))
+    for steps in (3, 8):
+        successors = module._Successors(dataset, Stage("tokenize", "codes", tmp_path), steps)
+        found, titles = successors.of(np.array([0, 1, 2]), "test")
+        assert found.shape == (3, steps, 6)
+        assert found.any(axis=(1, 2)).tolist() == [False, False, steps == 3]
+        assert titles[:2] == [[], []]
+        assert sorted(titles[2]) == (["item 3", "item 5", "item 6"] if steps == 3 else [])
+
+
 def test_successors_collapse_like_chains(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
     each = load_reasoning(ablated(tmp_path, upstream, control="successors").folder, "test")
     mean = load_reasoning(ablated(tmp_path, upstream, control="successors", steps="mean").folder, "test")
