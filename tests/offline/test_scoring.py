@@ -10,6 +10,7 @@ import torch
 
 from offline.errors import TrainingError
 from offline.prepare import Dataset
+from offline.recipe import Variant
 from offline.scoring import History, score_beam, score_exact
 from tests.offline.models import tiny
 
@@ -62,6 +63,28 @@ def test_beam_scoring_does_not_depend_on_the_batch() -> None:
     assert (one.items == many.items).all()
     np.testing.assert_allclose(one.scores, many.scores, atol=1e-5)
     assert not any(set(row) & set(seen) for row, seen in zip(one.items, known.seen, strict=True))
+
+
+@pytest.mark.parametrize("variant", ["scoter_h", "scoter_s", "scoter_t"])
+@pytest.mark.parametrize("items", [1, 9, ITEMS])
+def test_a_users_list_does_not_depend_on_who_else_is_asked(variant: Variant, items: int) -> None:
+    """Nor on their order; of catalogues smaller than the beam too, and of users who have had all of it."""
+    made = tiny.model(items, variant=variant, alignment=4)
+    rows = tiny.histories(made, USERS).numpy()
+    seen = [np.unique(row[row > 0]) for row in rows]
+    seen[3] = np.arange(1, items + 1)
+    reasoning = tiny.reasoning(USERS).numpy().astype(np.float16)
+    reasoning[5] = 0
+    known = History(rows, seen, np.ones(USERS, np.int64), reasoning)
+    beam = score_beam(made, known, 20, mask_history=True)
+    exact = score_exact(made, known, 10, mask_history=True)
+    assert beam.items.shape == (USERS, 20)
+    assert not beam.items[3].any()
+    for asked in (np.random.default_rng(1).permutation(USERS), np.array([5, 3]), np.array([4])):
+        other = score_beam(made, known.take(asked), 20, mask_history=True, batch=4)
+        assert (other.items == beam.items[asked]).all()
+        np.testing.assert_allclose(other.scores, beam.scores[asked], atol=1e-4)
+        assert (score_exact(made, known.take(asked), 10, mask_history=True, batch=3) == exact[asked]).all()
 
 
 def test_a_user_without_a_chain_is_ranked_as_if_reasoning_was_masked() -> None:
