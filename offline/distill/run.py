@@ -31,7 +31,7 @@ from offline.chains import rationale
 from offline.chains.template import Template
 from offline.distill.answers import Said, ask_all, rewrite, whole_rows
 from offline.distill.page import write_page
-from offline.distill.students import Students, describe, fold_of, learns_from, student
+from offline.distill.students import Students, checkpoints, describe, fold_of, learns_from, student
 from offline.distill.teach import SETTINGS as TEACHING
 from offline.distill.teach import load_chains, teach, view
 from offline.distill.validity import validity
@@ -168,6 +168,7 @@ class _Run:
         if not (path.is_dir() and log.is_file()):
             shutil.rmtree(path, ignore_errors=True)  # finished, and killed before its log was
             write_json(log, asdict(tune(path, path.name, learns, held, self.recipe.distill)))
+        shutil.rmtree(checkpoints(path), ignore_errors=True)
         return _json(log)
 
     def _finish(self, trained: list[dict[str, Any]], held: list[Example], left_out: int) -> None:

@@ -46,6 +46,11 @@ def student(folder: Path, fold: int) -> Path:
     return folder / f"student-{fold}"
 
 
+def checkpoints(student: Path) -> Path:
+    """What going on with a student's training needs, kept until it is written down how that went."""
+    return student.with_name(f"{student.name}.checkpoints")
+
+
 def about(folder: Path) -> Students:
     """What the students in a stage's folder are. Raises StageError if it holds none."""
     try:

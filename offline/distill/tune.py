@@ -1,7 +1,8 @@
 """Supervised fine-tuning of one student, through trl and peft.
 
 While it runs, `<student>.checkpoints/` holds what going on needs: weights, optimiser, generators and the curve so far.
-A finished student's folder appears by one rename.
+A finished student's folder appears by one rename. The checkpoints stay until whoever called has written down how it
+went: a training that is killed before that goes on from them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from offline.distill.examples import Example
 from offline.distill.quiet import quiet
+from offline.distill.students import checkpoints
 from offline.errors import TrainingError
 from offline.llm.extra import llm_extra
 from offline.llm.model import load_causal
@@ -56,11 +58,11 @@ def tune(out: Path, label: str, learns: Sequence[Example], held: Sequence[Exampl
     The same examples, recipe and machine give the same weights, also over an interruption. Raises TrainingError when
     the loss is not finite, or when memory runs out.
     """
-    checkpoints = out.with_name(f"{out.name}.checkpoints")
+    kept = checkpoints(out)
     steps = math.ceil(math.ceil(len(learns) / recipe.batch) / recipe.accumulate) * recipe.epochs
     with quiet():
-        trainer, tokenizer, watch = _trainer(checkpoints, label, learns, held, recipe, steps)
-        resumed = _last_whole(checkpoints)
+        trainer, tokenizer, watch = _trainer(kept, label, learns, held, recipe, steps)
+        resumed = _last_whole(kept)
         if resumed is not None:
             console.print(f"  {label}: going on from {resumed.name}")
         with watch.bar:
@@ -80,7 +82,6 @@ def tune(out: Path, label: str, learns: Sequence[Example], held: Sequence[Exampl
             tokenizer.save_pretrained(str(temporary))
     history = trainer.state.log_history
     temporary.rename(out)
-    shutil.rmtree(checkpoints)
     return Tuned(
         trainer.state.global_step,
         len(learns),
@@ -91,7 +92,7 @@ def tune(out: Path, label: str, learns: Sequence[Example], held: Sequence[Exampl
 
 
 def _trainer(
-    checkpoints: Path,
+    folder: Path,
     label: str,
     learns: Sequence[Example],
     held: Sequence[Example],
@@ -106,7 +107,7 @@ def _trainer(
     if torch.cuda.device_count() > 1:  # the trainer would spread batches over them by threads, which trl refuses
         raise TrainingError("a student is trained on one GPU and several are visible: set CUDA_VISIBLE_DEVICES=0")
     arguments = SFTConfig(
-        output_dir=str(checkpoints),
+        output_dir=str(folder),
         per_device_train_batch_size=recipe.batch,
         per_device_eval_batch_size=recipe.batch,
         gradient_accumulation_steps=recipe.accumulate,
@@ -133,7 +134,7 @@ def _trainer(
         report_to="none",
         push_to_hub=False,
     )
-    watch = _Watch(label, steps, checkpoints)
+    watch = _Watch(label, steps, folder)
     trainer = SFTTrainer(
         model=model,
         args=arguments,
@@ -157,10 +158,10 @@ def _lora(recipe: DistillRecipe) -> LoraConfig:
 class _Watch(TrainerCallback):
     """Moves the bar, and stops before a checkpoint is overwritten by weights that are no numbers."""
 
-    def __init__(self, label: str, steps: int, checkpoints: Path) -> None:
+    def __init__(self, label: str, steps: int, folder: Path) -> None:
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
-        self._label, self._checkpoints = label, checkpoints
+        self._label, self._checkpoints = label, folder
         self._task = self.bar.add_task(label, total=steps)
 
     def on_log(
@@ -187,9 +188,9 @@ class _Watch(TrainerCallback):
             self.bar.update(self._task, completed=state.global_step, description=note)
 
 
-def _last_whole(checkpoints: Path) -> Path | None:
+def _last_whole(folder: Path) -> Path | None:
     """The latest checkpoint that was written to its end; others are removed, as the trainer would trip over them."""
-    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for path in found:
         try:
             json.loads((path / _STATE).read_text(encoding="utf-8"))  # the last file that is written

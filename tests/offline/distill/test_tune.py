@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,23 @@ def test_a_killed_training_ends_in_the_same_weights(
     assert [row["step"] for row in resumed.curve] == [*range(1, 10), 9]
     losses = [[row.get("loss", row.get("held_out_loss")) for row in tuned.curve] for tuned in (whole, resumed)]
     assert losses[0] == losses[1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "cut.checkpoints", "whole", "whole.checkpoints"]
+
+
+def test_a_training_that_is_not_written_down_is_not_begun_anew(
+    recipe: DistillRecipe, examples: list[Example], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed after the student had its name and before its log had."""
+    from offline.distill.tune import tune
+
+    first = tune(tmp_path / "out", "student-0", examples[:36], examples[36:], recipe)
+    made = _weights(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    again = tune(tmp_path / "out", "student-0", examples[:36], examples[36:], recipe)
+    assert "student-0: going on from checkpoint-9" in capsys.readouterr().out
+    assert _weights(tmp_path / "out") == made != {}
+    assert again.steps == first.steps
+    assert [row for row in again.curve if "loss" in row] == [row for row in first.curve if "loss" in row]
 
 
 def test_a_loss_that_is_no_number_stops_and_spoils_no_checkpoint(
