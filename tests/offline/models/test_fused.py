@@ -21,18 +21,25 @@ GRAPHS: list[tuple[Variant, Layout]] = [
     ("hstu", "projected"),
     ("scoter_h", "projected"),
     ("scoter_h", "raw"),
-    ("scoter_t", "projected"),  # the other models: tests/test_variants.py
+    ("scoter_t", "projected"),
+    ("scoter_s", "projected"),
+    ("tiger", "projected"),
 ]
 
 
 @pytest.fixture(scope="module", params=GRAPHS, ids="-".join)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[FusedGraph, Path]:
     variant, layout = request.param
-    small = {"layers": 1} if BACKBONES[variant] == "tiger" else {"blocks": 1, "decoder_layers": 1}
-    search = SearchRecipe(widen=[3, 2] if variant == "hstu" else [], rerank=0.4 if layout == "raw" else 0.0)
+    small: dict[str, Any] = {"layers": 1} if BACKBONES[variant] == "tiger" else {"blocks": 1, "decoder_layers": 1}
+    # Each switch is on in some graph and off in another; all of them at once in SCoTER-S.
+    everything = variant == "scoter_s"
+    wide = everything or variant in ("hstu", "tiger")
+    search = SearchRecipe(widen=[3, 2] if wide else [], rerank=0.4 if everything or layout == "raw" else 0.0)
+    if everything:
+        small["features"] = ["text"]
     # The raw layout has the adapter and the alignment in the graph.
     whitened = {"dim": 4, "weight": 2.0, "whiten": 0.5, "cosine": True}
-    alignment = whitened if layout == "raw" else 4 if variant == "scoter_t" else 0
+    alignment = whitened if everything or layout == "raw" else 4 if variant == "scoter_t" else 0
     graph = fused_graph(tiny.model(80, 4, 6, variant=variant, alignment=alignment, **small), layout, search)
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     write_onnx(graph, layout, path)
