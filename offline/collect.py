@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
 from offline.errors import StageError
+from offline.progress import progress
 from offline.shelf import live_release, read_load, read_shelf, record_keys, update_shelf
-from offline.stage import console
 from service.store.base import Store
 from service.store.keys import load_key, users_key
 from service.store.records import Load, RecordMiss, Shelf, decode_load, decode_tags, encode_load
@@ -63,10 +61,8 @@ async def _remove(store: Store, release_id: str) -> int | None:
     if not found.leaving:
         load = replace(load, done=min(found.users, found.done + found.part))
     parts = -(-load.users // load.part)
-    with Progress(
-        TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
-    ) as progress:
-        bar = progress.add_task(f"remove {release_id}", total=parts)
+    with progress() as bars:
+        bar = bars.add_task(f"remove {release_id}", total=parts)
         for part in range(-(-load.done // load.part) - 1, -1, -1):
             # Announced before, so that whoever loads it meanwhile ends this.
             load = replace(load, done=min(load.users, (part + 1) * load.part))
@@ -78,7 +74,7 @@ async def _remove(store: Store, release_id: str) -> int | None:
             if not isinstance(tags, RecordMiss):
                 await store.delete(record_keys(release_id, load.names, tags))
             await store.delete([users_key(release_id, part)])
-            progress.update(bar, completed=parts - part)
+            bars.update(bar, completed=parts - part)
     await store.delete([load_key(release_id)])
     return load.users
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
 from offline.errors import StageError
+from offline.progress import progress
 from offline.shelf import flip, read_load, spread, update_shelf, write_load
-from offline.stage import console
 from service.errors import ReleaseCorrupt, ReleaseMissing
 from service.release.blob import encode
 from service.release.manifest import ReasoningEntry
@@ -128,11 +128,8 @@ async def publish(path: Path, store: Store) -> Published:
 async def _load(release: Release, load: Load, known_until: int, store: Store) -> tuple[int, int]:
     """Write what is not done; return the number of records and of their bytes."""
     users, records, size = 0, 0, 0
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), Rate())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(
-            f"publish {release.id}", total=load.users, completed=load.done, users=0, records=0, size=0
-        )
+    with progress(Rate()) as bars:
+        bar = bars.add_task(f"publish {release.id}", total=load.users, completed=load.done, users=0, records=0, size=0)
         rows = _records(release, range(load.done, load.users))
         while batch := list(islice(rows, load.part)):
             # First, so that `gc` finds whatever else is written. Whoever has no chain has nothing to be found.
@@ -151,7 +148,7 @@ async def _load(release: Release, load: Load, known_until: int, store: Store) ->
                     "again when that has ended"
                 )
             users += len(batch)
-            progress.update(bar, completed=load.done, users=users, records=records, size=size)
+            bars.update(bar, completed=load.done, users=users, records=records, size=size)
     return records, size
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from offline.errors import TrainingError
+from offline.progress import progress
 from offline.quantize import Quantization, ResidualKMeans, assign
 from offline.recipe import RqvaeRecipe
 from offline.stage import console
@@ -106,14 +106,13 @@ class _Training:
     def go(self) -> Quantization:
         if not self._resume():
             self._start_codebooks()
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         saved = time.monotonic()
-        with Progress(*columns, console=console, transient=True) as progress:
-            bar = progress.add_task("rqvae", total=self.recipe.epochs, completed=len(self.epochs))
+        with progress() as bars:
+            bar = bars.add_task("rqvae", total=self.recipe.epochs, completed=len(self.epochs))
             while len(self.epochs) < self.recipe.epochs:
                 row = self._one_epoch()
                 self.epochs.append(row)
-                progress.update(
+                bars.update(
                     bar, completed=len(self.epochs), description=f"rqvae reconstruction {row['reconstruction']:.4f}"
                 )
                 if time.monotonic() - saved > SAVE_EVERY:

@@ -22,12 +22,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from offline.collaborative import collaborative_embeddings, neighbour_means
 from offline.encoder import SentenceEncoder
 from offline.errors import StageError
 from offline.prepare import Dataset, dataset_name, load_dataset
+from offline.progress import progress
 from offline.quantize import Quantizer, ResidualKMeans, collisions, make_unique, numbered
 from offline.recipe import TokenizeRecipe
 from offline.rqvae import ResidualVAE
@@ -169,12 +169,11 @@ def _text_embeddings(folder: Path, dataset: Dataset, recipe: TokenizeRecipe) -> 
         texts = [item.text or item.title for item in dataset.items]
         encoder = SentenceEncoder(recipe.encoder, recipe.precision)
         parts = []
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
-            bar = progress.add_task("encoding", total=len(texts))
+        with progress() as bars:
+            bar = bars.add_task("encoding", total=len(texts))
             for start in range(0, len(texts), CHUNK):
                 parts.append(encoder.encode(texts[start : start + CHUNK]))
-                progress.advance(bar, len(parts[-1]))
+                bars.advance(bar, len(parts[-1]))
         temporary = folder / "embeddings.partial.npy"
         np.save(temporary, np.concatenate(parts))
         temporary.replace(path)

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TaskProgressColumn
 from torch import Tensor
 
 from offline.batches import TrainingRows, prefix_rows, training_rows
@@ -43,6 +43,7 @@ from offline.models.matched import matched
 from offline.models.recommender import Recommender, parameters
 from offline.objective import Objective
 from offline.prepare import Dataset, load_dataset
+from offline.progress import progress
 from offline.reason.output import load_reasoning, present
 from offline.recipe import BACKBONES, Recipe, TrainRecipe, Variant, reads_reasoning
 from offline.scoring import History, score_beam
@@ -298,16 +299,14 @@ class _Run:
     def go(self) -> None:
         settings = self.settings
         self._resume()
-        columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn())
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, *times, console=console, transient=True, disable=not self.crew.first) as progress:
+        with progress(count=TaskProgressColumn(), shown=self.crew.first) as bars:
             total = self.last_epoch * self.steps_an_epoch
-            bar = progress.add_task(f"train {self.variant}", total=total, completed=self.step)
+            bar = bars.add_task(f"train {self.variant}", total=total, completed=self.step)
             if self.stands and self.validation is not None and not self.epoch:
                 self.before = self._validate()  # the backbone may be as good as it gets
             while self.epoch < self.last_epoch and self.stale < settings.patience:
                 with _freed_memory_kept():
-                    row = self._one_epoch(lambda: progress.advance(bar))
+                    row = self._one_epoch(lambda: bars.advance(bar))
                 due = self.epoch % settings.validate_every == 0 or self.epoch == self.last_epoch
                 if self.validation is not None and due:
                     row |= self._validate()
@@ -316,7 +315,7 @@ class _Run:
                 self._checkpoint()
                 note = f" ndcg@10 {row['ndcg@10']:.4f}" if "ndcg@10" in row else ""
                 place = f"epoch {self.epoch}/{self.last_epoch}"
-                progress.update(bar, description=f"{self.variant} {place} loss {row['loss']:.3f}{note}")
+                bars.update(bar, description=f"{self.variant} {place} loss {row['loss']:.3f}{note}")
         if self.validation is None:
             self.best_epoch = self.epoch
             self._keep_weights()

@@ -16,14 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
 from offline.baselines.exchange import PLAIN, SEQUENTIAL, read_lists, write_benchmark
 from offline.errors import StageError
 from offline.prepare import load_dataset
+from offline.progress import progress
 from offline.ranking import depth
 from offline.recipe import BaselineName, Recipe
-from offline.stage import Stage, console, run_stage, write_json
+from offline.stage import Stage, run_stage, write_json
 
 VERSION = 1
 _SCRIPT = Path(__file__).with_name("recbole_run.py")
@@ -102,22 +103,16 @@ def _clear(scratch: Path, job: dict[str, Any]) -> None:
 
 def _recbole(interpreter: Path, job: Path, log: Path, epochs: int, title: str) -> None:
     """Run the script, and show its epochs while it does."""
-    columns = (
-        TextColumn("  {task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} epochs {task.fields[found]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress, log.open("w", encoding="utf-8") as errors:
-        task = progress.add_task(title, total=epochs, found="")
+    epochs_done = TextColumn("{task.completed}/{task.total} epochs {task.fields[found]}")
+    with progress(count=epochs_done) as bars, log.open("w", encoding="utf-8") as errors:
+        task = bars.add_task(title, total=epochs, found="")
         # Not in this process's environment of packages: `-I` keeps PYTHONPATH out.
         command = [str(interpreter), "-I", str(_SCRIPT), str(job)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
             try:
                 assert process.stdout is not None
                 for line in process.stdout:
-                    _show(line, lambda **what: progress.update(task, **what))
+                    _show(line, lambda **what: bars.update(task, **what))
                 code = process.wait()
             except BaseException:
                 process.kill()

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from offline.chains import explore, mine
 from offline.chains.history import line
@@ -56,6 +56,7 @@ from offline.errors import AnswerError, StageError
 from offline.llm.base import Abstract, Backend, Explore, Sampling, Usage
 from offline.llm.open import ANSWERS, open_backend
 from offline.prepare import Dataset, dataset_name, load_dataset
+from offline.progress import progress
 from offline.recipe import Recipe
 from offline.stage import Stage, console, run_stage, write_json
 
@@ -81,9 +82,8 @@ def discover(work: Path, prepared: Stage, tokens: Stage, recipe: Recipe, also: S
     }
 
     def build(folder: Path) -> None:
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-            found = _Discovery(work, folder, prepared, tokens, recipe, others, progress).go()
+        with progress() as bars:
+            found = _Discovery(work, folder, prepared, tokens, recipe, others, bars).go()
         _say(found)
 
     return run_stage(work, "discover", VERSION, settings, [prepared, tokens], build)
@@ -100,13 +100,13 @@ class _Discovery:
         tokens: Stage,
         recipe: Recipe,
         others: dict[str, Template],
-        progress: Progress,
+        bars: Progress,
     ) -> None:
         self._folder = folder
         self._recipe = recipe
         self._others = others
         self._cache = work / ANSWERS
-        self._progress = progress
+        self._bars = bars
         self._name = dataset_name(prepared.folder)
         self._dataset: Dataset = load_dataset(prepared.folder)
         self._shopper: Callable[[int], Shopper] = cache(
@@ -221,18 +221,16 @@ class _Discovery:
     ) -> Reading:
         journal = Journal(self._folder / "answers" / f"{phase}.jsonl")
         missing = len(journal.missing(questions))
-        task = self._progress.add_task(f"{phase}: asking", total=len(questions), completed=len(questions) - missing)
+        task = self._bars.add_task(f"{phase}: asking", total=len(questions), completed=len(questions) - missing)
 
         def answered(question: Question, reply: Reply) -> None:
             self._note(backend)
-            self._progress.advance(task)
+            self._bars.advance(task)
             after(question, reply)
 
         journal.ask(questions, backend, answered)
-        task = self._progress.add_task(f"{phase}: matching", total=len(questions))
-        reading = read(
-            questions, journal, self._catalogue, self._shopper, lambda done: self._progress.advance(task, done)
-        )
+        task = self._bars.add_task(f"{phase}: matching", total=len(questions))
+        reading = read(questions, journal, self._catalogue, self._shopper, lambda done: self._bars.advance(task, done))
         self._readings[phase] = reading
         return reading
 

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from offline.chains import rationale
 from offline.chains.rationale import Chain
 from offline.errors import AnswerError
 from offline.llm.base import Backend, Prompt
 from offline.prepare import Dataset
-from offline.stage import console
+from offline.progress import progress
 
 NO_ANSWER = "no answer"
 
@@ -55,14 +53,13 @@ def ask_all(
     for user, said in known.items():
         if each is not None:
             each(user, said)
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     if missing:
         with (
             opened() as backend,
             path.open("a", encoding="utf-8") as out,
-            Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress,
+            progress() as bars,
         ):
-            task = progress.add_task(f"chains by {backend.name}", total=len(users), completed=len(known))
+            task = bars.add_task(f"chains by {backend.name}", total=len(users), completed=len(known))
             for answer in backend.answer([prompt(user) for user in missing]):
                 user = missing[answer.index]
                 if answer.error is None and answer.texts:
@@ -72,7 +69,7 @@ def ask_all(
                 else:
                     said = Said(error=answer.error or "the backend gave none")
                 known[user] = said
-                progress.advance(task)
+                bars.advance(task)
                 if each is not None:
                     each(user, said)
     return {user: known.get(user, Said(error="the backend passed it over")) for user in users}

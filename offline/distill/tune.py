@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from offline.distill.examples import Example
 from offline.distill.quiet import quiet
@@ -23,6 +23,7 @@ from offline.distill.students import checkpoints
 from offline.errors import TrainingError
 from offline.llm.extra import llm_extra
 from offline.llm.model import load_causal
+from offline.progress import progress
 from offline.recipe import DistillRecipe
 from offline.stage import console
 
@@ -60,19 +61,18 @@ def tune(out: Path, label: str, learns: Sequence[Example], held: Sequence[Exampl
     """
     kept = checkpoints(out)
     steps = math.ceil(math.ceil(len(learns) / recipe.batch) / recipe.accumulate) * recipe.epochs
-    with quiet():
-        trainer, tokenizer, watch = _trainer(kept, label, learns, held, recipe, steps)
+    with quiet(), progress() as bars:
+        trainer, tokenizer = _trainer(kept, label, learns, held, recipe, steps, bars)
         resumed = _last_whole(kept)
         if resumed is not None:
             console.print(f"  {label}: going on from {resumed.name}")
-        with watch.bar:
-            try:
-                result = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-            except torch.OutOfMemoryError as error:
-                raise TrainingError(
-                    f"{label}: out of memory; lower distill.batch (and raise distill.accumulate as much), or "
-                    "distill.max_length"
-                ) from error
+        try:
+            result = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"{label}: out of memory; lower distill.batch (and raise distill.accumulate as much), or "
+                "distill.max_length"
+            ) from error
         temporary = out.with_name(f"{out.name}.partial")
         shutil.rmtree(temporary, ignore_errors=True)
         model: Any = trainer.model  # of transformers or peft
@@ -98,7 +98,8 @@ def _trainer(
     held: Sequence[Example],
     recipe: DistillRecipe,
     steps: int,
-) -> tuple[SFTTrainer, PreTrainedTokenizerBase, _Watch]:
+    bars: Progress,
+) -> tuple[SFTTrainer, PreTrainedTokenizerBase]:
     # A frozen base may be held in fewer bits than what is trained.
     model, tokenizer = load_causal(recipe.student, recipe.precision if recipe.method == "lora" else "float32")
     if tokenizer.pad_token is None:
@@ -134,7 +135,6 @@ def _trainer(
         report_to="none",
         push_to_hub=False,
     )
-    watch = _Watch(label, steps, folder)
     trainer = SFTTrainer(
         model=model,
         args=arguments,
@@ -142,10 +142,10 @@ def _trainer(
         eval_dataset=datasets.Dataset.from_list([example.row() for example in held]) if held else None,
         processing_class=tokenizer,
         peft_config=_lora(recipe) if recipe.method == "lora" else None,
-        callbacks=[watch],
+        callbacks=[_Watch(label, steps, folder, bars)],
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer, tokenizer, watch
+    return trainer, tokenizer
 
 
 def _lora(recipe: DistillRecipe) -> LoraConfig:
@@ -158,11 +158,9 @@ def _lora(recipe: DistillRecipe) -> LoraConfig:
 class _Watch(TrainerCallback):
     """Moves the bar, and stops before a checkpoint is overwritten by weights that are no numbers."""
 
-    def __init__(self, label: str, steps: int, folder: Path) -> None:
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
-        self._label, self._checkpoints = label, folder
-        self._task = self.bar.add_task(label, total=steps)
+    def __init__(self, label: str, steps: int, folder: Path, bars: Progress) -> None:
+        self._label, self._checkpoints, self._bars = label, folder, bars
+        self._task = bars.add_task(label, total=steps)
 
     def on_log(
         self,
@@ -185,7 +183,7 @@ class _Watch(TrainerCallback):
                 )
         if logs and "loss" in logs:
             note = f"{self._label} loss {float(logs['loss']):.3f}"
-            self.bar.update(self._task, completed=state.global_step, description=note)
+            self._bars.update(self._task, completed=state.global_step, description=note)
 
 
 def _last_whole(folder: Path) -> Path | None:

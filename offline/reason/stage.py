@@ -24,13 +24,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from offline.arrays import new_array
 from offline.chains.template import Template
 from offline.errors import StageError
 from offline.llm.base import Usage
 from offline.prepare import SPLITS, load_dataset
+from offline.progress import progress
 from offline.reason.chains import Asking, Chain, Keys, added
 from offline.reason.chunks import Chunks
 from offline.reason.engines import Ask, Engine, Job, Local, Sentences
@@ -87,22 +88,20 @@ def reason(
 def build(folder: Path, kept: Path, job: Job, engine: Engine) -> None:
     """Do a job: its output in `folder`, and what can be used again in `kept`."""
     with ExitStack() as stack:
-        progress = stack.enter_context(_progress())
+        bars = stack.enter_context(progress())
         shared = kept if job.writer.view is not None else folder
         chains = stack.enter_context(Kept(shared / "chains.sqlite"))
         vectors = stack.enter_context(Vectors.open(kept, job.encoder.identity))
-        _Run(folder, job, engine, chains, vectors, progress).go()
+        _Run(folder, job, engine, chains, vectors, bars).go()
     shutil.rmtree(folder / "chunks")
     remove(folder / "chains.sqlite")
     (folder / "spent.json").unlink()
 
 
 class _Run:
-    def __init__(
-        self, folder: Path, job: Job, engine: Engine, chains: Kept, vectors: Vectors, progress: Progress
-    ) -> None:
+    def __init__(self, folder: Path, job: Job, engine: Engine, chains: Kept, vectors: Vectors, bars: Progress) -> None:
         self.folder, self.job, self.engine = folder, job, engine
-        self.chains, self.vectors, self.progress = chains, vectors, progress
+        self.chains, self.vectors, self.bars = chains, vectors, bars
         self.dataset = load_dataset(job.prepared)
         self.keys = Keys(self.dataset, job.writer, job.asking)
         self.asks, self.texts = Chunks(folder / "chunks" / "write"), Chunks(folder / "chunks" / "encode")
@@ -161,21 +160,21 @@ class _Run:
     def _write(self) -> None:
         counts = self.asks.counts
         assert counts is not None
-        task = self.progress.add_task("chains", total=counts["asked"])
+        task = self.bars.add_task("chains", total=counts["asked"])
         good, bad = 0, 0
 
         def left() -> Iterator[Ask]:
             for name in self.asks.names():
                 keys = [bytes.fromhex(key) for _, _, key in self.asks.read(name).rows]
                 places = [place for place, value in enumerate(self.chains.get(keys)) if value is None]
-                self.progress.advance(task, len(keys) - len(places))
+                self.bars.advance(task, len(keys) - len(places))
                 if places:
                     yield Ask(name, tuple(places) if len(places) < len(keys) else None)
 
         for written in self.engine.write(self._job(self.asks), self.dataset, left()):
             self.chains.put((key, chain.encode()) for key, chain in written.chains)
             self.spent.on("write", written.usage)
-            self.progress.advance(task, len(written.chains))
+            self.bars.advance(task, len(written.chains))
             faults = [chain.fault for _, chain in written.chains if chain.fault is not None]
             good, bad = good + len(written.chains) - len(faults), bad + len(faults)
             if bad >= TRIAL and not good:
@@ -217,7 +216,7 @@ class _Run:
     def _encode(self) -> None:
         counts = self.texts.counts
         assert counts is not None
-        task = self.progress.add_task("encoding", total=counts["encoded"])
+        task = self.bars.add_task("encoding", total=counts["encoded"])
 
         def left() -> Iterator[str]:
             for name in self.texts.names():
@@ -225,13 +224,13 @@ class _Run:
                 if self.vectors.missing(texts):
                     yield name
                 else:
-                    self.progress.advance(task, len(texts))
+                    self.bars.advance(task, len(texts))
 
         for name, encoded in self.engine.encode(self._job(self.texts), left()):
             texts = self.texts.read(name).rows
             self.vectors.put(texts, encoded)
             self.spent.on("encode")
-            self.progress.advance(task, len(texts))
+            self.bars.advance(task, len(texts))
 
     def _assemble(self) -> tuple[dict[str, int], int]:
         """Write every split's texts and H; returns how many users have none, by split, and D."""
@@ -305,12 +304,12 @@ class _Run:
     def _parts(self, description: str) -> Iterator[tuple[str, range]]:
         """All users of all splits, some at a time."""
         users = len(self.dataset.users)
-        task = self.progress.add_task(description, total=users * len(SPLITS))
+        task = self.bars.add_task(description, total=users * len(SPLITS))
         for split in SPLITS:
             for first in range(0, users, USERS):
                 part = range(first, min(first + USERS, users))
                 yield split, part
-                self.progress.advance(task, len(part))
+                self.bars.advance(task, len(part))
 
     def _chains(self, split: str, users: range) -> list[Chain]:
         found = self.chains.get([self.keys.of(user, split) for user in users])
@@ -393,8 +392,3 @@ def _per_million(usage: Usage, asked: int) -> dict[str, float] | None:
         "prompt_tokens": round(usage.prompt_tokens * times),
         "completion_tokens": round(usage.completion_tokens * times),
     }
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
