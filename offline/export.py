@@ -30,7 +30,7 @@ from offline.prepare import Dataset, dataset_name, load_dataset
 from offline.publish import HISTORIES, USERS, latest_release
 from offline.reason.output import load_reasoning, load_steps, load_template
 from offline.recipe import BACKBONES, Recipe, Variant, reads_reasoning
-from offline.stage import Stage, console, finished, run_stage
+from offline.stage import Stage, console, finished, read_json, run_stage
 from offline.tokenize import load_codes
 from offline.train import load_model
 from offline.trie import packed_alive
@@ -103,7 +103,7 @@ def export(work: Path, parts: Parts, recipe: Recipe) -> Path:
 
 def _write_release(release: Path, parts: Parts, recipe: Recipe) -> Manifest:
     dataset = load_dataset(parts.prepared.folder)
-    report = json.loads((parts.evaluated.folder / "report.json").read_text(encoding="utf-8"))
+    report = read_json(parts.evaluated.folder / "report.json")
     popularity = np.bincount(
         np.concatenate([dataset.training(u) for u in range(len(dataset.users))]), minlength=dataset.num_items + 1
     )[1:]

@@ -12,7 +12,6 @@ Output folder:
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from offline.ranking import TOP, Asked, Ranker, Row, load_ranks, measure, save_r
 from offline.reason.output import load_reasoning
 from offline.recipe import Recipe, Variant, reads_reasoning
 from offline.scoring import History, score_beam, score_exact
-from offline.stage import Stage, run_stage, write_json
+from offline.stage import Stage, read_json, run_stage, write_json
 from offline.train import load_model
 
 VERSION = 2
@@ -76,7 +75,7 @@ def load_measured(folder: Path) -> list[Row]:
 
 def load_exactness(folder: Path) -> dict[str, Any]:
     """Model, labels, and on how many of `users` the beam's first ones are the exact ones."""
-    told: dict[str, Any] = json.loads((folder / "exactness.json").read_text(encoding="utf-8"))
+    told: dict[str, Any] = read_json(folder / "exactness.json")
     return told
 
 

@@ -28,7 +28,7 @@ from rich.markup import escape
 from offline.errors import DataError
 from offline.interactions import Interaction, data_files, read_interactions, read_items
 from offline.recipe import PrepareRecipe
-from offline.stage import Stage, console, run_stage, write_json
+from offline.stage import Stage, console, read_json, run_stage, write_json
 
 VERSION = 1
 MIN_LENGTH = 4  # two training items (an input and a target), one for validation, one for the test
@@ -91,7 +91,7 @@ def load_dataset(folder: Path) -> Dataset:
     """Read the stage's output."""
     with np.load(folder / "sequences.npz") as arrays:
         flat, offsets = arrays["items"], arrays["offsets"]
-    users = json.loads((folder / "users.json").read_text(encoding="utf-8"))
+    users = read_json(folder / "users.json")
     # Not splitlines(): a title may hold U+2028 and others that it takes for the end of a line.
     with (folder / "items.jsonl").open(encoding="utf-8") as lines:
         items = [ItemText(row["id"], row["title"], row["text"], row["attributes"]) for row in map(json.loads, lines)]
@@ -100,7 +100,7 @@ def load_dataset(folder: Path) -> Dataset:
 
 def dataset_name(folder: Path) -> str:
     """The name of the data set a prepared folder was made from."""
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary: dict[str, Any] = read_json(folder / "summary.json")
     return str(summary["name"])
 
 

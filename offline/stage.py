@@ -93,13 +93,17 @@ def run_stage(
 
 def stage_seconds(stage: Stage) -> float:
     """Wall time of the run that finished the stage."""
-    record: dict[str, Any] = json.loads((stage.folder / "stage.json").read_text(encoding="utf-8"))
-    return float(record["seconds"])
+    return float(read_json(stage.folder / "stage.json")["seconds"])
 
 
 def finished(stage: Stage) -> int:
     """When the stage was finished, in seconds since the epoch."""
     return int((stage.folder / "stage.json").stat().st_mtime)
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - anything JSON gives
+    """What a file of JSON holds. Raises OSError and, if it holds none, ValueError."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, body: Any) -> None:  # noqa: ANN401 - anything JSON takes

@@ -47,7 +47,7 @@ from offline.progress import progress
 from offline.reason.output import load_reasoning, present
 from offline.recipe import BACKBONES, Recipe, TrainRecipe, Variant, reads_reasoning
 from offline.scoring import History, score_beam
-from offline.stage import Stage, console, run_stage, write_json, write_text
+from offline.stage import Stage, console, read_json, run_stage, write_json, write_text
 from offline.tensors import load_tensors, save_tensors
 from offline.tokenize import codes_digest, load_codes, load_embeddings
 
@@ -165,7 +165,7 @@ def training_log(folder: Path) -> list[dict[str, Any]]:
 
 def best_epoch(folder: Path) -> int:
     """The epoch whose weights were kept."""
-    about: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    about: dict[str, Any] = read_json(folder / "model.json")
     return int(about["best_epoch"])
 
 
@@ -174,7 +174,7 @@ def load_model(folder: Path, tokens: Stage) -> Recommender:
 
     Raises TrainingError if it was trained on other semantic IDs, or by a version whose recipes were others.
     """
-    about: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    about: dict[str, Any] = read_json(folder / "model.json")
     codes = codes_digest(tokens.folder)
     if about.get("codes", codes) != codes:  # absent from models of version 0.1.0
         raise TrainingError(

@@ -24,7 +24,7 @@ from offline.prepare import load_dataset
 from offline.progress import progress
 from offline.ranking import depth
 from offline.recipe import BaselineName, Recipe
-from offline.stage import Stage, run_stage, write_json
+from offline.stage import Stage, read_json, run_stage, write_json
 
 VERSION = 1
 _SCRIPT = Path(__file__).with_name("recbole_run.py")
@@ -78,7 +78,7 @@ def train_baseline(
         for split in ("valid", "test"):
             read_lists(scratch / f"{split}.npy", dataset, job["depth"])
             (scratch / f"{split}.npy").rename(folder / f"{split}.npy")
-        trained = json.loads((scratch / "trained.json").read_text(encoding="utf-8"))
+        trained = read_json(scratch / "trained.json")
         write_json(folder / "trained.json", {"model": model, "parameters": parameters, **trained})
         shutil.rmtree(scratch)
 
@@ -88,7 +88,7 @@ def train_baseline(
 
 def trained(stage: Stage) -> dict[str, Any]:
     """What the stage has to say of itself."""
-    told: dict[str, Any] = json.loads((stage.folder / "trained.json").read_text(encoding="utf-8"))
+    told: dict[str, Any] = read_json(stage.folder / "trained.json")
     return told
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from offline.errors import RecipeError
+from offline.stage import read_json
 
 ARROW = " -> "
 MIN_STEPS, MAX_STEPS = 2, 8
@@ -46,7 +46,7 @@ class Template:
     def load(cls, path: Path) -> Self:
         """From a template artefact: JSON with `steps`. Raises RecipeError."""
         try:
-            body: Any = json.loads(path.read_text(encoding="utf-8"))
+            body: Any = read_json(path)
             return cls(tuple(map(str, body["steps"])))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError(f"cannot read a template from {path}: {error}") from error

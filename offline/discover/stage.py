@@ -24,7 +24,6 @@ Answers are on disk as soon as they come: a run that was cut off asks only for t
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,7 +57,7 @@ from offline.llm.open import ANSWERS, open_backend
 from offline.prepare import Dataset, dataset_name, load_dataset
 from offline.progress import progress
 from offline.recipe import Recipe
-from offline.stage import Stage, console, run_stage, write_json
+from offline.stage import Stage, console, read_json, run_stage, write_json
 
 VERSION = 2
 EARLY = 50  # answers after which a backend that never kept to the format is asked no further
@@ -381,7 +380,7 @@ def _others(also: Sequence[Path]) -> dict[str, Template]:
     found: dict[str, Template] = {}
     for path in also:
         template = Template.load(path)
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        body: dict[str, Any] = read_json(path)
         name = f"from {body.get('dataset') or path.stem}"
         same = sum(other == name or other.startswith(f"{name} (") for other in found)
         found[f"{name} ({same + 1})" if same else name] = template
@@ -390,7 +389,7 @@ def _others(also: Sequence[Path]) -> dict[str, Template]:
 
 def _sessions(folder: Path) -> list[Usage]:
     path = folder / "usage.json"
-    return [Usage(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+    return [Usage(**row) for row in read_json(path)] if path.exists() else []
 
 
 def _total(sessions: Sequence[Usage]) -> Usage:

@@ -17,7 +17,6 @@ Output folder:
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -40,7 +39,7 @@ from offline.llm.base import Backend, Prompt, Sampling
 from offline.llm.local import LocalBackend
 from offline.prepare import Dataset, dataset_name, load_dataset
 from offline.recipe import Recipe
-from offline.stage import Stage, console, run_stage, write_json
+from offline.stage import Stage, console, read_json, run_stage, write_json
 
 if TYPE_CHECKING:
     from offline.distill.examples import Example
@@ -119,7 +118,7 @@ class _Run:
     def __init__(self, folder: Path, prepared: Stage, taught: Stage, template: Template, recipe: Recipe) -> None:
         self.folder, self.prepared, self.template, self.recipe = folder, prepared, template, recipe
         self.dataset = load_dataset(prepared.folder)
-        self.taught = _json(taught.folder / "summary.json")
+        self.taught: dict[str, Any] = read_json(taught.folder / "summary.json")
         self.chains = load_chains(taught.folder, self.dataset)
         self.folds = range(recipe.distill.folds)
 
@@ -169,7 +168,7 @@ class _Run:
             shutil.rmtree(path, ignore_errors=True)  # finished, and killed before its log was
             write_json(log, asdict(tune(path, path.name, learns, held, self.recipe.distill)))
         shutil.rmtree(checkpoints(path), ignore_errors=True)
-        return _json(log)
+        return dict(read_json(log))
 
     def _finish(self, trained: list[dict[str, Any]], held: list[Example], left_out: int) -> None:
         distill, steps = self.recipe.distill, self.template.steps
@@ -227,7 +226,7 @@ class _Run:
                         "distill.learning_rate, or take distill.precision = 'float32'"
                     )
             write_json(path, {"losses": losses})
-        return list(_json(path)["losses"])
+        return list(read_json(path)["losses"])
 
     def _written(self, name: Writer, held: list[Example]) -> dict[str, Any]:
         """What the model writes for held-out users, each by the student of the user's own fold; greedy, not held."""
@@ -253,7 +252,3 @@ class _Run:
             for example in held[:SHOWN]
             if (user := self.dataset.users[example.user])
         ]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from offline.chains.rationale import View
 from offline.errors import StageError
-from offline.stage import write_json
+from offline.stage import read_json, write_json
 
 Method = Literal["lora", "full"]
 _FILE = "students.json"
@@ -54,7 +53,7 @@ def checkpoints(student: Path) -> Path:
 def about(folder: Path) -> Students:
     """What the students in a stage's folder are. Raises StageError if it holds none."""
     try:
-        body: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        body: dict[str, Any] = read_json(folder / _FILE)
         body["template"], body["view"] = tuple(body["template"]), View(**body["view"])
         return Students(**body)
     except (OSError, ValueError, KeyError, TypeError) as error:

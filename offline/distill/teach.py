@@ -12,7 +12,6 @@ target t-2. Nothing here reads a validation or test item.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +32,7 @@ from offline.llm.base import Backend, Prompt, Sampling
 from offline.llm.open import ANSWERS, open_backend
 from offline.prepare import Dataset, load_dataset
 from offline.recipe import Recipe
-from offline.stage import Stage, console, run_stage, write_json
+from offline.stage import Stage, console, read_json, run_stage, write_json
 
 VERSION = 1
 EARLY = 40  # answers after which a teacher that hardly ever keeps to the format is not paid any further
@@ -115,7 +114,7 @@ class _Run:
         if not (self.folder / "usage.json").is_file():  # the last run was killed after the last answer
             with self._teacher():
                 pass
-        usage: dict[str, Any] = _json(self.folder / "usage.json")
+        usage: dict[str, Any] = read_json(self.folder / "usage.json")
         write_json(
             self.folder / "summary.json",
             {
@@ -135,13 +134,14 @@ class _Run:
 
     @contextmanager
     def _teacher(self) -> Iterator[Backend]:
-        start, before = time.monotonic(), _json(self.folder / "usage.json")
+        start, path = time.monotonic(), self.folder / "usage.json"
+        before: dict[str, Any] = read_json(path) if path.is_file() else {}
         with teacher(self.recipe, self.dataset, self.folder) as backend:
 
             def note() -> None:
                 used = {**asdict(backend.usage), "seconds": time.monotonic() - start}
                 total = {k: v if isinstance(v, str) else before.get(k, 0) + v for k, v in used.items()}
-                write_json(self.folder / "usage.json", {"name": backend.name, **total})
+                write_json(path, {"name": backend.name, **total})
 
             self.note = note
             try:
@@ -187,7 +187,3 @@ class _Run:
 
     def _why(self) -> str:
         return ", ".join(f"{count} x {reason}" for reason, count in self._reasons().most_common(5))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -7,7 +7,6 @@ went: a training that is killed before that goes on from them.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from offline.llm.extra import llm_extra
 from offline.llm.model import load_causal
 from offline.progress import progress
 from offline.recipe import DistillRecipe
-from offline.stage import console
+from offline.stage import console, read_json
 
 with llm_extra():
     import datasets
@@ -191,7 +190,7 @@ def _last_whole(folder: Path) -> Path | None:
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for path in found:
         try:
-            json.loads((path / _STATE).read_text(encoding="utf-8"))  # the last file that is written
+            read_json(path / _STATE)  # the last file that is written
         except (OSError, ValueError):
             shutil.rmtree(path)
         else:

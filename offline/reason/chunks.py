@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offline.stage import write_json
+from offline.stage import read_json, write_json
 
 _WHOLE = "whole.json"
 
@@ -37,7 +37,7 @@ class Chunks:
     def counts(self) -> dict[str, int] | None:
         """What the list was said to be made of; None while it is not whole."""
         path = self.folder / _WHOLE
-        counts: dict[str, int] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        counts: dict[str, int] | None = read_json(path) if path.exists() else None
         return counts
 
     def cut(self, rows: Iterable[tuple[int, Any]], size: int, *, first: int | None = None) -> None:
@@ -66,7 +66,7 @@ class Chunks:
 
     def read(self, name: str) -> Chunk:
         """A chunk by its name."""
-        body = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        body = read_json(self.folder / f"{name}.json")
         return Chunk(body["label"], body["rows"])
 
     def _save(self, label: int, written: dict[int, int], rows: list[Any]) -> None:

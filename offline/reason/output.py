@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from offline.stage import read_json
 
 
 def load_reasoning(folder: Path, split: str) -> NDArray[np.float16]:
@@ -30,13 +31,8 @@ def load_steps(folder: Path, split: str) -> list[list[str]]:
 
 def load_template(folder: Path) -> list[str]:
     """Names of the K steps that the chains were written in."""
-    names: list[str] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["template"]
+    names: list[str] = read_json(folder / "summary.json")["template"]
     return names
-
-
-def read_json(path: Path) -> Any | None:  # noqa: ANN401 - anything JSON takes
-    """What the file holds; None if it is not there."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _steps(path: Path) -> Iterator[list[str]]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +36,10 @@ from offline.reason.chains import Asking, Chain, Keys, added
 from offline.reason.chunks import Chunks
 from offline.reason.engines import Ask, Engine, Job, Local, Sentences
 from offline.reason.kept import Kept, remove
-from offline.reason.output import read_json
 from offline.reason.vectors import Vectors
 from offline.reason.writers import writer
 from offline.recipe import Recipe
-from offline.stage import Stage, console, run_stage, write_json
+from offline.stage import Stage, console, read_json, run_stage, write_json
 
 _OnDisk = np.memmap[tuple[int, int, int], np.dtype[np.float16]]
 
@@ -362,7 +361,8 @@ class _Spent:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Go on from what an earlier run wrote."""
-        body = read_json(path) or {"seconds": dict.fromkeys(("write", "encode", "assemble"), 0.0), "usage": {}}
+        none = {"seconds": dict.fromkeys(("write", "encode", "assemble"), 0.0), "usage": {}}
+        body: dict[str, Any] = read_json(path) if path.exists() else none
         return cls(path, body["seconds"], Usage(**body["usage"]), time.monotonic())
 
     def on(self, part: str, usage: Usage | None = None) -> None:

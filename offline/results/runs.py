@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from offline.errors import DataError
 from offline.ranking import Row, load_ranks
-from offline.stage import write_json
+from offline.stage import read_json, write_json
 
 LIST = "runs.toml"
 FOLDER = "runs"
@@ -240,7 +240,7 @@ def _upstream(stage: Path, record: dict[str, Any]) -> list[Path]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        body: dict[str, Any] = read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     return body

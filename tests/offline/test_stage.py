@@ -10,7 +10,7 @@ import pytest
 
 from offline import stage as module
 from offline.errors import DataError, StageError
-from offline.stage import Stage, run_stage, stage_seconds, write_json
+from offline.stage import Stage, read_json, run_stage, stage_seconds, write_json
 
 
 class Build:
@@ -231,11 +231,12 @@ def test_json_replaces_what_was_there_whole(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "a.json"
     write_json(path, {"é": 1})
     assert path.read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
+    assert read_json(path) == {"é": 1}
     write_json(path, [1])
-    assert json.loads(path.read_text(encoding="utf-8")) == [1]
+    assert read_json(path) == [1]
     with pytest.raises(TypeError):
         write_json(path, {1, 2})
     monkeypatch.setattr(Path, "replace", lambda _self, _target: raising(KeyboardInterrupt())(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         write_json(path, [2])
-    assert json.loads(path.read_text(encoding="utf-8")) == [1]
+    assert read_json(path) == [1]
