@@ -167,7 +167,7 @@ class _Successors:
     """What other users bought after a user's items; the user's own training part is in none of the counts."""
 
     def __init__(self, dataset: Dataset, tokens: Stage, steps: int) -> None:
-        training = [dataset.training(user) for user in range(len(dataset.users))]
+        training = dataset.trainings()
         self._neighbours = Neighbours.fit(training, dataset.num_items)
         self._vectors = load_embeddings(tokens.folder, dataset.num_items)  # [N, D]
         self._dataset, self._training, self._steps = dataset, training, steps

@@ -104,9 +104,7 @@ def export(work: Path, parts: Parts, recipe: Recipe) -> Path:
 def _write_release(release: Path, parts: Parts, recipe: Recipe) -> Manifest:
     dataset = load_dataset(parts.prepared.folder)
     report = read_json(parts.evaluated.folder / "report.json")
-    popularity = np.bincount(
-        np.concatenate([dataset.training(u) for u in range(len(dataset.users))]), minlength=dataset.num_items + 1
-    )[1:]
+    popularity = np.bincount(np.concatenate(dataset.trainings()), minlength=dataset.num_items + 1)[1:]
     codes = load_codes(parts.tokens.folder, dataset.num_items)
     Catalogue(
         [Item(i.id, i.title, i.attributes) for i in dataset.items],

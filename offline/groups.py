@@ -33,7 +33,7 @@ class Groups:
     def of(cls, dataset: Dataset, histories: Sequence[NDArray[np.int32]], targets: NDArray[np.int64]) -> Self:
         """Groups of users with those histories and targets; popularity is counted over the training parts."""
         lengths = np.array([len(history) for history in histories])
-        training = np.concatenate([dataset.training(user) for user in range(len(dataset.users))])
+        training = np.concatenate(dataset.trainings())
         popularity = np.bincount(training, minlength=dataset.num_items + 1)
         user_bounds, item_bounds = quartiles(lengths), quartiles(popularity[1:])
         return cls(_placed(lengths, user_bounds), _placed(popularity[targets], item_bounds), user_bounds, item_bounds)

@@ -70,6 +70,10 @@ class Dataset:
         """The training part of a sequence: all but the validation and test items."""
         return self.sequences[user][:-2]
 
+    def trainings(self) -> list[NDArray[np.int32]]:
+        """The training part of every sequence, by user."""
+        return [self.training(user) for user in range(len(self.users))]
+
 
 _BACK = {"serve": 0, "test": 1, "valid": 2, "train": 3}
 SPLITS = ("train", "valid", "test", "serve")

@@ -86,7 +86,7 @@ def _build(folder: Path, prepared: Stage, recipe: TokenizeRecipe) -> None:
     warnings = [warning] if warning else []
     texts = _text_embeddings(folder, dataset, recipe)
     if source == "collaborative":
-        vectors = collaborative_embeddings(_sequences(dataset), dataset.num_items, recipe.width, recipe.seed)
+        vectors = collaborative_embeddings(dataset.trainings(), dataset.num_items, recipe.width, recipe.seed)
         np.save(folder / "collaborative.npy", vectors)
     else:
         vectors = with_neighbours(dataset, texts)
@@ -135,11 +135,7 @@ def _build(folder: Path, prepared: Stage, recipe: TokenizeRecipe) -> None:
 def with_neighbours(dataset: Dataset, texts: NDArray[np.float32]) -> NDArray[np.float32]:
     """Text embeddings [N, D], and what was bought beside it in place of an item without text."""
     without = np.array([not item.text for item in dataset.items])
-    return neighbour_means(_sequences(dataset), texts, without) if without.any() else texts
-
-
-def _sequences(dataset: Dataset) -> list[NDArray[np.int32]]:
-    return [dataset.training(user) for user in range(len(dataset.users))]
+    return neighbour_means(dataset.trainings(), texts, without) if without.any() else texts
 
 
 def _source(wanted: Literal["auto", "text", "collaborative"], without: NDArray[np.bool_]) -> str:

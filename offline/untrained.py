@@ -41,7 +41,7 @@ def _measured(dataset: Dataset, asked: Asked) -> list[Row]:
     rows: list[Row] = []
     items = dataset.num_items
     for labels, known in (
-        ("train", [dataset.training(u) for u in range(len(dataset.users))]),
+        ("train", dataset.trainings()),
         ("train+validation", [s[:-1] for s in dataset.sequences]),
     ):
         neighbours = Neighbours.fit(known, items)

@@ -18,7 +18,7 @@ ROWS = 256  # users scored at a time
 
 def untrained(dataset: Dataset, users: Sequence[int]) -> list[Applied]:
     """Co-occurrence kNN and popular items, both counted on the training parts of other users."""
-    training = [dataset.training(user) for user in range(len(dataset.users))]
+    training = dataset.trainings()
     neighbours = Neighbours.fit(training, dataset.num_items)
     knn: list[NDArray[np.int64]] = []
     popular: list[NDArray[np.int64]] = []

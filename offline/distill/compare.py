@@ -150,7 +150,7 @@ class _Retrieval:
     def controls(self) -> list[dict[str, Any]]:
         """What is no language model."""
         latest = [self._texts[int(history[-1]) - 1] for history in self._histories]
-        everybody = [self._dataset.training(user) for user in range(len(self._dataset.users))]
+        everybody = self._dataset.trainings()
         own = [self._dataset.training(user) for user in self._users]
         known = Neighbours.fit(everybody, self._dataset.num_items)
         popular = known.sold(own)[:, 1:].astype(np.float32)

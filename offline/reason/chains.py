@@ -184,6 +184,6 @@ def _shown(item: ItemText, writer: Writer) -> bytes:
 
 def _everybody(dataset: Dataset, shown: Sequence[bytes]) -> bytes:
     """Digest of what statistics are made of: the training part of every sequence, and the catalogue."""
-    lengths = np.array([len(dataset.training(user)) for user in range(len(dataset.users))], np.int64)
-    training = [dataset.training(user).tobytes() for user in range(len(dataset.users))]
-    return digest(lengths.tobytes(), b"".join(training), *shown)
+    trainings = dataset.trainings()
+    lengths = np.array([len(training) for training in trainings], np.int64)
+    return digest(lengths.tobytes(), b"".join(training.tobytes() for training in trainings), *shown)

@@ -110,6 +110,8 @@ def test_each_split_sees_what_lies_before_its_target(tmp_path: Path) -> None:
     assert "".join(dataset.items[i - 1].id for i in dataset.training(0)) == "abcd"
     assert [len(dataset.history(1, split)) for split in SPLITS] == [1, 2, 3, 4]
     assert len(dataset.training(1)) == 2
+    assert [len(training) for training in dataset.trainings()] == [4, 2]
+    assert dataset.trainings()[1].tolist() == dataset.training(1).tolist()
 
 
 def test_users_too_short_to_split_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
