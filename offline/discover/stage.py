@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,7 @@ class _Discovery:
             "templates": evidence.compared(judged, MINED),
             "references": evidence.compared(untrained(self._dataset, panels.judge), None),
             "examples": self._examples(reading, panels, paths, patterns, winner),
-            "cost": asdict(_total(_sessions(self._folder))),
+            "cost": asdict(sum(_sessions(self._folder), Usage())),
         }
         users, items = self._dataset.users, self._dataset.items
         write_rows(self._folder / "chains.jsonl", chain_rows(reading.chains, users, items, paths, patterns))
@@ -390,14 +390,6 @@ def _others(also: Sequence[Path]) -> dict[str, Template]:
 def _sessions(folder: Path) -> list[Usage]:
     path = folder / "usage.json"
     return [Usage(**row) for row in read_json(path)] if path.exists() else []
-
-
-def _total(sessions: Sequence[Usage]) -> Usage:
-    total = Usage(model=next((one.model for one in reversed(sessions) if one.model), ""))
-    for counted in fields(Usage):
-        if counted.name != "model":
-            setattr(total, counted.name, sum(getattr(one, counted.name) for one in sessions))
-    return total
 
 
 def _say(body: dict[str, Any]) -> None:

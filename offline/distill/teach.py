@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from offline.chains.rationale import Chain, View
 from offline.chains.template import Template
 from offline.distill.answers import NO_ANSWER, Said, ask_all, rewrite, whole_rows
 from offline.errors import AnswerError, StageError
-from offline.llm.base import Backend, Prompt, Sampling
+from offline.llm.base import Backend, Prompt, Sampling, Usage
 from offline.llm.open import ANSWERS, open_backend
 from offline.prepare import Dataset, load_dataset
 from offline.recipe import Recipe
@@ -135,13 +135,13 @@ class _Run:
     @contextmanager
     def _teacher(self) -> Iterator[Backend]:
         start, path = time.monotonic(), self.folder / "usage.json"
-        before: dict[str, Any] = read_json(path) if path.is_file() else {}
+        told: dict[str, Any] = read_json(path) if path.is_file() else {}
+        before = Usage(**{key: value for key, value in told.items() if key != "name"})
         with teacher(self.recipe, self.dataset, self.folder) as backend:
 
             def note() -> None:
-                used = {**asdict(backend.usage), "seconds": time.monotonic() - start}
-                total = {k: v if isinstance(v, str) else before.get(k, 0) + v for k, v in used.items()}
-                write_json(path, {"name": backend.name, **total})
+                used = before + replace(backend.usage, seconds=time.monotonic() - start)
+                write_json(path, {"name": backend.name, **asdict(used)})
 
             self.note = note
             try:

@@ -7,8 +7,8 @@ is none (`analyst`). Both get the same facts: a task holds nothing that its mess
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,22 @@ class Usage:
     cost: float = 0.0  # in the currency of the prices given; a request that was cut off counts as the most it may cost
     seconds: float = 0.0
     model: str = field(default="")
+
+    def __add__(self, later: Usage) -> Usage:
+        """What both have used; the model is the one named last."""
+        return self._with(later, 1, later.model or self.model)
+
+    def __sub__(self, earlier: Usage) -> Usage:
+        """What was used between two readings, of which this is the later one."""
+        return self._with(earlier, -1, self.model or earlier.model)
+
+    def _with(self, other: Usage, sign: int, model: str) -> Usage:
+        counts: dict[str, Any] = {
+            one.name: getattr(self, one.name) + sign * getattr(other, one.name)
+            for one in fields(self)
+            if one.name != "model"
+        }
+        return Usage(**counts, model=model)
 
 
 class Backend(Protocol):

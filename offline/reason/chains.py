@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -94,7 +94,7 @@ class Scribe:
     @property
     def usage(self) -> Usage:
         """Of all models used."""
-        return self._closed if self._open is None else added(self._closed, self._open[1].usage)
+        return self._closed if self._open is None else self._closed + self._open[1].usage
 
     def write(self, fold: int, tasks: Sequence[tuple[int, str]]) -> Iterator[tuple[int, Chain]]:
         """For each (user, split), its place and its chain, as they come. One that does not parse is tried once more.
@@ -153,26 +153,9 @@ class Scribe:
         return Chain(tuple(map(_text, steps)))
 
 
-def added(first: Usage, second: Usage) -> Usage:
-    """Their sum."""
-    return _combined(first, second, 1)
-
-
-def since(now: Usage, before: Usage) -> Usage:
-    """What was used between two readings."""
-    return _combined(now, before, -1)
-
-
 def _text(text: str) -> str:
     """Without halves of surrogate pairs, which could neither be written nor encoded."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _combined(first: Usage, second: Usage, sign: int) -> Usage:
-    counts: dict[str, Any] = {
-        f.name: getattr(first, f.name) + sign * getattr(second, f.name) for f in fields(Usage) if f.name != "model"
-    }
-    return Usage(**counts, model=first.model or second.model)
 
 
 def _shown(item: ItemText, writer: Writer) -> bytes:

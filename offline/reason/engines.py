@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from offline.encoder import SentenceEncoder
 from offline.llm.base import Usage
 from offline.prepare import Dataset
-from offline.reason.chains import Asking, Chain, Scribe, since
+from offline.reason.chains import Asking, Chain, Scribe
 from offline.reason.chunks import Chunks
 from offline.reason.writers import Writer
 
@@ -111,7 +111,7 @@ class Local:
                 before = scribe.usage
                 for pair in _each(scribe, chunks, ask):
                     now = scribe.usage
-                    yield Written([pair], since(now, before))
+                    yield Written([pair], now - before)
                     before = now
 
     def encode(self, job: Job, names: Iterable[str]) -> Iterator[tuple[str, NDArray[np.float16]]]:
@@ -126,7 +126,7 @@ def written(scribe: Scribe, chunks: Chunks, ask: Ask) -> Written:
     """A whole chunk's chains."""
     before = scribe.usage
     chains = dict(_each(scribe, chunks, ask))
-    return Written(list(chains.items()), since(scribe.usage, before))
+    return Written(list(chains.items()), scribe.usage - before)
 
 
 def _each(scribe: Scribe, chunks: Chunks, ask: Ask) -> Iterator[tuple[bytes, Chain]]:

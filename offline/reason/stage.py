@@ -32,7 +32,7 @@ from offline.errors import StageError
 from offline.llm.base import Usage
 from offline.prepare import SPLITS, load_dataset
 from offline.progress import progress
-from offline.reason.chains import Asking, Chain, Keys, added
+from offline.reason.chains import Asking, Chain, Keys
 from offline.reason.chunks import Chunks
 from offline.reason.engines import Ask, Engine, Job, Local, Sentences
 from offline.reason.kept import Kept, remove
@@ -370,7 +370,7 @@ class _Spent:
         now = time.monotonic()
         self.seconds[part] += now - self.since
         self.since = now
-        self.usage = self.usage if usage is None else added(self.usage, usage)
+        self.usage += usage or Usage()
         write_json(self.path, {"seconds": self.seconds, "usage": asdict(self.usage)})
 
 
