@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,20 @@ from offline.chains import rationale
 from offline.chains.template import Template
 from offline.distill.answers import Said, ask_all, rewrite, whole_rows
 from offline.distill.page import write_page
-from offline.distill.students import Students, checkpoints, describe, fold_of, learns_from, student
+from offline.distill.students import (
+    Students,
+    checkpoints,
+    describe,
+    fold_of,
+    learns_from,
+    open_student,
+    student,
+)
 from offline.distill.teach import SETTINGS as TEACHING
 from offline.distill.teach import load_chains, teach, view
 from offline.distill.validity import validity
 from offline.errors import StageError, TrainingError
 from offline.llm.base import Backend, Prompt, Sampling
-from offline.llm.local import LocalBackend
 from offline.prepare import Dataset, dataset_name, load_dataset
 from offline.recipe import Recipe
 from offline.stage import Stage, console, read_json, run_stage, write_json
@@ -98,20 +105,9 @@ def write(
     return {user: said[user] for user in users}
 
 
-@contextmanager
-def _writer(fold: int | None, folder: Path, recipe: Recipe) -> Iterator[Backend]:
-    distill = recipe.distill
+def _writer(fold: int | None, folder: Path, recipe: Recipe) -> AbstractContextManager[Backend]:
     path = None if fold is None else student(folder, fold)
-    lora = distill.method == "lora"
-    backend = LocalBackend(
-        distill.student if path is None or lora else path,
-        adapter=path if lora else None,
-        batch=recipe.reason.batch,
-        precision=distill.precision,
-        seed=distill.seed,
-    )
-    with closing(backend):
-        yield backend
+    return open_student(recipe.distill.student, recipe.distill.method, path, recipe)
 
 
 class _Run:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from offline.chains.rationale import View
 from offline.errors import StageError
+from offline.llm.base import Backend
+from offline.recipe import Recipe
 from offline.stage import read_json, write_json
 
 Method = Literal["lora", "full"]
@@ -48,6 +51,22 @@ def student(folder: Path, fold: int) -> Path:
 def checkpoints(student: Path) -> Path:
     """What going on with a student's training needs, kept until it is written down how that went."""
     return student.with_name(f"{student.name}.checkpoints")
+
+
+def open_student(base: str, method: Method, path: Path | None, recipe: Recipe) -> AbstractContextManager[Backend]:
+    """The student at `path`, made from `base` by `method`, in this process; the base as it comes if `path` is None."""
+    from offline.llm.local import LocalBackend  # noqa: PLC0415 - imports torch
+
+    distill, lora = recipe.distill, method == "lora"
+    return closing(
+        LocalBackend(
+            base if path is None or lora else path,
+            adapter=path if lora else None,
+            batch=recipe.reason.batch,
+            precision=distill.precision,
+            seed=distill.seed,
+        )
+    )
 
 
 def about(folder: Path) -> Students:

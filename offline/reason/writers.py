@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from offline.analyst.engine import BACKEND
 from offline.chains.rationale import View
-from offline.distill.students import Students, about, fold_of, student
+from offline.distill.students import Students, about, fold_of, open_student, student
+from offline.distill.teach import view
 from offline.errors import RecipeError, StageError
 from offline.llm.base import Backend
 from offline.llm.model import model_place, weights_digest
@@ -27,7 +29,6 @@ from offline.llm.open import ANSWERS, open_backend
 from offline.prepare import Dataset
 from offline.recipe import Recipe, TeacherRecipe
 
-ANALYST = "analyst (statistics, no language model)"
 BATCHES = 32  # of a local model in a chunk; it sorts that many prompts by length
 
 
@@ -72,14 +73,14 @@ def _teacher(work: Path, recipe: Recipe) -> Writer:
     identity = json.dumps(["teacher", teacher.words()], sort_keys=True)
     opening = partial(_open_teacher, teacher, work / ANSWERS)
     if teacher.backend == "analyst":
-        return Writer(ANALYST, identity, None, 512, opening)
+        return Writer(BACKEND, identity, None, 512, opening)
     name = f"{teacher.backend} {teacher.model}"
     if teacher.backend == "local":
         identity += _weights(teacher.model)
-        return Writer(name, identity, _view(recipe), BATCHES * teacher.batch, opening, held=True)
+        return Writer(name, identity, view(recipe), BATCHES * teacher.batch, opening, held=True)
     # So many that those who wait for a chunk's slowest answer do not matter.
     held = teacher.structured != "none"
-    return Writer(name, identity, _view(recipe), 64 * teacher.concurrency, opening, alone=True, held=held)
+    return Writer(name, identity, view(recipe), 64 * teacher.concurrency, opening, alone=True, held=held)
 
 
 def _student(recipe: Recipe, template: tuple[str, ...], folder: Path) -> Writer:
@@ -108,7 +109,7 @@ def _undistilled(recipe: Recipe) -> Writer:
     return Writer(
         f"{distill.student}, not distilled",
         json.dumps(["undistilled", _weights(distill.student), distill.precision, distill.seed]),
-        _view(recipe),
+        view(recipe),
         BATCHES * recipe.reason.batch,
         partial(_open_undistilled, recipe),
     )
@@ -123,26 +124,11 @@ def _open_teacher(
 def _open_student(
     folder: Path, students: Students, recipe: Recipe, fold: int, _dataset: Dataset
 ) -> AbstractContextManager[Backend]:
-    path = student(folder, fold)
-    return _local(students.base, path, recipe) if students.method == "lora" else _local(path, None, recipe)
+    return open_student(students.base, students.method, student(folder, fold), recipe)
 
 
 def _open_undistilled(recipe: Recipe, _fold: int, _dataset: Dataset) -> AbstractContextManager[Backend]:
-    return _local(recipe.distill.student, None, recipe)
-
-
-def _local(model: str | Path, adapter: Path | None, recipe: Recipe) -> AbstractContextManager[Backend]:
-    from offline.llm.local import LocalBackend  # noqa: PLC0415 - imports torch
-
-    distill = recipe.distill
-    return closing(
-        LocalBackend(model, adapter=adapter, batch=recipe.reason.batch, precision=distill.precision, seed=distill.seed)
-    )
-
-
-def _view(recipe: Recipe) -> View:
-    """As students are taught."""
-    return View(recipe.distill.items, recipe.distill.text_chars)
+    return open_student(recipe.distill.student, recipe.distill.method, None, recipe)
 
 
 def _weights(model: str) -> str:

@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 
+from offline.analyst.engine import BACKEND
 from offline.chains.rationale import View
 from offline.chains.template import MANUAL
 from offline.distill.students import Students, describe, fold_of, student
 from offline.errors import RecipeError, StageError
-from offline.reason.writers import ANALYST, writer
+from offline.reason.writers import writer
 from offline.recipe import Recipe
 
 FIVE, THREE = MANUAL["five-step"].steps, MANUAL["three-step"].steps
@@ -33,7 +34,7 @@ STUDENT = recipe(reason={"writer": "student"})
 
 def test_the_analyst_is_no_language_model_and_sees_whole_histories(tmp_path: Path) -> None:
     found = writer(tmp_path, recipe(), FIVE, None)
-    assert (found.name, found.view, found.folds, found.alone) == (ANALYST, None, 1, False)
+    assert (found.name, found.view, found.folds, found.alone) == (BACKEND, None, 1, False)
 
 
 def test_an_endpoint_is_asked_by_one_process_and_its_patience_is_no_part_of_what_it_says(tmp_path: Path) -> None:
