@@ -24,17 +24,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from offline.arrays import new_array
 from offline.cooccurrence import Neighbours
 from offline.errors import StageError
 from offline.prepare import SPLITS, Dataset, load_dataset
+from offline.progress import track
 from offline.reason import load_reasoning, load_template, present
 from offline.reason.engines import Encoder, Sentences
 from offline.reason.vectors import Vectors
 from offline.recipe import AblationRecipe, ReasonRecipe, Recipe
-from offline.stage import Stage, console, run_stage, write_json
+from offline.stage import Stage, run_stage, write_json
 from offline.tokenize import load_embeddings
 
 VERSION = 1
@@ -75,7 +75,7 @@ def _build(folder: Path, prepared: Stage, tokens: Stage, reasoned: Stage, recipe
         out: np.memmap[Any, Any] | None = None
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as lines:
             starts = range(0, len(source), USERS)
-            for start in track(starts, f"  ablate, {split}", console=console, transient=True):
+            for start in track(starts, f"ablate, {split}"):
                 users = np.arange(start, min(start + USERS, len(source)))
                 part = list(islice(rows, len(users)))
                 texts: list[list[str]] = [row["steps"] for row in part]

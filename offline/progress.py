@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event, Thread
+from typing import TypeVar
 
 from rich.progress import (
     BarColumn,
@@ -18,6 +19,8 @@ from rich.progress import (
 from rich.text import Text
 
 from offline.stage import console
+
+T = TypeVar("T")
 
 EVERY = 60.0  # seconds between lines
 
@@ -45,6 +48,15 @@ def progress(*more: ProgressColumn, count: ProgressColumn | None = None, shown: 
     finally:
         ended.set()
         lines.join()
+
+
+def track(things: Sequence[T], description: str) -> Iterator[T]:
+    """The things one after another, under a bar; each is done when the next is asked for."""
+    with progress() as bars:
+        task = bars.add_task(description, total=len(things))
+        for thing in things:
+            yield thing
+            bars.advance(task)
 
 
 def _lines(bars: Progress, columns: list[ProgressColumn], ended: Event) -> None:

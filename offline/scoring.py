@@ -8,16 +8,15 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 
 from offline.batches import left_pad
 from offline.errors import TrainingError
 from offline.models.recommender import Recommender
 from offline.prepare import Dataset
+from offline.progress import track
 from offline.reason.output import present
 from offline.recipe import PLAIN_SEARCH, SearchRecipe
-from offline.stage import console
 from offline.trie import packed_alive
 
 
@@ -100,7 +99,7 @@ def score_beam(
     alive = None if eligible is None else torch.from_numpy(packed_alive(model.trie, eligible)).to(device)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     starts = range(0, len(history.targets), batch)
-    for start in track(starts, progress, console=console, transient=True) if progress else starts:
+    for start in track(starts, progress) if progress else starts:
         rows = slice(start, start + batch)
         items = torch.from_numpy(history.items[rows]).to(device)
         seen = torch.from_numpy(history.excluded(rows)).to(device) if mask_history else items[:, :0]

@@ -7,7 +7,7 @@ from rich.progress import ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from offline import progress as module
-from offline.progress import progress
+from offline.progress import progress, track
 
 
 class Errors(ProgressColumn):
@@ -69,3 +69,13 @@ def test_a_terminal_has_a_bar_counted_as_asked(monkeypatch: pytest.MonkeyPatch) 
         bars.update(bars.add_task("train", total=10), completed=4, refresh=True)
     assert "━" in out.getvalue()
     assert "4 epochs" in out.getvalue()
+
+
+def test_what_is_gone_through_is_counted_and_comes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = at(monkeypatch, terminal=False)
+    seen = []
+    for thing in track("abcd", "letters"):
+        seen.append(thing)
+        wait_for(out, f"  letters {len(seen) - 1}/4\n")
+    assert seen == [*"abcd"]
+    assert out.getvalue() == "".join(f"  letters {done}/4\n" for done in range(4))
