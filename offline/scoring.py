@@ -125,7 +125,6 @@ def score_exact(
     use_reasoning: bool = True,
     eligible: NDArray[np.bool_] | None = None,
     batch: int = 64,
-    device: torch.device | None = None,
     progress: str | None = None,
 ) -> NDArray[np.int64]:
     """The exact first k by log p of the whole catalogue, or of its `eligible` [N] items, int64 [U, k].
@@ -146,7 +145,6 @@ def score_exact(
             use_reasoning=use_reasoning,
             eligible=eligible,
             batch=max(1, batch * 40 // width),
-            device=device,
             progress=f"{progress}, beam {width}" if progress else None,
         )
         best[open_rows] = scored.items[:, :k]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from offline.errors import DataError
 from offline.prepare import Dataset
 
+NAME = "data"  # of the data set, to RecBole
 SEQUENTIAL = ("user_id", "item_id_list", "item_id")
 PLAIN = ("user_id", "item_id")
 _TYPES = {"user_id": "token", "item_id_list": "token_seq", "item_id": "token"}
@@ -23,15 +24,13 @@ _TYPES = {"user_id": "token", "item_id_list": "token_seq", "item_id": "token"}
 _Question = tuple[int, NDArray[np.int32], int]
 
 
-def write_benchmark(
-    folder: Path, name: str, dataset: Dataset, columns: tuple[str, ...], length: int, *, refit: bool
-) -> None:
-    """Write NAME.train.inter, NAME.valid.inter and NAME.test.inter into `folder`/NAME.
+def write_benchmark(folder: Path, dataset: Dataset, columns: tuple[str, ...], length: int, *, refit: bool) -> None:
+    """Write `NAME`.train.inter, `NAME`.valid.inter and `NAME`.test.inter into `folder`/`NAME`.
 
     The training file holds the training items, and the validation items too when `refit`; no test item is in it. The
     other two hold one row a user. Histories are cut to the latest `length` items.
     """
-    target = folder / name
+    target = folder / NAME
     target.mkdir(parents=True, exist_ok=True)
     users = range(len(dataset.users))
     parts: dict[str, Iterator[_Question]] = {
@@ -40,7 +39,7 @@ def write_benchmark(
         "test": ((user, dataset.history(user, "test"), dataset.target(user, "test")) for user in users),
     }
     for part, questions in parts.items():
-        with (target / f"{name}.{part}.inter").open("w", encoding="ascii") as out:
+        with (target / f"{NAME}.{part}.inter").open("w", encoding="ascii") as out:
             out.write("\t".join(f"{column}:{_TYPES[column]}" for column in columns) + "\n")
             for user, history, item in questions:
                 fields = {"user_id": user, "item_id_list": " ".join(map(str, history[-length:])), "item_id": item}

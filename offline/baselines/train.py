@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.progress import TextColumn
 
-from offline.baselines.exchange import PLAIN, SEQUENTIAL, read_lists, write_benchmark
+from offline.baselines.exchange import NAME, PLAIN, SEQUENTIAL, read_lists, write_benchmark
 from offline.errors import StageError
 from offline.prepare import load_dataset
 from offline.progress import progress
@@ -62,7 +62,7 @@ def train_baseline(
         columns = PLAIN if plain else SEQUENTIAL
         job = {
             "data": str(scratch.absolute()),
-            "dataset": "data",
+            "dataset": NAME,
             "columns": columns,
             "negatives": plain,
             "items": dataset.num_items,
@@ -73,7 +73,7 @@ def train_baseline(
             "epochs": refit_epochs or chosen.epochs,
         }
         _clear(scratch, job)
-        write_benchmark(scratch, "data", dataset, columns, recipe.model.length, refit=refit_epochs is not None)
+        write_benchmark(scratch, dataset, columns, recipe.model.length, refit=refit_epochs is not None)
         _recbole(interpreter, scratch / "job.json", folder / "recbole.log", job["epochs"], title or model)
         for split in ("valid", "test"):
             read_lists(scratch / f"{split}.npy", dataset, job["depth"])

@@ -24,7 +24,7 @@ def lines(folder: Path, part: str) -> list[str]:
 
 
 def test_a_sequential_model_is_asked_for_every_training_item(tmp_path: Path) -> None:
-    write_benchmark(tmp_path, "data", dataset(), SEQUENTIAL, 2, refit=False)
+    write_benchmark(tmp_path, dataset(), SEQUENTIAL, 2, refit=False)
     head = "user_id:token\titem_id_list:token_seq\titem_id:token"
     assert lines(tmp_path, "train") == [head, "0\t1\t2", "0\t1 2\t3", "1\t5\t1"]
     assert lines(tmp_path, "valid") == [head, "0\t2 3\t4", "1\t5 1\t6"]
@@ -32,7 +32,7 @@ def test_a_sequential_model_is_asked_for_every_training_item(tmp_path: Path) -> 
 
 
 def test_other_models_read_interactions(tmp_path: Path) -> None:
-    write_benchmark(tmp_path, "data", dataset(), PLAIN, 2, refit=False)
+    write_benchmark(tmp_path, dataset(), PLAIN, 2, refit=False)
     head = "user_id:token\titem_id:token"
     assert lines(tmp_path, "train") == [head, "0\t1", "0\t2", "0\t3", "1\t5", "1\t1"]
     assert lines(tmp_path, "test") == [head, "0\t5", "1\t2"]
@@ -44,7 +44,7 @@ def test_no_item_that_is_held_out_is_trained_on(tmp_path: Path, columns: tuple[s
     """Each user's items are all different, so a name in the training file says where it comes from."""
     sequences = [np.array([10 * user + place for place in range(1, 8)], np.int32) for user in range(5)]
     items = [ItemText(f"i{i}", "", "", {}) for i in range(1, 60)]
-    write_benchmark(tmp_path, "data", Dataset([*"abcde"], items, sequences), columns, 20, refit=refit)
+    write_benchmark(tmp_path, Dataset([*"abcde"], items, sequences), columns, 20, refit=refit)
     trained = {int(name) for line in lines(tmp_path, "train")[1:] for name in line.replace("\t", " ").split()[1:]}
     for sequence in sequences:
         assert int(sequence[-1]) not in trained
