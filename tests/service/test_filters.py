@@ -159,11 +159,12 @@ def test_the_cache_forgets_what_was_asked_for_longest_ago_and_stays_within_its_b
     filters.resolve({"colour": ["blue"]}, {})
     assert filters.resolve({"colour": ["red"]}, {}) is red
     assert filters.resolve({"colour": ["green"]}, {}) is not green
-    long = Filters(shop(), cache_bytes=3 * one)
+    room = 3 * one + 4 * len("redgreen")
+    long = Filters(shop(), cache_bytes=room)
     red = long.resolve({"colour": ["red"]}, {})
     long.resolve({"colour": ["green"]}, {})
     assert long.resolve({"colour": ["red"]}, {}) is red
-    long.resolve({"colour": ["x" * one]}, {})  # what a caller makes long counts by its length
+    long.resolve({"colour": ["x" * (room // 4)]}, {})  # what a caller makes long counts by its length
     assert long.resolve({"colour": ["red"]}, {}) is not red
     tiny = Filters(shop(), cache_bytes=0)
     assert chosen(tiny.resolve({"colour": ["red"]}, {})) == [1, 4]  # too large to keep, and still answered
