@@ -155,7 +155,8 @@ def _lasting(trainer: type) -> type:
             if self.random is None:
                 self._leave(train_data.generator, epoch_idx)
             else:
-                self._restore(train_data.generator)
+                self._restore(self.random, train_data.generator)
+                self.random = None
             start = time.monotonic()
             loss = super()._train_epoch(train_data, epoch_idx, *rest, **named)
             self.took[epoch_idx] = time.monotonic() - start
@@ -182,14 +183,14 @@ def _lasting(trainer: type) -> type:
             torch.save(left, temporary)
             temporary.replace(self.latest)
 
-        def _restore(self, order: torch.Generator) -> None:
-            python, numpy, cpu, devices, items = self.random or ()
+        @staticmethod
+        def _restore(left: tuple[Any, ...], order: torch.Generator) -> None:
+            python, numpy, cpu, devices, items = left
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002 - as above
             torch.set_rng_state(cpu.cpu())  # as loaded they are where the weights are
             torch.cuda.set_rng_state_all([state.cpu() for state in devices])
             order.set_state(items.cpu())
-            self.random = None
 
     return Lasting
 

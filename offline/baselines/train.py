@@ -72,7 +72,7 @@ def train_baseline(
             **settings,
             "epochs": refit_epochs or chosen.epochs,
         }
-        _clear(scratch, job)
+        _clear_unless_resuming(scratch, job)
         write_benchmark(scratch, dataset, columns, recipe.model.length, refit=refit_epochs is not None)
         _recbole(interpreter, scratch / "job.json", folder / "recbole.log", job["epochs"], title or model)
         for split in ("valid", "test"):
@@ -92,7 +92,7 @@ def trained(stage: Stage) -> dict[str, Any]:
     return told
 
 
-def _clear(scratch: Path, job: dict[str, Any]) -> None:
+def _clear_unless_resuming(scratch: Path, job: dict[str, Any]) -> None:
     """Empty the folder, unless a process was cut off in it at the very same job: RecBole goes on from there."""
     written, text = scratch / "job.json", json.dumps(job)
     if not (written.is_file() and written.read_text(encoding="utf-8") == text):
