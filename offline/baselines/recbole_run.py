@@ -41,9 +41,6 @@ def main(path: Path) -> None:
     job = json.loads(path.read_text(encoding="utf-8"))
     out = Path(job["out"])
     os.chdir(out)  # RecBole logs into the current folder
-    # One of RecBole's models switches it on for the whole process when it is imported: a search for NaN after every
-    # operation, which takes a third of the time on a CPU. A loss that is no number ends the run without it.
-    torch.autograd.set_detect_anomaly(False)
     # Weights that L2 has driven towards zero become denormal numbers, with which a CPU core multiplies four times as
     # slowly: Caser on beauty from its seventh epoch on.
     torch.set_flush_denormal(True)
@@ -54,6 +51,9 @@ def main(path: Path) -> None:
     train_data, valid_data, test_data = data_preparation(config, dataset)
     model = get_model(config["model"])(config, train_data.dataset).to(config["device"])
     trainer = _lasting(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
+    # One of RecBole's models switches it on for the whole process when its configuration imports them all: a search
+    # for NaN after every operation, half of the time on a CPU. A loss that is no number ends the run without it.
+    torch.autograd.set_detect_anomaly(False)
     trainer.start(out / "latest.pt")
     trainer.fit(train_data, None if job["refit"] else valid_data, verbose=False, callback_fn=trainer.validated)
     # Written by this process or the one before: it holds RecBole's configuration, which is no plain weight.
