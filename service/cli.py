@@ -17,6 +17,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsError
 
 from service.app import create_app
+from service.connection import Connection
 from service.errors import ScoterError, StoreAddressInvalid
 from service.logs import LogLevel, configure_logs
 from service.settings import LmdbSettings, RedisSettings, Settings
@@ -146,7 +147,7 @@ async def run(application: FastAPI, settings: Settings) -> None:
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            http="httptools",
+            http=Connection,
             ws="none",
             lifespan="off",
             access_log=False,
