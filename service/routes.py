@@ -184,6 +184,9 @@ def parsed(model: type[_Body], headers: Headers, body: bytes) -> _Body:
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise BodyUnsupported(f"send the body as application/json, not as {media_type or 'an undeclared type'}")
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise BodyUnsupported(f"send the body as it is, without content-encoding: this one says {coding[:40]!r}")
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

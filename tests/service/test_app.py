@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 import time
 from collections.abc import Iterator
@@ -230,6 +231,20 @@ def test_a_body_that_is_not_json_in_utf8(client: TestClient, body: bytes) -> Non
 def test_a_body_of_another_type(client: TestClient, media_type: str) -> None:
     response = client.post("/recommend", content=b'{"user_id": "u"}', headers={"Content-Type": media_type})
     problem(response, 415, "body-unsupported")
+
+
+@pytest.mark.parametrize("path", ["/recommend", "/recommend/batch", "/events"])
+def test_a_compressed_body_is_called_one(client: TestClient, path: str) -> None:
+    content, headers = gzip.compress(b'{"user_id": "u"}'), {"Content-Type": "application/json"}
+    refused = problem(
+        client.post(path, content=content, headers={**headers, "Content-Encoding": "gzip"}), 415, "body-unsupported"
+    )
+    assert "gzip" in refused["detail"]
+
+
+def test_a_body_may_say_that_it_is_as_it_is(client: TestClient) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "identity"}
+    assert client.post("/recommend", content=b'{"user_id": "u"}', headers=headers).status_code == 200
 
 
 def test_json_with_a_charset_is_json(client: TestClient) -> None:
