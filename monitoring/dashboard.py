@@ -159,12 +159,16 @@ ROWS: dict[str, list[Panel]] = {
             "Requests run together",
             "short",
             {
-                "mean {{model}}": share(
-                    rate("scoter_engine_batch_requests_sum", "model"),
-                    rate("scoter_engine_batch_requests_count", "model"),
+                "mean {{model}}": " or ".join(
+                    share(rate(requests, "model"), rate(runs, "model"))
+                    for requests, runs in (
+                        ("scoter_engine_batch_requests_sum", "scoter_engine_batch_requests_count"),
+                        ("nv_inference_count", "nv_inference_exec_count"),
+                    )
                 ),
                 "p95 {{model}}": quantile(0.95, "scoter_engine_batch_requests", "model"),
             },
+            "By models in the service's own process, and by those of Triton, which tells their mean alone.",
         ),
         Panel(
             "Waiting and at work",

@@ -198,3 +198,28 @@ def test_panels_lie_beside_and_beneath_each_other() -> None:
         assert not cells & taken, panel["title"]
         assert at["x"] + at["w"] <= 24
         taken |= cells
+
+
+def test_batches_of_triton_are_shown_too(tmp_path: Path) -> None:
+    """The service runs none then: what Triton runs together it alone can tell."""
+    (panel,) = (panel for panels in ROWS.values() for panel in panels if panel.title == "Requests run together")
+    (query,) = (query for legend, query in panel.queries.items() if legend.startswith("mean"))
+    model = 'model="scoter_h-1a9da1f769ddbf96"'
+    case = {
+        "interval": "5s",
+        "input_series": [
+            {"series": f'nv_inference_count{{{model},version="1"}}', "values": "0+60x60"},
+            {"series": f'nv_inference_exec_count{{{model},version="1"}}', "values": "0+20x60"},
+        ],
+        "promql_expr_test": [
+            {
+                "expr": query.replace("$__rate_interval", WINDOW),
+                "eval_time": "4m",
+                "exp_samples": [{"labels": f"{{{model}}}", "value": 3}],
+            }
+        ],
+    }
+    (tmp_path / "cases.yaml").write_text(yaml.safe_dump({"tests": [case]}), encoding="utf-8")
+    command = [tool("promtool"), "test", "rules", str(tmp_path / "cases.yaml")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
