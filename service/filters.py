@@ -22,6 +22,9 @@ from service.errors import FieldError, ReleaseCorrupt, RequestInvalid, pointer_t
 from service.release.catalogue import Catalogue
 
 CACHE_BYTES = 64 * 1024 * 1024
+# Of objects, in CPython 3.11: what a filter and its key hold beside numbers and letters, and what each value adds.
+FILTER_BYTES = 900
+VALUE_BYTES = 150
 FEW = 1024  # eligible items that are quicker to rank than to look for among all by popularity
 
 _WITHOUT_BIT = ~(np.uint8(1) << np.arange(8, dtype=np.uint8))  # [8]
@@ -226,9 +229,10 @@ def _canonical(columns: Mapping[str, Sequence[str]]) -> Asked:
 
 
 def _size(key: tuple[Asked, Asked], made: Filter) -> int:
-    # A caller can make keys long: what strings hold counts too, by the four bytes that a character may take.
-    texts = sum(4 * len(value) for _, values in chain(*key) for value in values)
-    return made.nbytes + texts
+    # A caller can make keys long: what strings hold counts too, by the four bytes that a character may take. And many:
+    # of a small catalogue objects are most of what a filter takes, ten times its bits and more.
+    values = [value for _, values in chain(*key) for value in values]
+    return FILTER_BYTES + made.nbytes + sum(VALUE_BYTES + 4 * len(value) for value in values)
 
 
 def _inverted(catalogue: Catalogue, leaf: NDArray[np.int32]) -> dict[str, dict[str, NDArray[np.int32]]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from service.errors import ReleaseCorrupt, RequestInvalid
-from service.filters import Filter, Filters
+from service.filters import FILTER_BYTES, VALUE_BYTES, Filter, Filters
 from service.release.catalogue import Catalogue, Item
 
 COLOURS, SIZES = ["red", "green", "blue"], ["S", "M", "L"]
@@ -152,7 +153,7 @@ def test_the_same_filter_in_other_words_is_resolved_once() -> None:
 
 
 def test_the_cache_forgets_what_was_asked_for_longest_ago_and_stays_within_its_bytes() -> None:
-    one = Filters(shop()).resolve({"colour": ["red"]}, {}).nbytes
+    one = Filters(shop()).resolve({"colour": ["red"]}, {}).nbytes + FILTER_BYTES + VALUE_BYTES
     filters = Filters(shop(), cache_bytes=2 * one + 4 * len("redgreen"))
     red, green = (filters.resolve({"colour": [colour]}, {}) for colour in ("red", "green"))
     assert filters.resolve({"colour": ["red"]}, {}) is red
@@ -169,6 +170,21 @@ def test_the_cache_forgets_what_was_asked_for_longest_ago_and_stays_within_its_b
     tiny = Filters(shop(), cache_bytes=0)
     assert chosen(tiny.resolve({"colour": ["red"]}, {})) == [1, 4]  # too large to keep, and still answered
     assert tiny.resolve({"colour": ["x" * 10_000]}, {}).eligible == 0
+
+
+@pytest.mark.parametrize("values", [1, 20])
+def test_the_cache_holds_no_more_memory_than_it_says(values: int) -> None:
+    """Values of their own in each request, such as sellers' ids, filled that of a small catalogue with a gigabyte."""
+    room = 2 * 1024 * 1024
+    filters = Filters(shop(), cache_bytes=room)
+    tracemalloc.start()
+    try:
+        for turn in range(4_000):
+            filters.resolve({"colour": [f"{number} of {turn}" for number in range(values)]}, {})
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert room / 2 < held < 1.2 * room
 
 
 def test_a_filter_is_kept_as_bits_of_nodes_and_not_as_numbers_of_items() -> None:
