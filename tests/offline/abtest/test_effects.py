@@ -116,6 +116,22 @@ def test_a_mean_is_what_a_t_test_says() -> None:
     assert found.high == pytest.approx(high)
 
 
+def test_the_interval_of_an_arm_is_that_of_a_mean() -> None:
+    arm = drawn(np.random.default_rng(11), 40)
+    for confidence in (0.8, 0.95):
+        low, high = stats.ttest_1samp(arm.value, 0.0).confidence_interval(confidence)
+        assert interval(rate(GMV, arm), confidence) == pytest.approx((low, high))
+    for users in (0, 1):
+        assert interval(rate(GMV, drawn(np.random.default_rng(11), users)), 0.95) == (None, None)
+
+
+@pytest.mark.parametrize("buyers, few", [((19, 40), True), ((40, 19), True), ((20, 20), False)])
+def test_an_interval_on_fewer_than_twenty_users_with_an_event_is_a_hint(buyers: tuple[int, int], few: bool) -> None:
+    whole = drawn(np.random.default_rng(12), 100)
+    control, arm = (replace(whole, buyer=(np.arange(100) < count).astype(float)) for count in buyers)
+    assert effect(CONVERSION, control, arm, "all", 0.95).few is few
+
+
 def test_too_little_to_say_is_said() -> None:
     rng = np.random.default_rng(7)
     some, nobody, one = drawn(rng, 50), drawn(rng, 0), drawn(rng, 1)
@@ -182,6 +198,8 @@ def test_p_values_are_adjusted_for_their_number() -> None:
     none = effect(CTR, drawn(rng, 100), drawn(rng, 0), "all", 0.95)
     assert adjusted([some.p, none.p, some.p]) == [some.p, None, some.p]
     assert adjusted([none.p]) == [None]
+    # Of four in order of size: 4/1, 4/2, 4/3 and 4/4 of each, and none more than a larger one's.
+    assert adjusted([0.03, 0.8, None, 0.001, 0.029]) == pytest.approx([0.04, 0.8, None, 0.004, 0.04])
 
 
 def lengths(*values: int) -> Experiment:
