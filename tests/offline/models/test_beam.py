@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from offline.models.beam import Beam
@@ -238,6 +239,62 @@ def test_the_bound_certifies_exactness() -> None:
             for row in torch.nonzero(~sure).flatten().tolist():
                 assert beam.bound[row] > beam.scores[row, 2]
     assert certified > 100
+
+
+def by_hand(
+    codes: NDArray[np.int64], scores: NDArray[np.float32], left: set[int], kept: list[int]
+) -> tuple[list[int], float]:
+    """A beam over prefixes of codes [N, L], by log p of all items [N]: the items found, and the best prefix cut.
+
+    As many prefixes as `kept` says stay at each level, of those that lead to an item that is `left`. A prefix is as
+    likely as all items beneath it together, whether or not they are left.
+    """
+    beam: list[tuple[int, ...]] = [()]
+    best_cut = -np.inf
+    for level, count in enumerate(kept):
+        beneath = {
+            prefix: (codes[:, : level + 1] == prefix).all(1)
+            for prefix in {tuple(codes[item - 1, : level + 1].tolist()) for item in left}
+            if prefix[:-1] in beam
+        }
+        likely = {prefix: float(np.logaddexp.reduce(scores[items])) for prefix, items in beneath.items()}
+        ranked = sorted(likely, key=lambda prefix: -likely[prefix])
+        beam = ranked[:count]
+        best_cut = max([best_cut, *(likely[prefix] for prefix in ranked[count:])])
+    return [int(np.flatnonzero((codes == prefix).all(1))[0]) + 1 for prefix in beam], best_cut
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_beam_keeps_and_cuts_what_one_over_prefixes_does(seed: int) -> None:
+    """At any width, with exclusions and filters; its bound is the likeliest prefix that it cut, and no other."""
+    made = tiny.model(60, seed=seed, variant="hstu")
+    history = tiny.histories(made, ROWS, seed)
+    codes, scores = made.item_codes[1:].numpy(), reference(made, history).numpy()
+    random = np.random.default_rng(seed)
+    excluded = torch.from_numpy(random.integers(0, 61, (ROWS, 20)))
+    excluded[0] = 0
+    chosen = random.random((ROWS, 60)) < 0.5
+    chosen[1] = True
+    for row in range(ROWS):  # a mask leaves out what is excluded, too: the beam itself does not look ahead
+        chosen[row, [item - 1 for item in excluded[row].tolist() if item]] = False
+    masks = np.stack([packed_alive(made.trie, row) for row in chosen])
+    ways: list[tuple[int, list[int], list[int]]] = [
+        (1, [], [1, 1, 1, 1]),
+        (3, [2], [6, 3, 3, 3]),
+        (5, [1, 3], [5, 15, 5, 5]),
+        (4, [2, 3, 2, 3, 3], [8, 12, 8, 4]),  # of the last level, whatever is said of it, as many as are asked for
+    ]
+    for width, widen, kept in ways:
+        for exclude, allowed in ((nothing(ROWS), None), (excluded, None), (excluded, torch.from_numpy(masks))):
+            with torch.inference_mode():
+                found = made.recommend(history, exclude, width, search=SearchRecipe(widen=widen), allowed=allowed)
+            for row in range(ROWS):
+                gone = set(exclude[row].tolist())
+                left = {n for n in range(1, 61) if n not in gone and (allowed is None or chosen[row, n - 1])}
+                items, bound = by_hand(codes, scores[row], left, kept)
+                assert found.items[row][found.valid[row]].tolist() == items
+                np.testing.assert_allclose(found.scores[row, : len(items)], scores[row][np.array(items) - 1], atol=1e-4)
+                assert float(found.bound[row]) == pytest.approx(bound, abs=1e-4)
 
 
 @pytest.mark.parametrize("variant", PLAIN)
