@@ -176,7 +176,7 @@ class Attribution:
                     self.counts["outcomes_repeated"] += 1
                     continue
                 sent.add(identity)
-            elif outcome.value > 0:  # a click or a complaint twice is no more than once
+            elif outcome.event == "purchase" and outcome.value > 0:  # a click twice is no more than once
                 identity = hash((outcome.user(), outcome.request_id, outcome.item_id, outcome.ts, outcome.value))
                 self.counts["alike"] += identity in sent
                 sent.add(identity)

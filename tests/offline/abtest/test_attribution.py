@@ -49,17 +49,16 @@ def outcomes(draw: st.DrawFn) -> Outcome:
     optional = [] if request is None else [None]
     user = draw(st.sampled_from([*USERS, *optional]))
     tagged = draw(st.booleans()) and user is not None
-    event = draw(st.sampled_from(["click", "negative", "purchase"]))
     return Outcome.model_validate(
         {
-            "event": event,
+            "event": draw(st.sampled_from(["click", "negative", "purchase"])),
             "ts": draw(st.integers(30, 240)),
             "event_id": draw(st.sampled_from([None, None, 1, 2])),
             "item_id": draw(st.sampled_from([*ITEMS, *optional])),
             "request_id": request,
             "user_id": None if tagged else user,
             "user_tag": user_tag(str(user)) if tagged else None,
-            "value": draw(st.sampled_from([0.0, 1.0, 2.5])) if event == "purchase" else 0.0,
+            "value": draw(st.sampled_from([0.0, 1.0, 2.5])),  # some exports have the item's price in every row
         }
     )
 
@@ -154,7 +153,7 @@ def test_arms_are_what_holding_every_answer_to_every_outcome_gives(
     sales = [
         (one.user(), one.request_id, one.item_id, one.seconds(), one.value)
         for one in done
-        if one.event_id is None and one.value > 0
+        if one.event_id is None and one.event == "purchase" and one.value > 0
     ]
     assert found.counts["alike"] == len(sales) - len(set(sales))
     told = experiments(found)
@@ -169,3 +168,12 @@ def test_arms_are_what_holding_every_answer_to_every_outcome_gives(
         answered = max(len(mine["rows"]), 1)
         assert arm.reasoned == pytest.approx(sum(log[row].reasoning for row in mine["rows"]) / answered)
         assert arm.degraded == pytest.approx(sum(bool(log[row].degraded) for row in mine["rows"]) / answered)
+
+
+def test_purchases_alone_are_told_of_as_alike() -> None:
+    """Though an export has the item's price in the rows of clicks, too, one of which is of the purchase's second."""
+    row = {"ts": 100, "user_id": "u0", "item_id": "a", "value": 12.9}
+    clicks = [Outcome.model_validate({"event": "click", **row})] * 2
+    sale = Outcome.model_validate({"event": "purchase", **row})
+    assert Attribution([*clicks, sale], WINDOW).counts["alike"] == 0
+    assert Attribution([*clicks, sale, sale], WINDOW).counts["alike"] == 1
