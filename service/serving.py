@@ -223,7 +223,7 @@ class Serving:
         except StoreError as error:
             parts["store"] = str(error)
         parts |= await self.edition.readiness()
-        if self._experiments is not None and (problem := self._experiments.status().problem) is not None:
+        if self._experiments is not None and (problem := self._experiments.problem) is not None:
             parts["experiments"] = problem
         if self.draining:
             parts["draining"] = "the service is about to stop"

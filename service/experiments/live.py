@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 
 import structlog
@@ -17,17 +15,6 @@ from service.metrics import Metrics
 from service.settings import ExperimentSettings
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ExperimentStatus:
-    """What became of the experiments' source."""
-
-    version: str  # of the experiments in use: a hash of their content, or "none"
-    loaded: datetime | None  # when they were read
-    problem: str | None  # why they may not be what the source holds
-    reloads: int  # looks that found good experiments
-    failures: int  # looks that found them unreadable or wrong
 
 
 class LiveExperiments:
@@ -46,10 +33,8 @@ class LiveExperiments:
         self._prefix = prefix
         self._looking = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
-        self._loaded: datetime | None = None
         self._outage: str | None = None  # why the source cannot be read
         self._refusal: str | None = None  # what is wrong with its content
-        self._reloads = self._failures = 0
         self.current = Experiments.none()
 
     @classmethod
@@ -85,11 +70,10 @@ class LiveExperiments:
                 self._source.forget()
                 await self._look(self._source)
 
-    def status(self) -> ExperimentStatus:
-        """For readiness: `problem` says why the experiments in use may not be those of the source."""
-        return ExperimentStatus(
-            self.current.version, self._loaded, self._outage or self._refusal, self._reloads, self._failures
-        )
+    @property
+    def problem(self) -> str | None:
+        """Why the experiments in use may not be those of the source; None if they are."""
+        return self._outage or self._refusal
 
     async def close(self) -> None:
         """Stop watching."""
@@ -126,19 +110,14 @@ class LiveExperiments:
         if experiments.version != self.current.version:
             log.info("experiments_loaded", version=experiments.version, experiments=list(experiments.variations))
         self.current = experiments
-        self._reloads += 1
-        self._loaded = datetime.now(UTC)
         self._metrics.experimenting(experiments.version)
         self._noted("loaded", None, None)
 
     def _noted(
         self, outcome: Literal["loaded", "unchanged", "refused", "unavailable"], outage: str | None, refusal: str | None
     ) -> None:
-        before = self._outage or self._refusal
+        before = self.problem
         self._outage, self._refusal = outage, refusal
-        problem = outage or refusal
-        if outcome in {"refused", "unavailable"}:
-            self._failures += 1
-            if problem != before:  # once, not at every look
-                log.error("experiments_not_loaded", reason=problem, still=self.current.version)
-        self._metrics.experiments_looked(outcome, good=problem is None)
+        if outcome in {"refused", "unavailable"} and self.problem != before:  # once, not at every look
+            log.error("experiments_not_loaded", reason=self.problem, still=self.current.version)
+        self._metrics.experiments_looked(outcome, good=self.problem is None)

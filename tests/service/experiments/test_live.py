@@ -61,15 +61,15 @@ async def test_a_changed_file_is_in_use_without_a_restart(tmp_path: Path) -> Non
     path = tmp_path / "experiments.json"
     path.write_bytes(document("scoter_h"))
     async with live(path) as (opened, registry):
-        before = opened.status()
+        before = opened.current.version
         assert model_of(opened) == "scoter_h"
         replace_file(path, document("hstu"))
         await until(lambda: model_of(opened) == "hstu")
-        after = opened.status()
-        assert (after.problem, after.reloads, after.failures) == (None, 2, 0)
-        assert after.version != before.version
-        assert registry.get_sample_value("scoter_experiments_info", {"version": after.version}) == 1
-        assert registry.get_sample_value("scoter_experiments_info", {"version": before.version}) is None
+        after = opened.current.version
+        assert opened.problem is None
+        assert after != before
+        assert registry.get_sample_value("scoter_experiments_info", {"version": after}) == 1
+        assert registry.get_sample_value("scoter_experiments_info", {"version": before}) is None
         assert registry.get_sample_value("scoter_experiments_reloads_total", {"outcome": "loaded"}) == 2
 
 
@@ -98,21 +98,20 @@ async def test_a_bad_file_is_refused_and_the_last_good_one_stays(tmp_path: Path,
     path = tmp_path / "experiments.json"
     path.write_bytes(document("hstu"))
     async with live(path) as (opened, registry):
-        version = opened.status().version
+        version = opened.current.version
         replace_file(path, bad)
-        await until(lambda: opened.status().problem)
+        await until(lambda: opened.problem)
         await asyncio.sleep(0.1)  # further looks find the same bad file: still bad, and counted once
-        status = opened.status()
-        assert status.problem is not None
-        assert reason in status.problem
-        assert str(path) in status.problem
-        assert (status.version, status.failures, model_of(opened)) == (version, 1, "hstu")
+        assert opened.problem is not None
+        assert reason in opened.problem
+        assert str(path) in opened.problem
+        assert (opened.current.version, model_of(opened)) == (version, "hstu")
         assert registry.get_sample_value("scoter_experiments_ok") == 0
         assert registry.get_sample_value("scoter_experiments_reloads_total", {"outcome": "refused"}) == 1
         with pytest.raises(ExperimentsInvalid):
             await opened.reload()
         replace_file(path, document("scoter_h"))
-        await until(lambda: opened.status().problem is None)
+        await until(lambda: opened.problem is None)
         assert model_of(opened) == "scoter_h"
         assert registry.get_sample_value("scoter_experiments_ok") == 1
 
@@ -122,11 +121,11 @@ async def test_a_file_that_goes_away_leaves_its_experiments_in_use(tmp_path: Pat
     path.write_bytes(document("hstu"))
     async with live(path) as (opened, _):
         path.unlink()
-        await until(lambda: opened.status().problem)
-        assert "No such file" in str(opened.status().problem)
+        await until(lambda: opened.problem)
+        assert "No such file" in str(opened.problem)
         assert model_of(opened) == "hstu"
         path.write_bytes(document("hstu"))
-        await until(lambda: opened.status().problem is None)
+        await until(lambda: opened.problem is None)
 
 
 async def test_a_file_that_is_too_large_is_so_at_every_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +137,7 @@ async def test_a_file_that_is_too_large_is_so_at_every_look(tmp_path: Path, monk
         replace_file(path, b" " * (1024**2 + 1))
         await until(lambda: (registry.get_sample_value("scoter_experiments_reloads_total", looks) or 0) > 2)
         assert registry.get_sample_value("scoter_experiments_ok") == 0
-        assert "more than 1 MiB" in str(opened.status().problem)
+        assert "more than 1 MiB" in str(opened.problem)
         assert model_of(opened) == "scoter_h"
         replace_file(path, document("hstu"))
         await until(lambda: model_of(opened) == "hstu")
@@ -155,7 +154,7 @@ async def test_the_same_file_is_checked_anew_when_another_release_is_served(tmp_
             await opened.reload()
         models.append("tiger")
         await opened.reload()
-        assert opened.status().problem is None
+        assert opened.problem is None
 
 
 async def test_a_file_that_is_wrong_at_start_is_an_error(tmp_path: Path) -> None:
@@ -172,7 +171,7 @@ async def test_without_a_source_everybody_gets_the_default() -> None:
     opened = await LiveExperiments.open(ExperimentSettings(), lambda: MODELS, Metrics(CollectorRegistry()))
     await opened.reload()
     assert opened.current.assign("u1", {}).label == "default"
-    assert (opened.status().version, opened.status().problem) == ("none", None)
+    assert (opened.current.version, opened.problem) == ("none", None)
     await opened.close()
 
 
@@ -237,17 +236,17 @@ async def test_an_answer_that_is_the_same_is_not_compiled_again_without_an_etag_
     state, url = server
     state.etag = None
     models = ["hstu"]
-    async with live(url, models) as (opened, _):
+    async with live(url, models) as (opened, registry):
         await until(lambda: len(state.asked) > 3)
-        assert opened.status().reloads == 1
+        assert registry.get_sample_value("scoter_experiments_reloads_total", {"outcome": "loaded"}) == 1
         state.body = document("scoter_h")
-        await until(lambda: opened.status().problem)
+        await until(lambda: opened.problem)
         count = len(state.asked)
         await until(lambda: len(state.asked) > count + 2)  # what was wrong stays wrong
-        assert "holds no model 'scoter_h'" in (opened.status().problem or "")
+        assert "holds no model 'scoter_h'" in (opened.problem or "")
         models.append("scoter_h")
         await opened.reload()  # as when a release is served that holds it
-        assert (model_of(opened), opened.status().problem) == ("scoter_h", None)
+        assert (model_of(opened), opened.problem) == ("scoter_h", None)
 
 
 async def test_a_url_that_fails_is_named_without_its_path_and_asked_again(server: tuple[Server, str]) -> None:
@@ -255,15 +254,15 @@ async def test_a_url_that_fails_is_named_without_its_path_and_asked_again(server
     state.status = 500
     async with live(url) as (opened, _):  # starts with the default
         assert model_of(opened) is None
-        problem = opened.status().problem
+        problem = opened.problem
         assert problem is not None
         assert "answered 500" in problem
         assert "secret" not in problem
         state.status = 200
         await until(lambda: model_of(opened) == "hstu")
-        assert opened.status().problem is None
+        assert opened.problem is None
         state.status = 404
-        await until(lambda: opened.status().problem)
+        await until(lambda: opened.problem)
         assert model_of(opened) == "hstu"
 
 
@@ -271,11 +270,11 @@ async def test_a_redirect_is_not_followed_with_the_key(server: tuple[Server, str
     state, url = server
     state.status, state.location = 302, url
     async with live(url, api_key=SecretStr("top")) as (opened, _):
-        assert "answered 302" in str(opened.status().problem)
+        assert "answered 302" in str(opened.problem)
         assert model_of(opened) is None
 
 
 async def test_a_url_where_nobody_listens_is_no_reason_not_to_start() -> None:
     async with live("http://127.0.0.1:9/x", timeout_seconds=0.5) as (opened, registry):
-        assert "did not answer" in str(opened.status().problem)
+        assert "did not answer" in str(opened.problem)
         assert registry.get_sample_value("scoter_experiments_ok") == 0
