@@ -143,4 +143,4 @@ def _shelf(record: bytes | None) -> Shelf:
     shelf = decode_shelf(record)
     if shelf is RecordMiss.corrupt:
         raise StageError(f"the store's list of releases ({RELEASES.decode()}) cannot be read: was it written by hand?")
-    return shelf if isinstance(shelf, Shelf) else Shelf()
+    return shelf if isinstance(shelf, Shelf) else Shelf((), ())

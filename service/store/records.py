@@ -7,9 +7,11 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic_core import from_json
+from pydantic import TypeAdapter, ValidationError
+
+_T = TypeVar("_T")
 
 TAG_BYTES = 16
 
@@ -67,22 +69,10 @@ def encode_history(history: History) -> bytes:
 
 def decode_history(record: bytes | None) -> History | RecordMiss:
     """The stored history, or why there is none. A record without events, as earlier versions wrote it, is one."""
-    if record is None:
-        return RecordMiss.absent
-    try:
-        row = from_json(record)
-        items, times, marks = row["items"], row.get("times", []), row.get("marks", [])
-        forgotten = row.get("forgotten", [])
-        whole = (row["updated"], row.get("known_until", 0), row.get("dropped", 0))
-        texts = {*map(type, items), *map(type, marks), *map(type, forgotten)}
-        if not all(isinstance(part, list) for part in (items, times, marks, forgotten)) or not texts <= {str}:
-            return RecordMiss.corrupt
-        if not {*map(type, whole), *map(type, times)} <= {int} or not len(times) == len(marks) <= len(items):
-            return RecordMiss.corrupt
-    except (ValueError, KeyError, TypeError, AttributeError):
+    found = _decoded(_HISTORY, record)
+    if isinstance(found, History) and not len(found.times) == len(found.marks) <= len(found.items):
         return RecordMiss.corrupt
-    updated, known_until, dropped = whole
-    return History(items, updated, known_until, times, marks, dropped, forgotten)
+    return found
 
 
 def encode_steps(steps: list[str]) -> bytes:
@@ -92,23 +82,16 @@ def encode_steps(steps: list[str]) -> bytes:
 
 def decode_steps(record: bytes | None) -> list[str] | None:
     """The stored step texts, or None if there are none or they cannot be read."""
-    if record is None:
-        return None
-    try:
-        steps = from_json(record)
-    except ValueError:
-        return None
-    if not isinstance(steps, list) or not all(isinstance(s, str) for s in steps):
-        return None
-    return steps
+    steps = _decoded(_STEPS, record)
+    return None if isinstance(steps, RecordMiss) else steps
 
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
     """Which releases a store holds, in the order of their first loading, and which were live, the latest last."""
 
-    loaded: tuple[str, ...] = ()
-    live: tuple[str, ...] = ()
+    loaded: tuple[str, ...]
+    live: tuple[str, ...]
 
 
 def encode_shelf(shelf: Shelf) -> bytes:
@@ -118,16 +101,7 @@ def encode_shelf(shelf: Shelf) -> bytes:
 
 def decode_shelf(record: bytes | None) -> Shelf | RecordMiss:
     """The stored shelf, or why there is none."""
-    if record is None:
-        return RecordMiss.absent
-    try:
-        row = from_json(record)
-        loaded, live = row["loaded"], row["live"]
-        if isinstance(loaded, list) and isinstance(live, list) and {*map(type, loaded), *map(type, live)} <= {str}:
-            return Shelf(tuple(loaded), tuple(live))
-    except (ValueError, KeyError, TypeError):
-        pass
-    return RecordMiss.corrupt
+    return _decoded(_SHELF, record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,17 +127,10 @@ def encode_load(load: Load) -> bytes:
 
 def decode_load(record: bytes | None) -> Load | RecordMiss:
     """The stored state of loading, or why there is none."""
-    if record is None:
-        return RecordMiss.absent
-    try:
-        row = from_json(record)
-        load = Load(row["users"], row["part"], tuple(row["names"]), row["done"], row["leaving"])
-        kinds = [*map(type, (load.users, load.part, load.done, load.leaving)), *{*map(type, load.names)}]
-        if kinds[:4] == [int, int, int, bool] and kinds[4:] in ([], [str]):
-            return load if load.part > 0 and 0 <= load.done <= load.users else RecordMiss.corrupt
-    except (ValueError, KeyError, TypeError):
-        pass
-    return RecordMiss.corrupt
+    found = _decoded(_LOAD, record)
+    if isinstance(found, Load) and not (found.part > 0 and 0 <= found.done <= found.users):
+        return RecordMiss.corrupt
+    return found
 
 
 def encode_tags(tags: list[str]) -> bytes:
@@ -178,3 +145,16 @@ def decode_tags(record: bytes | None) -> list[str] | RecordMiss:
     if len(record) % TAG_BYTES:
         return RecordMiss.corrupt
     return [record[start : start + TAG_BYTES].hex() for start in range(0, len(record), TAG_BYTES)]
+
+
+_HISTORY, _STEPS = TypeAdapter(History), TypeAdapter(list[str])
+_SHELF, _LOAD = TypeAdapter(Shelf), TypeAdapter(Load)
+
+
+def _decoded(adapter: TypeAdapter[_T], record: bytes | None) -> _T | RecordMiss:
+    if record is None:
+        return RecordMiss.absent
+    try:
+        return adapter.validate_json(record, strict=True)
+    except ValidationError:
+        return RecordMiss.corrupt
