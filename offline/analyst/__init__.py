@@ -8,9 +8,3 @@
 
 `offline.llm.analyst` puts it behind the protocol that language models implement.
 """
-
-from offline.analyst.catalogue import short_title
-from offline.analyst.engine import BACKEND, Analyst
-from offline.analyst.ranking import NAMED
-
-__all__ = ["BACKEND", "NAMED", "Analyst", "short_title"]

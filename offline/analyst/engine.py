@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from offline.analyst import wording
 from offline.analyst.catalogue import Catalogue, Features
@@ -24,11 +23,11 @@ from offline.analyst.operations import Channel, Op, mix, plan, think
 from offline.analyst.ranking import NAMED, SUCCESSORS, Ranked, Ranking, Shopper
 from offline.chains.explore import RECOMMENDATIONS, Explored
 from offline.chains.rationale import Chain
-from offline.chains.template import MANUAL
-from offline.cooccurrence import Weights, table
+from offline.cooccurrence import table
 from offline.prepare import Dataset
 
 BACKEND = "analyst (statistics, no language model)"
+VALUES = 4  # values that the best items share, of attributes and of words each
 SPARE = 10  # items more than are recommended, in case that some read the same
 
 
@@ -44,27 +43,10 @@ class Case:
 class Analyst:
     """Reasons about the users of one data set."""
 
-    def __init__(self, dataset: Dataset, *, weights: Weights | None = None, seed: int = 7) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Dataset, *, seed: int = 7) -> None:
         self._seed = seed
         self.catalogue = Catalogue(dataset.items)
-        self.ranking = Ranking(dataset, self.catalogue, weights=weights, seed=seed)
-
-    def chains(self, users: Sequence[int], split: str) -> list[list[str]]:
-        """The step texts of each user's chain under the manual five-step template."""
-        path = MANUAL["five-step"].steps
-        shoppers = (Shopper(self._dataset.history(user, split), self._dataset.training(user)) for user in users)
-        return [list(chain.steps) for chain in self.rationales([Case(shopper, path) for shopper in shoppers])]
-
-    def candidates(
-        self, histories: Sequence[NDArray[np.int32]], training: Sequence[NDArray[np.int32]]
-    ) -> NDArray[np.int32]:
-        """The best items for each history under the five-step template, int32 [len(histories), SUCCESSORS]; 0 fills up.
-
-        `training[b]` are the items that row b's user put into the counts.
-        """
-        shoppers = [Shopper(*pair) for pair in zip(histories, training, strict=True)]
-        return self.ranking.best(shoppers, [mix(MANUAL["five-step"].steps)] * len(shoppers)).items
+        self.ranking = Ranking(dataset, self.catalogue, seed=seed)
 
     def rationales(self, cases: Sequence[Case]) -> list[Chain]:
         """A chain for each case, with one text for each step of its path."""
@@ -164,8 +146,8 @@ class Analyst:
         return {row: items[place].tolist() for place, row in enumerate(rows)}
 
 
-def top_names(features: Features, ranked: Ranked, count: int = 4) -> list[list[str]]:
-    """The values that the scored items have most, against how common they are; up to `count` names per row."""
+def top_names(features: Features, ranked: Ranked) -> list[list[str]]:
+    """The values that the scored items have most, against how common they are; up to VALUES per row."""
     items, scores = ranked.items, ranked.scores
     rows = np.repeat(np.arange(len(items)), items.shape[1])
     mass = table(scores.ravel(), rows, items.ravel(), (len(items), features.has.shape[0])) @ features.has
@@ -175,7 +157,7 @@ def top_names(features: Features, ranked: Ranked, count: int = 4) -> list[list[s
         columns = mass.indices[span]
         value = mass.data[span] * features.weight[columns]
         order = np.lexsort((columns, -value))
-        names.append([features.names[column] for column in columns[order][:count].tolist()])
+        names.append([features.names[column] for column in columns[order][:VALUES].tolist()])
     return names
 
 

@@ -55,13 +55,11 @@ class Ranked:
 class Ranking:
     """Ranks the items of a data set. Safe to share between calls, but not between threads."""
 
-    def __init__(
-        self, dataset: Dataset, catalogue: Catalogue, *, weights: Weights | None = None, seed: int = 7
-    ) -> None:
+    def __init__(self, dataset: Dataset, catalogue: Catalogue, *, seed: int = 7) -> None:
         self._dataset = dataset
         self._catalogue = catalogue
         self._size = catalogue.size
-        self.neighbours = self._fitted(weights)
+        self.neighbours = self._fitted()
         self._interactions = int(self.neighbours.frequency.sum())
         self._sold: list[int] = self.neighbours.frequency.tolist()
         # Equal scores are told apart by lot: item indices follow the order of purchase, and must decide nothing.
@@ -107,9 +105,8 @@ class Ranking:
         weights = Weights(window=4, backward=1.0, source_power=0.25, target_power=0.3)
         return self._fitted(weights)
 
-    def _fitted(self, weights: Weights | None) -> Neighbours:
-        users = range(len(self._dataset.users))
-        return Neighbours.fit((self._dataset.training(user) for user in users), self._dataset.num_items, weights)
+    def _fitted(self, weights: Weights | None = None) -> Neighbours:
+        return Neighbours.fit(self._dataset.trainings(), self._dataset.num_items, weights)
 
     @cached_property
     def _order(self) -> NDArray[np.int32]:

@@ -1,9 +1,13 @@
 """Small data sets to reason about."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from offline.analyst.engine import Analyst, Case
+from offline.analyst.ranking import Shopper
+from offline.chains.template import MANUAL
 from offline.prepare import Dataset, ItemText, load_dataset, prepare
 from offline.recipe import PrepareRecipe
 from offline.sample import write_sample
@@ -26,6 +30,13 @@ def dataset(sequences: list[list[int]], *, text: bool = True, items: int = N) ->
     users = [f"u{row}" for row in range(len(sequences))]
     texts = [item(index, text=text) for index in range(1, items + 1)]
     return Dataset(users, texts, [np.array(sequence, np.int32) for sequence in sequences])
+
+
+def chains(analyst: Analyst, dataset: Dataset, users: Iterable[int], split: str) -> list[list[str]]:
+    """The step texts of each user's chain under the manual five-step template."""
+    path = MANUAL["five-step"].steps
+    cases = [Case(Shopper(dataset.history(user, split), dataset.training(user)), path) for user in users]
+    return [list(chain.steps) for chain in analyst.rationales(cases)]
 
 
 def sample(folder: Path, *, users: int = 160, items: int = 80) -> Dataset:

@@ -3,15 +3,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.analyst import NAMED, Analyst
+from offline.analyst.engine import Analyst
+from offline.analyst.operations import mix
+from offline.analyst.ranking import NAMED, Shopper
+from offline.chains.template import MANUAL
 from offline.prepare import SPLITS, Dataset
-from tests.offline.analyst.shop import BACK, N
+from tests.offline.analyst.shop import BACK, N, chains
 from tests.offline.analyst.shop import dataset as _dataset
 from tests.offline.analyst.shop import item as _item
 
 
 def _chains(dataset: Dataset, split: str) -> list[list[str]]:
-    return Analyst(dataset).chains(range(len(dataset.users)), split)
+    return chains(Analyst(dataset), dataset, range(len(dataset.users)), split)
 
 
 sequences = st.lists(st.lists(st.integers(1, N), min_size=4, max_size=9), min_size=2, max_size=6)
@@ -28,7 +31,7 @@ def test_a_chain_does_not_see_its_users_later_items(data: list[list[int]], text:
     before, after = _dataset(data, text=text), _dataset(changed, text=text)
     for split in SPLITS:
         if back <= BACK[split]:  # the item is not in the split's history
-            assert Analyst(before).chains([user], split) == Analyst(after).chains([user], split)
+            assert chains(Analyst(before), before, [user], split) == chains(Analyst(after), after, [user], split)
 
 
 @settings(max_examples=60)
@@ -39,12 +42,13 @@ def test_no_chain_and_no_statistic_sees_validation_or_test_items_of_other_users(
     user = draw.draw(st.integers(0, len(data) - 1))
     changed = [list(sequence) for sequence in data]
     changed[user][-2:] = draw.draw(st.lists(st.integers(1, N), min_size=2, max_size=2))
-    before, after = Analyst(_dataset(data)), Analyst(_dataset(changed))
+    bought, instead = _dataset(data), _dataset(changed)
+    before, after = Analyst(bought), Analyst(instead)
     np.testing.assert_array_equal(before.ranking.neighbours.counts.toarray(), after.ranking.neighbours.counts.toarray())
     np.testing.assert_array_equal(before.ranking.neighbours.frequency, after.ranking.neighbours.frequency)
     others = [row for row in range(len(data)) if row != user]
     for split in SPLITS:
-        assert before.chains(others, split) == after.chains(others, split)
+        assert chains(before, bought, others, split) == chains(after, instead, others, split)
 
 
 @pytest.mark.parametrize("text", [True, False])
@@ -59,7 +63,7 @@ def test_validation_and_test_items_reach_no_chain_before_them(text: bool) -> Non
                 after = _dataset(changed, text=text)
                 for split in SPLITS:
                     if back <= BACK[split]:  # the item is not in the split's history
-                        assert Analyst(after).chains([user], split)[0] == before[split][user]
+                        assert chains(Analyst(after), after, [user], split)[0] == before[split][user]
 
 
 def test_the_history_does_reach_the_chain() -> None:
@@ -74,15 +78,15 @@ def test_chains_do_not_depend_on_who_is_in_the_batch() -> None:
     dataset = _dataset([[1, 2, 3, 4, 5], [2, 3, 4, 6], [5, 4, 3, 2, 1, 7]])
     analyst = Analyst(dataset)
     for split in SPLITS:
-        together = analyst.chains(range(3), split)
-        assert [analyst.chains([user], split)[0] for user in range(3)] == together
-        assert analyst.chains(range(3), split) == together == _chains(dataset, split)
+        together = chains(analyst, dataset, range(3), split)
+        assert [chains(analyst, dataset, [user], split)[0] for user in range(3)] == together
+        assert chains(analyst, dataset, range(3), split) == together == _chains(dataset, split)
 
 
 def test_steps_name_what_they_are_about() -> None:
     others = [[3, 6, 9, 12, 1, 2] for _ in range(5)]
-    analyst = Analyst(_dataset([[3, 6, 9, 1, 2, 5], *others]))
-    behaviour, interests, trend, prediction, recommendation = analyst.chains([0], "valid")[0]
+    dataset = _dataset([[3, 6, 9, 1, 2, 5], *others])
+    behaviour, interests, trend, prediction, recommendation = chains(Analyst(dataset), dataset, [0], "valid")[0]
     assert behaviour == "Bought polish shade number6, then polish shade number9, most recently cream shade number1."
     assert "Polish (3 of 4)" in interests
     assert "shifts to" in trend or "adds" in trend
@@ -97,7 +101,8 @@ def test_items_of_the_history_are_not_recommended_and_others_are_named() -> None
     for split in SPLITS:
         for user in range(3):
             history = dataset.history(user, split)
-            best = Analyst(dataset).candidates([history], [dataset.training(user)])[0]
+            shopper = Shopper(history, dataset.training(user))
+            best = Analyst(dataset).ranking.best([shopper], [mix(MANUAL["five-step"].steps)]).items[0]
             named = best[:NAMED]
             assert (named > 0).all()
             assert not set(best.tolist()) & set(history.tolist())
@@ -106,13 +111,13 @@ def test_items_of_the_history_are_not_recommended_and_others_are_named() -> None
 
 def test_a_catalogue_that_is_bought_empty_still_gets_five_steps() -> None:
     dataset = Dataset(["u"], [_item(i) for i in range(1, 5)], [np.array([1, 2, 3, 4, 1, 2], np.int32)])
-    assert all(step.strip() for step in Analyst(dataset).chains([0], "test")[0])
+    assert all(step.strip() for step in chains(Analyst(dataset), dataset, [0], "test")[0])
 
 
 def test_items_without_text_are_described_by_how_they_sell() -> None:
     dataset = _dataset([[1, 2, 3, 4], *[[1, 5, 6, 7] for _ in range(9)]], text=False)
-    chains = Analyst(dataset).chains([0], "test")[0]
-    assert chains[0] == "Bought item 1, then item 2, most recently item 3."
-    assert "bestselling items" in chains[1]
-    assert "rarely bought items" in chains[2]
-    assert "item 5" in chains[4]
+    steps = chains(Analyst(dataset), dataset, [0], "test")[0]
+    assert steps[0] == "Bought item 1, then item 2, most recently item 3."
+    assert "bestselling items" in steps[1]
+    assert "rarely bought items" in steps[2]
+    assert "item 5" in steps[4]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.analyst import BACKEND, Analyst
+from offline.analyst.engine import BACKEND, Analyst
 from offline.analyst.operations import OPERATIONS, Op
 from offline.chains import explore, mine, rationale
 from offline.chains.template import MANUAL, STEP_WORDS, Template, split_path
@@ -98,7 +98,7 @@ def test_five_step_chains_are_word_for_word_those_that_published_figures_were_ma
 def test_five_step_chains_are_the_engines(sample: Dataset, backend: AnalystBackend, split: str) -> None:
     users = range(len(sample.users))
     answers = texts(backend, *(reasoned(sample, user, split) for user in users))
-    assert [steps(text, FIVE) for text in answers] == Analyst(sample).chains(users, split)
+    assert [steps(text, FIVE) for text in answers] == shop.chains(Analyst(sample), sample, users, split)
 
 
 @pytest.mark.parametrize("path", PATHS)
