@@ -165,9 +165,7 @@ def _measured(
     sample = np.arange(len(asked.users))
     if 0 < recipe.evaluate.exact_users < len(sample):
         sample = np.sort(np.random.default_rng(2).choice(sample, recipe.evaluate.exact_users, replace=False))
-    exact = score_exact(
-        model, history.take(sample), TOP, mask_history=True, use_reasoning=reads, progress=f"{name} exact"
-    )
+    exact = score_exact(model, history.take(sample), TOP, use_reasoning=reads, progress=f"{name} exact")
     rank = ranks(exact, asked.targets[sample])
     row = Row(name, labels, "masked", reads, "exact", seed, rank)
     beam = served.masked[sample]

@@ -17,7 +17,6 @@ from offline.prepare import Dataset
 from offline.progress import track
 from offline.reason.output import present
 from offline.recipe import PLAIN_SEARCH, SearchRecipe
-from offline.trie import packed_alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +83,13 @@ def score_beam(
     mask_history: bool,
     use_reasoning: bool = True,
     search: SearchRecipe = PLAIN_SEARCH,
-    eligible: NDArray[np.bool_] | None = None,
     batch: int = 256,
     device: torch.device | None = None,
     progress: str | None = None,
 ) -> Scored:
-    """Rank by the trie beam, as `search` has it.
-
-    With `mask_history` no item the user has already had is returned; with `eligible` [N], only items of which it says
-    True.
-    """
+    """Rank by the trie beam, as `search` has it; with `mask_history` no item the user has already had is returned."""
     device = device or torch.device("cpu")
     model.eval()
-    alive = None if eligible is None else torch.from_numpy(packed_alive(model.trie, eligible)).to(device)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     starts = range(0, len(history.targets), batch)
     for start in track(starts, progress) if progress else starts:
@@ -109,8 +102,7 @@ def score_beam(
             matrix = history.reasoning[rows]
             steps = model.project(torch.from_numpy(matrix.astype(np.float32)).to(device))
             has_reasoning = torch.from_numpy(present(matrix) & use_reasoning).to(device)
-        allowed = None if alive is None else alive.expand(len(items), -1)
-        beam = model.recommend(items, seen, width, steps, has_reasoning, search, allowed)
+        beam = model.recommend(items, seen, width, steps, has_reasoning, search)
         parts.append((beam.items.cpu(), beam.scores.cpu(), beam.bound.cpu()))
     found = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
     return Scored(found[0], found[1], found[2])
@@ -121,13 +113,11 @@ def score_exact(
     history: History,
     k: int,
     *,
-    mask_history: bool,
     use_reasoning: bool = True,
-    eligible: NDArray[np.bool_] | None = None,
     batch: int = 64,
     progress: str | None = None,
 ) -> NDArray[np.int64]:
-    """The exact first k by log p of the whole catalogue, or of its `eligible` [N] items, int64 [U, k].
+    """The exact first k by log p of the items that each user has not had, int64 [U, k].
 
     A prefix's log-probability is never below that of an item under it. So a beam whose k-th item is not below the
     best prefix it pruned has found the true first k; where it has not, the beam is widened until it has. Raises
@@ -141,9 +131,8 @@ def score_exact(
             model,
             history.take(open_rows),
             width,
-            mask_history=mask_history,
+            mask_history=True,
             use_reasoning=use_reasoning,
-            eligible=eligible,
             batch=max(1, batch * 40 // width),
             progress=f"{progress}, beam {width}" if progress else None,
         )

@@ -25,33 +25,19 @@ def history(*, with_reasoning: bool) -> History:
     return History(items, seen, np.arange(1, USERS + 1), reasoning)
 
 
-@pytest.mark.parametrize("mask_history", [True, False])
 @pytest.mark.parametrize("use_reasoning", [True, False])
-def test_exact_scoring_is_exhaustive_scoring(mask_history: bool, use_reasoning: bool) -> None:
+def test_exact_scoring_is_exhaustive_scoring(use_reasoning: bool) -> None:
     made, known = tiny.model(ITEMS), history(with_reasoning=True)
     assert known.reasoning is not None
     assert made.adapter is not None
-    found = score_exact(made, known, 5, mask_history=mask_history, use_reasoning=use_reasoning, batch=7)
+    found = score_exact(made, known, 5, use_reasoning=use_reasoning, batch=7)
     with torch.inference_mode():
         sequence, present = made.encode(torch.from_numpy(known.items))
         steps = made.project(torch.from_numpy(known.reasoning.astype(np.float32)))
         context = made.fuse(sequence, steps, torch.full((USERS,), use_reasoning))
         scores = tiny.all_scores(made, context, present).numpy()
-    if mask_history:
-        for user in range(USERS):
-            scores[user, known.seen[user] - 1] = -np.inf
-    best = np.sort(scores, axis=1)[:, ::-1][:, :5]
-    np.testing.assert_allclose(np.take_along_axis(scores, found - 1, 1), best, atol=1e-4)
-
-
-def test_exact_scoring_under_a_filter_is_exhaustive_scoring_of_what_is_eligible() -> None:
-    made, known = tiny.model(ITEMS, variant="hstu"), history(with_reasoning=False)
-    eligible = np.random.default_rng(0).random(ITEMS) < 0.3
-    found = score_exact(made, known, 5, mask_history=False, eligible=eligible, batch=7)
-    with torch.inference_mode():
-        sequence, present = made.encode(torch.from_numpy(known.items))
-        scores = tiny.all_scores(made, made.fuse(sequence, None, None), present).numpy()
-    scores[:, ~eligible] = -np.inf
+    for user in range(USERS):
+        scores[user, known.seen[user] - 1] = -np.inf
     best = np.sort(scores, axis=1)[:, ::-1][:, :5]
     np.testing.assert_allclose(np.take_along_axis(scores, found - 1, 1), best, atol=1e-4)
 
@@ -77,14 +63,14 @@ def test_a_users_list_does_not_depend_on_who_else_is_asked(variant: Variant, ite
     reasoning[5] = 0
     known = History(rows, seen, np.ones(USERS, np.int64), reasoning)
     beam = score_beam(made, known, 20, mask_history=True)
-    exact = score_exact(made, known, 10, mask_history=True)
+    exact = score_exact(made, known, 10)
     assert beam.items.shape == (USERS, 20)
     assert not beam.items[3].any()
     for asked in (np.random.default_rng(1).permutation(USERS), np.array([5, 3]), np.array([4])):
         other = score_beam(made, known.take(asked), 20, mask_history=True, batch=4)
         assert (other.items == beam.items[asked]).all()
         np.testing.assert_allclose(other.scores, beam.scores[asked], atol=1e-4)
-        assert (score_exact(made, known.take(asked), 10, mask_history=True, batch=3) == exact[asked]).all()
+        assert (score_exact(made, known.take(asked), 10, batch=3) == exact[asked]).all()
 
 
 def test_a_user_without_a_chain_is_ranked_as_if_reasoning_was_masked() -> None:
@@ -116,7 +102,7 @@ def test_scores_that_are_no_numbers_are_an_error_and_no_search_without_end() -> 
         for weights in made.parameters():
             weights.fill_(torch.nan)
     with pytest.raises(TrainingError, match=r"the scores of \d+ users are not numbers"):
-        score_exact(made, history(with_reasoning=True), 5, mask_history=True)
+        score_exact(made, history(with_reasoning=True), 5)
 
 
 def test_one_long_history_costs_the_others_nothing() -> None:
