@@ -58,7 +58,7 @@ class TrainingRows:
 
 def training_rows(dataset: Dataset, length: int, *, include_validation: bool = False) -> TrainingRows:
     """One row a user; with `include_validation` the validation item is a training target too."""
-    parts = _training_parts(dataset, include_validation=include_validation)
+    parts = dataset.trainings(include_validation=include_validation)
     inputs = left_pad([p[:-1] for p in parts], length)
     targets = left_pad([p[1:] for p in parts], length)
     users = np.arange(len(parts))
@@ -67,7 +67,7 @@ def training_rows(dataset: Dataset, length: int, *, include_validation: bool = F
 
 def prefix_rows(dataset: Dataset, length: int, *, include_validation: bool = False) -> TrainingRows:
     """One row for every training target, with the history before it: for models that train on the last position."""
-    parts = _training_parts(dataset, include_validation=include_validation)
+    parts = dataset.trainings(include_validation=include_validation)
     ends = [(user, end) for user, part in enumerate(parts) for end in range(1, len(part))]
     inputs = left_pad([parts[user][:end] for user, end in ends], length)
     targets = np.zeros_like(inputs)
@@ -75,7 +75,3 @@ def prefix_rows(dataset: Dataset, length: int, *, include_validation: bool = Fal
     users = np.array([user for user, _ in ends], np.int64)
     latest = np.array([end == len(parts[user]) - 1 for user, end in ends], np.bool_)
     return TrainingRows(inputs, targets, (inputs > 0).sum(1), users, latest)
-
-
-def _training_parts(dataset: Dataset, *, include_validation: bool) -> list[NDArray[np.int32]]:
-    return [s[:-1] if include_validation else s[:-2] for s in dataset.sequences]

@@ -28,8 +28,7 @@ def item_features(
     if "text" in wanted and any(item.text for item in dataset.items):
         kinds.append(with_neighbours(dataset, load_embeddings(tokens, dataset.num_items)))
     if "collaborative" in wanted:
-        users = range(len(dataset.users))
-        known = [dataset.sequences[user][:-1] if include_validation else dataset.training(user) for user in users]
+        known = dataset.trainings(include_validation=include_validation)
         kinds.append(collaborative_embeddings(known, dataset.num_items, recipe.width, recipe.seed))
     if not kinds:
         raise TrainingError(

@@ -70,9 +70,9 @@ class Dataset:
         """The training part of a sequence: all but the validation and test items."""
         return self.sequences[user][:-2]
 
-    def trainings(self) -> list[NDArray[np.int32]]:
-        """The training part of every sequence, by user."""
-        return [self.training(user) for user in range(len(self.users))]
+    def trainings(self, *, include_validation: bool = False) -> list[NDArray[np.int32]]:
+        """The training part of every sequence, by user; with `include_validation` the validation item is one of it."""
+        return [sequence[: -1 if include_validation else -2] for sequence in self.sequences]
 
 
 _BACK = {"serve": 0, "test": 1, "valid": 2, "train": 3}

@@ -40,11 +40,8 @@ def load_untrained(folder: Path) -> list[Row]:
 def _measured(dataset: Dataset, asked: Asked) -> list[Row]:
     rows: list[Row] = []
     items = dataset.num_items
-    for labels, known in (
-        ("train", dataset.trainings()),
-        ("train+validation", [s[:-1] for s in dataset.sequences]),
-    ):
-        neighbours = Neighbours.fit(known, items)
+    for labels in ("train", "train+validation"):
+        neighbours = Neighbours.fit(dataset.trainings(include_validation=labels != "train"), items)
         rows += measure(ByScores(_popular(neighbours), items), asked, model="popularity", labels=labels)
         rows += measure(ByScores(neighbours.score, items), asked, model="knn", labels=labels)
     return rows

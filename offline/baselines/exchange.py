@@ -67,7 +67,6 @@ def read_lists(path: Path, dataset: Dataset, depth: int) -> NDArray[np.int32]:
 
 def _training(dataset: Dataset, *, refit: bool, first: bool) -> Iterator[_Question]:
     """Every training item with what came before it; the first of a sequence has nothing before it."""
-    for user, sequence in enumerate(dataset.sequences):
-        known = sequence[:-1] if refit else sequence[:-2]
+    for user, known in enumerate(dataset.trainings(include_validation=refit)):
         for place in range(0 if first else 1, len(known)):
             yield user, known[:place], int(known[place])
