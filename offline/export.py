@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -24,7 +24,7 @@ from rich.markup import escape
 from offline.arrays import new_array
 from offline.batches import left_pad
 from offline.errors import StageError
-from offline.models.fused import FusedGraph, example_inputs, fused_graph, reasoning_width, write_onnx
+from offline.models.fused import FusedGraph, fused_graph, reasoning_width, write_onnx
 from offline.models.recommender import Recommender
 from offline.prepare import Dataset, dataset_name, load_dataset
 from offline.publish import HISTORIES, USERS, latest_release
@@ -34,6 +34,7 @@ from offline.stage import Stage, console, finished, read_json, run_stage
 from offline.tokenize import load_codes
 from offline.train import load_model
 from offline.trie import packed_alive
+from service.engine.tensors import expected_inputs, expected_outputs
 from service.release.catalogue import Catalogue, Item
 from service.release.manifest import (
     FILE_NAME,
@@ -42,7 +43,6 @@ from service.release.manifest import (
     Manifest,
     ModelEntry,
     ReasoningEntry,
-    TensorEntry,
     content_id,
     file_entry,
 )
@@ -173,40 +173,19 @@ def _write_model(
             file=f"reasoning/{name if layout == 'projected' else 'raw'}.npy",
         )
         _write_reasoning(release / reasoning.file, model, load_reasoning(parts.reasoned.folder, "serve"), reasoning)
-    example = example_inputs(graph, layout)
-    _check_parity(path, name, graph, layout, example, dataset)
-    inputs = [
-        TensorEntry(
-            name=key,
-            dtype=_DTYPES[str(value.dtype)],
-            shape=[None, None] if key in {"exclude", "allowed"} else [None, *map(int, value.shape[1:])],
-        )
-        for key, value in example.items()
-    ]
-    beam = recipe.model.beam
-    return ModelEntry(
+    _check_parity(path, name, graph, reasoning, dataset)
+    entry = ModelEntry(
         name=name,
         backbone=BACKBONES[model.variant],
         file=file,
         history_length=recipe.model.length,
-        beam=beam,
-        inputs=inputs,
-        outputs=[
-            TensorEntry(name="item", dtype="int64", shape=[None, beam]),
-            TensorEntry(name="score", dtype="float32", shape=[None, beam]),
-            TensorEntry(name="valid", dtype="bool", shape=[None, beam]),
-            *(
-                [TensorEntry(name="attention", dtype="float32", shape=[None, reasoning.steps])]
-                if reasoning is not None
-                else []
-            ),
-        ],
+        beam=recipe.model.beam,
+        inputs=[],
+        outputs=[],
         reasoning=reasoning,
         metrics=_metrics(report, name),
     )
-
-
-_DTYPES = {"torch.int64": "int64", "torch.float32": "float32", "torch.bool": "bool", "torch.uint8": "uint8"}
+    return entry.model_copy(update={"inputs": expected_inputs(entry), "outputs": expected_outputs(entry)})
 
 
 def _metrics(report: dict[str, Any], name: str) -> dict[str, float]:
@@ -236,23 +215,16 @@ def _write_reasoning(path: Path, model: Recommender, raw: NDArray[np.float16], e
     out.flush()
 
 
-def _check_parity(
-    path: Path,
-    name: str,
-    graph: FusedGraph,
-    layout: Literal["projected", "raw"],
-    example: dict[str, torch.Tensor],
-    dataset: Dataset,
-) -> None:
+def _check_parity(path: Path, name: str, graph: FusedGraph, reasoning: ReasoningEntry | None, dataset: Dataset) -> None:
     """The same items and scores from ONNX Runtime and PyTorch, on real histories of every length."""
     random = np.random.default_rng(3)
     users = random.choice(len(dataset.users), min(PARITY_ROWS, len(dataset.users)), replace=False)
     histories = [dataset.sequences[u][: random.integers(1, len(dataset.sequences[u]) + 1)] for u in users]
     length = graph.model.recipe.length
     feeds: dict[str, NDArray[Any]] = {"history": left_pad(histories, length), "exclude": left_pad(histories, length)}
-    if graph.model.adapter is not None:
-        steps = random.normal(size=(len(users), *example["reasoning"].shape[1:])).astype(np.float32)
-        if layout == "raw":  # as an encoder writes them: scores that are many times as large differ by more
+    if reasoning is not None:
+        steps = random.normal(size=(len(users), reasoning.steps, reasoning.width)).astype(np.float32)
+        if reasoning.layout == "raw":  # as an encoder writes them: scores that are many times as large differ by more
             steps /= np.linalg.norm(steps, axis=2, keepdims=True)
         feeds["reasoning"] = steps
         feeds["has_reasoning"] = random.random(len(users)) < 0.5

@@ -108,20 +108,20 @@ def reasoning_width(model: Recommender, layout: Literal["projected", "raw"]) -> 
     return model.dim + (model.alignment.texts.shape[1] if model.alignment is not None else 0)
 
 
-def example_inputs(graph: FusedGraph, layout: Literal["projected", "raw"], batch: int = 2) -> dict[str, Tensor]:
+def _example_inputs(graph: FusedGraph, layout: Literal["projected", "raw"]) -> dict[str, Tensor]:
     """Inputs of the right shapes by name. No dimension that is free may be 1, or the export would fix it."""
     recipe = graph.model.recipe
-    history = torch.zeros(batch, recipe.length, dtype=torch.int64)
+    history = torch.zeros(2, recipe.length, dtype=torch.int64)
     history[:, -3:] = 1
-    exclude = torch.zeros(batch, 3, dtype=torch.int64)
-    allowed = torch.full((batch, -(-sum(graph.model.tables.sizes) // 8) + 1), 0xFF, dtype=torch.uint8)
+    exclude = torch.zeros(2, 3, dtype=torch.int64)
+    allowed = torch.full((2, -(-sum(graph.model.tables.sizes) // 8) + 1), 0xFF, dtype=torch.uint8)
     if graph.model.adapter is None:
         return {"history": history, "exclude": exclude, "allowed": allowed}
     steps = graph.model.adapter.position.shape[0]
     return {
         "history": history,
-        "reasoning": torch.zeros(batch, steps, reasoning_width(graph.model, layout)),
-        "has_reasoning": torch.tensor([True, False]).repeat(batch)[:batch],
+        "reasoning": torch.zeros(2, steps, reasoning_width(graph.model, layout)),
+        "has_reasoning": torch.tensor([True, False]),
         "exclude": exclude,
         "allowed": allowed,
     }
@@ -148,7 +148,7 @@ def _quiet() -> Iterator[None]:
 
 def write_onnx(graph: FusedGraph, layout: Literal["projected", "raw"], path: Path) -> None:
     """Export to `path`, free in the batch, in the number of excluded items and in the bytes of a filter."""
-    inputs = example_inputs(graph, layout)
+    inputs = _example_inputs(graph, layout)
     batch, excluded, packed = torch.export.Dim("batch"), torch.export.Dim("excluded"), torch.export.Dim("packed")
     shapes = {name: {0: batch} for name in inputs}
     shapes |= {"exclude": {0: batch, 1: excluded}, "allowed": {0: batch, 1: packed}}
