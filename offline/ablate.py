@@ -30,6 +30,7 @@ from offline.cooccurrence import Neighbours
 from offline.errors import StageError
 from offline.prepare import SPLITS, Dataset, load_dataset
 from offline.progress import track
+from offline.ranking import first, mask
 from offline.reason import load_reasoning, load_template, present
 from offline.reason.engines import Encoder, Sentences
 from offline.reason.vectors import Vectors
@@ -180,17 +181,15 @@ class _Successors:
         histories = [self._dataset.history(int(user), split) for user in users]
         own = [self._training[user] for user in users]
         scores = self._neighbours.score(histories, own)
-        scores[:, 0] = -np.inf
-        for row, history in enumerate(histories):
-            scores[row, history] = -np.inf
-            if np.count_nonzero(scores[row] > 0) < self._steps:
-                # Not by number: the first numbers are the first user's purchases, the held-out ones among them.
-                (sold,) = self._neighbours.sold([own[row]])
-                scores[row] = np.where(scores[row] == 0, -1 / (1 + sold), scores[row])
+        mask(scores, histories)
+        for row in np.flatnonzero((scores > 0).sum(axis=1) < self._steps).tolist():
+            # Not by number: the first numbers are the first user's purchases, the held-out ones among them.
+            (sold,) = self._neighbours.sold([own[row]])
+            scores[row] = np.where(scores[row] == 0, -1 / (1 + sold), scores[row])
+        best = first(scores, self._steps)[:, ::-1]
         matrix = np.zeros((len(users), self._steps, self._vectors.shape[1]), np.float32)
         titles: list[list[str]] = [[] for _ in users]
-        for row in np.flatnonzero((scores > -np.inf).sum(axis=1) >= self._steps).tolist():
-            best = np.argsort(-scores[row], kind="stable")[: self._steps][::-1]
-            matrix[row] = self._vectors[best - 1]
-            titles[row] = [self._dataset.items[i - 1].title for i in best.tolist()]
+        for row in np.flatnonzero(best.all(axis=1)).tolist():
+            matrix[row] = self._vectors[best[row] - 1]
+            titles[row] = [self._dataset.items[i - 1].title for i in best[row].tolist()]
         return matrix, titles

@@ -73,23 +73,31 @@ class ByScores:
         for start in range(0, len(best), together):
             histories = asked.histories[start : start + together]
             scores = np.array(self.score(histories))
-            scores[:, 0] = -np.inf
             if masked:
-                for row, history in enumerate(histories):
-                    scores[row, history] = -np.inf
-            for row, found in enumerate(map(_first, scores), start):
-                best[row, : len(found)] = found
+                mask(scores, histories)
+            best[start : start + together] = first(scores, TOP)
         return best
 
 
-def _first(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The TOP items of [N+1] scores that score best; fewer, where the others score -inf."""
-    # No order of the whole catalogue is needed for that, which would take ten times as long.
-    worst = np.partition(scores, -TOP)[-TOP] if len(scores) > TOP else -np.inf
-    items = np.flatnonzero((scores >= worst) & (scores > -np.inf))
-    # A stable order does not flatter anyone.
-    first: NDArray[np.int64] = items[np.argsort(-scores[items], kind="stable")[:TOP]]
-    return first
+def mask(scores: NDArray[np.float32], histories: Sequence[NDArray[np.int32]]) -> None:
+    """Let none of row b's scores [B, N+1] be of an item of history b."""
+    for row, history in enumerate(histories):
+        scores[row, history] = -np.inf
+
+
+def first(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """The `count` items that score best by each row of [B, N+1], best first; 0 fills up where the others score -inf.
+
+    Of items that score alike, the one with the lower index comes first: a stable order does not flatter anyone.
+    """
+    best = np.zeros((len(scores), count), np.int64)
+    for row, own in enumerate(scores[:, 1:]):
+        # No order of the whole catalogue is needed for that, which would take ten times as long.
+        worst = np.partition(own, -count)[-count] if len(own) > count else -np.inf
+        items = np.flatnonzero((own >= worst) & (own > -np.inf))
+        items = items[np.argsort(-own[items], kind="stable")[:count]]
+        best[row, : len(items)] = items + 1
+    return best
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from offline.discover.evidence import CUTOFF, Applied
 from offline.discover.panels import SPLIT
 from offline.metrics import ranks
 from offline.prepare import Dataset
+from offline.ranking import first, mask
 
 ROWS = 256  # users scored at a time
 
@@ -35,14 +36,8 @@ def untrained(dataset: Dataset, users: Sequence[int]) -> list[Applied]:
 def _ranks(
     scores: NDArray[np.float32], histories: Sequence[NDArray[np.int32]], targets: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Ranks of the targets [2, users]: among all items, and past those of the history."""
-    plain = ranks(_top(scores), targets)
-    for row, items in enumerate(histories):
-        scores[row, items] = 0
-    return np.stack([plain, ranks(_top(scores), targets)])
-
-
-def _top(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The best items [users, 20]; 0 in the place of items that nothing speaks for."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :CUTOFF]
-    return np.where(np.take_along_axis(scores, order, 1) > 0, order, 0)
+    """Ranks of the targets [2, users]: among all items that anything speaks for, and past those of the history."""
+    scores[scores <= 0] = -np.inf
+    plain = ranks(first(scores, CUTOFF), targets)
+    mask(scores, histories)
+    return np.stack([plain, ranks(first(scores, CUTOFF), targets)])

@@ -37,6 +37,7 @@ from offline.errors import AnswerError, StageError
 from offline.metrics import ndcg, ranks, recall
 from offline.page import html, table
 from offline.prepare import Dataset, dataset_name, load_dataset
+from offline.ranking import first, mask
 from offline.recipe import Recipe
 from offline.stage import Stage, console, run_stage, write_json
 
@@ -141,10 +142,10 @@ class _Retrieval:
 
     def rows(self, who: str, query: str, texts: Sequence[str], valid: float | None) -> list[dict[str, Any]]:
         """Results with the history masked and not; an empty text finds nothing."""
-        scores = np.full((len(texts), len(self._items)), -np.inf, np.float32)
+        scores = np.full((len(texts), len(self._items) + 1), -np.inf, np.float32)
         asked = [place for place, text in enumerate(texts) if text]
         if asked:
-            scores[asked] = self._encoder.encode([texts[place] for place in asked]) @ self._items.T
+            scores[asked, 1:] = self._encoder.encode([texts[place] for place in asked]) @ self._items.T
         return self._measured(who, query, scores, valid)
 
     def controls(self) -> list[dict[str, Any]]:
@@ -153,8 +154,8 @@ class _Retrieval:
         everybody = self._dataset.trainings()
         own = [self._dataset.training(user) for user in self._users]
         known = Neighbours.fit(everybody, self._dataset.num_items)
-        popular = known.sold(own)[:, 1:].astype(np.float32)
-        near = known.score(self._histories, leave_out=own)[:, 1:]
+        popular = known.sold(own).astype(np.float32)
+        near = known.score(self._histories, leave_out=own)
         near[near <= 0] = -np.inf
         return [
             *self.rows("latest purchase", "its text", latest, None),
@@ -163,15 +164,13 @@ class _Retrieval:
         ]
 
     def _measured(self, who: str, query: str, scores: NDArray[np.float32], valid: float | None) -> list[dict[str, Any]]:
-        """Of scores [U, N]; what is at minus infinity is not recommended."""
+        """Of scores [U, N+1]; what is at minus infinity is not recommended."""
         found: list[dict[str, Any]] = []
         for masked in (True, False):
             left = scores.copy()
-            for row, history in enumerate(self._histories if masked else []):
-                left[row, history - 1] = -np.inf
-            top = np.argsort(-left, axis=1, kind="stable")[:, :K]
-            items = np.where(np.isfinite(np.take_along_axis(left, top, 1)), top + 1, 0).astype(np.int64)
-            rank = ranks(items, self._targets)
+            if masked:
+                mask(left, self._histories)
+            rank = ranks(first(left, K), self._targets)
             interval = binomtest(int((rank > 0).sum()), len(rank)).proportion_ci(method="wilson")
             found.append(
                 {
