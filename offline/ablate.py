@@ -17,7 +17,6 @@ has no such stage.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from offline.reason import load_reasoning, load_template, present
 from offline.reason.engines import Encoder, Sentences
 from offline.reason.vectors import Vectors
 from offline.recipe import AblationRecipe, ReasonRecipe, Recipe
-from offline.stage import Stage, run_stage, write_json
+from offline.stage import Stage, read_rows, run_stage, write_json
 from offline.tokenize import load_embeddings
 
 VERSION = 1
@@ -69,7 +68,7 @@ def _build(folder: Path, prepared: Stage, tokens: Stage, reasoned: Stage, recipe
     width = 0
     for split in SPLITS:
         reasoning = load_reasoning(reasoned.folder, split)
-        rows = _lines(reasoned.folder / f"{split}.jsonl")
+        rows = read_rows(reasoned.folder / f"{split}.jsonl")
         if what.control == "shuffled":
             everyone = list(rows)
             rows = ({**everyone[user], "steps": everyone[other]["steps"]} for user, other in enumerate(source))
@@ -136,12 +135,6 @@ def _others(users: int) -> NDArray[np.int64]:
     others = np.empty(users, np.int64)
     others[order] = np.roll(order, 1)
     return others
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
 
 
 class _Whole:

@@ -14,7 +14,6 @@ The last item of a sequence is the test target, the one before it the validation
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,7 +27,7 @@ from rich.markup import escape
 from offline.errors import DataError
 from offline.interactions import Interaction, data_files, read_interactions, read_items
 from offline.recipe import PrepareRecipe
-from offline.stage import Stage, console, read_json, run_stage, write_json
+from offline.stage import Stage, console, read_json, read_rows, run_stage, write_json, write_rows
 
 VERSION = 1
 MIN_LENGTH = 4  # two training items (an input and a target), one for validation, one for the test
@@ -96,9 +95,7 @@ def load_dataset(folder: Path) -> Dataset:
     with np.load(folder / "sequences.npz") as arrays:
         flat, offsets = arrays["items"], arrays["offsets"]
     users = read_json(folder / "users.json")
-    # Not splitlines(): a title may hold U+2028 and others that it takes for the end of a line.
-    with (folder / "items.jsonl").open(encoding="utf-8") as lines:
-        items = [ItemText(row["id"], row["title"], row["text"], row["attributes"]) for row in map(json.loads, lines)]
+    items = [ItemText(**row) for row in read_rows(folder / "items.jsonl")]
     return Dataset(users, items, [flat[a:b] for a, b in pairwise(offsets)])
 
 
@@ -165,9 +162,7 @@ def _build(folder: Path, inter: Path, item: Path | None, recipe: PrepareRecipe) 
         )
     np.savez(folder / "sequences.npz", items=np.array(flat, np.int32), offsets=np.array(offsets, np.int64))
     write_json(folder / "users.json", list(sequences))
-    with (folder / "items.jsonl").open("w", encoding="utf-8") as out:
-        for body in items:
-            out.write(json.dumps(body, ensure_ascii=False) + "\n")
+    write_rows(folder / "items.jsonl", items)
     write_json(
         folder / "summary.json",
         {

@@ -15,7 +15,6 @@ The same recipe, data and machine give the same files, whatever the number of th
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +30,7 @@ from offline.progress import progress
 from offline.quantize import Quantizer, ResidualKMeans, collisions, make_unique, numbered
 from offline.recipe import TokenizeRecipe
 from offline.rqvae import ResidualVAE
-from offline.stage import Stage, console, run_stage, write_json
+from offline.stage import Stage, console, run_stage, write_json, write_rows
 from offline.usage import CROWDED, check_collapse, level_usage, reconstruction_error, write_usage_page
 
 VERSION = 2
@@ -122,8 +121,7 @@ def _build(folder: Path, prepared: Stage, recipe: TokenizeRecipe) -> None:
     }
     np.save(folder / "codes.npy", codes)
     if found.epochs:
-        lines = (json.dumps(row) + "\n" for row in found.epochs)
-        (folder / "epochs.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_rows(folder / "epochs.jsonl", found.epochs)
     write_usage_page(folder / "report.html", dataset_name(prepared.folder), summary, found)
     write_json(folder / "summary.json", summary)
     _checkpoint(folder).unlink(missing_ok=True)

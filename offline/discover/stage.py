@@ -45,7 +45,7 @@ from offline.discover.catalogue import DEPTH, Catalogue
 from offline.discover.evidence import CUTOFF, Abstraction, Applied
 from offline.discover.journal import Journal, Question, Reply
 from offline.discover.mining import Pool
-from offline.discover.output import applied_rows, chain_rows, rejected_rows, write_found, write_rows
+from offline.discover.output import applied_rows, chain_rows, rejected_rows, write_found
 from offline.discover.panels import Panels, Shopper, draw, shopper
 from offline.discover.patterns import Patterns, cluster
 from offline.discover.references import untrained
@@ -57,7 +57,7 @@ from offline.llm.open import ANSWERS, open_backend
 from offline.prepare import Dataset, dataset_name, load_dataset
 from offline.progress import progress
 from offline.recipe import Recipe
-from offline.stage import Stage, console, read_json, run_stage, write_json
+from offline.stage import Stage, console, read_json, run_stage, write_json, write_rows
 
 VERSION = 2
 EARLY = 50  # answers after which a backend that never kept to the format is asked no further

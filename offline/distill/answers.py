@@ -15,6 +15,7 @@ from offline.errors import AnswerError
 from offline.llm.base import Backend, Prompt
 from offline.prepare import Dataset
 from offline.progress import progress
+from offline.stage import write_rows
 
 NO_ANSWER = "no answer"
 
@@ -47,7 +48,7 @@ def ask_all(
     answer is not on disk and is asked for again. Raises LLMError when the backend does; what it said before is kept.
     """
     rows = {row["user"]: Said(row["text"]) for row in whole_rows(path)}
-    rewrite(path, [{"user": user, "text": said.text} for user, said in rows.items()])
+    write_rows(path, ({"user": user, "text": said.text} for user, said in rows.items()))
     known = {user: rows[name] for user in users if (name := dataset.users[user]) in rows}
     missing = [user for user in users if user not in known]
     for user, said in known.items():
@@ -84,10 +85,3 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return rows
-
-
-def rewrite(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write JSON lines so that a reader sees the old file or the new one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)

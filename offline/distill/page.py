@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from matplotlib.figure import Figure
 from offline.page import html, picture, table
 
 
-def write_page(folder: Path, summary: dict[str, Any], shown: list[dict[str, str]]) -> None:
+def write_page(
+    folder: Path, summary: dict[str, Any], curve: list[dict[str, float]], shown: list[dict[str, str]]
+) -> None:
     """`report.html` of stage `distill`; `shown` are a user and that user's chain by everybody, a dict each."""
-    lines = (folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()
     chains = summary["chains"]
     told = "knew the next purchase" if summary["hindsight"] else "did not know the next purchase"
     about = (
@@ -28,7 +28,7 @@ def write_page(folder: Path, summary: dict[str, Any], shown: list[dict[str, str]
         f"<p>{escape(about)}</p>",
         "<h2>On held-out users, before and after</h2>",
         table([_measured("undistilled", summary["before"]), _measured("distilled", summary["after"])]),
-        picture(_curves([json.loads(line) for line in lines]), "Loss by step: in training, and on held-out chains"),
+        picture(_curves(curve), "Loss by step: in training, and on held-out chains"),
         "<h2>Students</h2>",
         table(summary["students"]),
         "<h2>Why chains of the teacher were not learnt from</h2>",

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from offline.chains import rationale
 from offline.chains.template import Template
-from offline.distill.answers import Said, ask_all, rewrite, whole_rows
+from offline.distill.answers import Said, ask_all, whole_rows
 from offline.distill.page import write_page
 from offline.distill.students import (
     Students,
@@ -46,7 +46,7 @@ from offline.errors import StageError, TrainingError
 from offline.llm.base import Backend, Prompt, Sampling
 from offline.prepare import Dataset, dataset_name, load_dataset
 from offline.recipe import Recipe
-from offline.stage import Stage, console, read_json, run_stage, write_json
+from offline.stage import Stage, console, read_json, run_stage, write_json, write_rows
 
 if TYPE_CHECKING:
     from offline.distill.examples import Example
@@ -152,7 +152,7 @@ class _Run:
         )
 
     def _record(self, name: str, found: list[Example]) -> None:
-        rewrite(self.folder / name, [{"user": self.dataset.users[e.user], "tokens": e.tokens} for e in found])
+        write_rows(self.folder / name, ({"user": self.dataset.users[e.user], "tokens": e.tokens} for e in found))
 
     def _tuned(self, fold: int, learns: list[Example], held: list[Example]) -> dict[str, Any]:
         """The student of a fold, trained unless it is there: how that went."""
@@ -188,12 +188,10 @@ class _Run:
                 for fold, row in enumerate(trained)
             ],
         }
-        rewrite(
-            self.folder / "curve.jsonl",
-            [{"fold": fold, **row} for fold in self.folds for row in trained[fold]["curve"]],
-        )
+        curve = [{"fold": fold, **row} for fold in self.folds for row in trained[fold]["curve"]]
+        write_rows(self.folder / "curve.jsonl", curve)
         write_json(self.folder / "summary.json", summary)
-        write_page(self.folder, summary, self._shown(held))
+        write_page(self.folder, summary, curve, self._shown(held))
         describe(
             self.folder,
             Students(distill.student, distill.method, distill.folds, steps, view(self.recipe), distill.hindsight),

@@ -26,13 +26,13 @@ from rich.markup import escape
 from offline.chains import rationale
 from offline.chains.rationale import Chain, View
 from offline.chains.template import Template
-from offline.distill.answers import NO_ANSWER, Said, ask_all, rewrite, whole_rows
+from offline.distill.answers import NO_ANSWER, Said, ask_all
 from offline.errors import AnswerError, StageError
 from offline.llm.base import Backend, Prompt, Sampling, Usage
 from offline.llm.open import ANSWERS, open_backend
 from offline.prepare import Dataset, load_dataset
 from offline.recipe import Recipe
-from offline.stage import Stage, console, read_json, run_stage, write_json
+from offline.stage import Stage, console, read_json, read_rows, run_stage, write_json, write_rows
 
 VERSION = 1
 EARLY = 40  # answers after which a teacher that hardly ever keeps to the format is not paid any further
@@ -66,7 +66,7 @@ def load_chains(folder: Path, dataset: Dataset) -> list[Taught]:
     rows = {user: row for row, user in enumerate(dataset.users)}
     return [
         Taught(rows[row["user"]], Chain(row["overall"], tuple(row["steps"]), row["summary"]))
-        for row in whole_rows(folder / "teacher.jsonl")
+        for row in read_rows(folder / "teacher.jsonl")
     ]
 
 
@@ -106,10 +106,8 @@ class _Run:
     def go(self) -> None:
         answers = self.folder / "answers.jsonl"
         ask_all(answers, self.dataset, self.users, self._prompt, self._teacher, self._read)
-        rewrite(
-            self.folder / "teacher.jsonl",
-            [{"user": self.dataset.users[u], **asdict(self.kept[u])} for u in self.users if u in self.kept],
-        )
+        kept = ({"user": self.dataset.users[u], **asdict(self.kept[u])} for u in self.users if u in self.kept)
+        write_rows(self.folder / "teacher.jsonl", kept)
         self._write_rejected()
         if not (self.folder / "usage.json").is_file():  # the last run was killed after the last answer
             with self._teacher():
@@ -177,9 +175,9 @@ class _Run:
 
     def _write_rejected(self) -> None:
         rows = [(u, *self.rejected[u]) for u in self.users if u in self.rejected]
-        rewrite(
+        write_rows(
             self.folder / "rejected.jsonl",
-            [{"user": self.dataset.users[u], "reason": reason, "text": text} for u, reason, text in rows],
+            ({"user": self.dataset.users[u], "reason": reason, "text": text} for u, reason, text in rows),
         )
 
     def _reasons(self) -> Counter[str]:

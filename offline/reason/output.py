@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offline.stage import read_json
+from offline.stage import read_json, read_rows
 
 
 def load_reasoning(folder: Path, split: str) -> NDArray[np.float16]:
@@ -26,16 +24,10 @@ def present(reasoning: NDArray[np.floating]) -> NDArray[np.bool_]:
 
 def load_steps(folder: Path, split: str) -> list[list[str]]:
     """The step texts of every user, in row order; an empty list for a user without a chain."""
-    return list(_steps(folder / f"{split}.jsonl"))
+    return [row["steps"] for row in read_rows(folder / f"{split}.jsonl")]
 
 
 def load_template(folder: Path) -> list[str]:
     """Names of the K steps that the chains were written in."""
     names: list[str] = read_json(folder / "summary.json")["template"]
     return names
-
-
-def _steps(path: Path) -> Iterator[list[str]]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)["steps"]

@@ -152,7 +152,7 @@ def test_a_run_that_is_killed_before_its_bill_is_written_goes_on(
 
     teacher(good)
     with monkeypatch.context() as patched:
-        patched.setattr(module, "rewrite", killed)
+        patched.setattr(module, "write_rows", killed)
         with pytest.raises(KeyboardInterrupt):
             teach(tmp_path, prepared, template, recipe, [prepared])
     (next(tmp_path.glob("*.partial")) / "usage.json").unlink()
