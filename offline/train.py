@@ -22,6 +22,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ from offline.progress import progress
 from offline.reason.output import load_reasoning, present
 from offline.recipe import BACKBONES, Recipe, TrainRecipe, Variant, reads_reasoning
 from offline.scoring import History, score_beam
-from offline.stage import Stage, console, read_json, run_stage, write_json, write_text
+from offline.stage import Stage, console, read_json, read_rows, run_stage, write_json, write_rows, write_text
 from offline.tensors import load_tensors, save_tensors
 from offline.tokenize import codes_digest, load_codes, load_embeddings
 
@@ -96,13 +97,13 @@ def train(
     settings = _settings(recipe, variant) | {"refit_epochs": refit_epochs}
 
     def build(folder: Path) -> None:
-        what = (folder, variant, prepared, tokens, read, backbone, recipe, refit_epochs)
+        task = _Task(folder, variant, prepared, tokens, read, backbone, recipe, refit_epochs)
         if (folder / "model.json").is_file():  # the last that is written: killed, or failed, with nothing left to train
             console.print("  trained already")
         elif processes == 1:
-            _train(*what)
+            _train(task)
         else:
-            launch(processes, _train, *what)
+            launch(processes, _train, task)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
         _forget_weights(folder)
 
@@ -160,7 +161,7 @@ def _features(
 
 def training_log(folder: Path) -> list[dict[str, Any]]:
     """One row an epoch."""
-    return [json.loads(line) for line in (folder / "epochs.jsonl").read_text(encoding="utf-8").splitlines()]
+    return list(read_rows(folder / "epochs.jsonl"))
 
 
 def best_epoch(folder: Path) -> int:
@@ -230,39 +231,36 @@ def _freed_memory_kept() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def _train(
-    folder: Path,
-    variant: Variant,
-    prepared: Stage,
-    tokens: Stage,
-    reasoned: Stage | None,
-    backbone: Stage | None,
-    recipe: Recipe,
-    refit_epochs: int | None,
-) -> None:
-    _Run(folder, variant, prepared, tokens, reasoned, backbone, recipe, refit_epochs).go()
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is trained; sent to the processes of a crew."""
+
+    folder: Path
+    variant: Variant
+    prepared: Stage
+    tokens: Stage
+    reasoned: Stage | None
+    backbone: Stage | None
+    recipe: Recipe
+    refit_epochs: int | None
+
+
+def _train(task: _Task) -> None:
+    _Run(task).go()
 
 
 class _Run:
-    def __init__(
-        self,
-        folder: Path,
-        variant: Variant,
-        prepared: Stage,
-        tokens: Stage,
-        reasoned: Stage | None,
-        backbone: Stage | None,
-        recipe: Recipe,
-        refit_epochs: int | None,
-    ) -> None:
-        self.folder, self.variant, self.recipe = folder, variant, recipe
+    def __init__(self, task: _Task) -> None:
+        variant, recipe, refit_epochs = task.variant, task.recipe, task.refit_epochs
+        tokens, reasoned, backbone = task.tokens, task.reasoned, task.backbone
+        self.folder, self.variant, self.recipe = task.folder, variant, recipe
         self.settings = recipe.training(variant)
         refit = refit_epochs is not None
         self.last_epoch = self.settings.epochs if refit_epochs is None else refit_epochs
         self.crew = Crew.here()
         torch.manual_seed(self.settings.seed)
         self.random = np.random.default_rng(self.settings.seed)
-        self.dataset: Dataset = load_dataset(prepared.folder)
+        self.dataset: Dataset = load_dataset(task.prepared.folder)
         split = "valid" if refit else "train"
         self.reasoning = load_reasoning(reasoned.folder, split) if reasoned is not None else None  # [U, K, D]
         self.validation = None if refit else self._validation(reasoned)
@@ -452,17 +450,14 @@ class _Run:
 
     def _log(self, row: dict[str, Any]) -> None:
         rows = [*training_log(self.folder), row]
-        self._write_log(rows)
+        # Never half a line: who goes on from a checkpoint reads what was written before it.
+        write_rows(self.folder / "epochs.jsonl", rows)
         columns = list(dict.fromkeys(column for each in rows for column in each))
         out = io.StringIO()
         table = csv.DictWriter(out, columns)
         table.writeheader()
         table.writerows(rows)
         write_text(self.folder / "epochs.csv", out.getvalue())
-
-    def _write_log(self, rows: list[dict[str, Any]]) -> None:
-        # Never half a line: who goes on from a checkpoint reads what was written before it.
-        write_text(self.folder / "epochs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def _checkpoint(self) -> None:
         drawn = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.device.type == "cuda" else [])]
@@ -490,7 +485,7 @@ class _Run:
         path = self.folder / "checkpoint.pt"
         if not path.is_file():
             if self.crew.first:
-                self._write_log([])
+                write_rows(self.folder / "epochs.jsonl", [])
             return
         kept = load_tensors(path)
         self.model.load_state_dict(kept["model"])
@@ -506,5 +501,5 @@ class _Run:
         self.best, self.best_epoch, self.before = kept["best"], kept["best_epoch"], kept.get("before")
         if self.crew.first:
             # An epoch may have been written down and cut off before its checkpoint: it will be trained again.
-            self._write_log(training_log(self.folder)[: self.epoch])
+            write_rows(self.folder / "epochs.jsonl", training_log(self.folder)[: self.epoch])
             console.print(f"  going on after epoch {self.epoch}")
