@@ -38,10 +38,8 @@ def wilson(hits: int, n: int) -> Estimate:
     """A share with Wilson's interval; without observations it may be anything."""
     if n == 0:
         return Estimate(0.0, 0.0, 1.0)
-    share = hits / n
-    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
-    return Estimate(share, max(centre - half, 0.0) if hits else 0.0, min(centre + half, 1.0) if hits < n else 1.0)
+    found = stats.binomtest(hits, n).proportion_ci(CONFIDENCE, "wilson")
+    return Estimate(hits / n, float(found.low), float(found.high))
 
 
 def posterior(value: float, weight: float) -> Estimate:
@@ -76,10 +74,8 @@ def mean_difference(a: NDArray[np.float64], b: NDArray[np.float64]) -> Differenc
     difference = a - b
     n = len(difference)
     value = float(difference.mean()) if n else 0.0
-    if n < 2 or not difference.any():
-        return Difference(value, value, value, 1.0, n)
-    error = float(difference.std(ddof=1)) / math.sqrt(n)
-    if error == 0:  # the same difference for everyone
-        return Difference(value, value, value, 0.0, n)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * error
-    return Difference(value, value - half, value + half, float(2 * stats.t.sf(abs(value) / error, n - 1)), n)
+    if n < 2 or not np.ptp(difference):  # nothing to judge by, or the same difference for everyone
+        return Difference(value, value, value, 0.0 if n > 1 and value else 1.0, n)
+    found = stats.ttest_rel(a, b)
+    low, high = found.confidence_interval(CONFIDENCE)
+    return Difference(value, float(low), float(high), float(found.pvalue), n)

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from offline.chains.template import Template
 from offline.cooccurrence import Neighbours
+from offline.discover.estimate import wilson
 from offline.distill.answers import Said, ask_all
 from offline.distill.run import DISTILLED, UNDISTILLED, write
 from offline.distill.students import about
@@ -171,7 +171,7 @@ class _Retrieval:
             if masked:
                 mask(left, self._histories)
             rank = ranks(first(left, K), self._targets)
-            interval = binomtest(int((rank > 0).sum()), len(rank)).proportion_ci(method="wilson")
+            interval = wilson(int((rank > 0).sum()), len(rank))
             found.append(
                 {
                     "who": who,
@@ -179,8 +179,8 @@ class _Retrieval:
                     "history": "masked" if masked else "not masked",
                     "valid": "" if valid is None else valid,
                     f"recall@{K}": round(recall(rank, K), 5),
-                    "low": round(float(interval.low), 5),
-                    "high": round(float(interval.high), 5),
+                    "low": round(interval.low, 5),
+                    "high": round(interval.high, 5),
                     f"ndcg@{K}": round(ndcg(rank, K), 5),
                 }
             )
