@@ -40,7 +40,8 @@ class Writer:
     identity: str  # of two writers that may write differently, this differs
     view: View | None  # what of a history is shown; None to statistics, which read the task, and what everybody bought
     chunk: int  # chains asked for at a time
-    opening: Callable[[int, Dataset], AbstractContextManager[Backend]]
+    # The model of a fold, closed at the end. Raises OfflineError.
+    open: Callable[[int, Dataset], AbstractContextManager[Backend]]
     folds: int = 1
     alone: bool = False  # has to be asked by one process, as whoever keeps a budget or a rate
     held: bool = False  # to the format as it writes; a student has learnt it
@@ -48,10 +49,6 @@ class Writer:
     def fold(self, user_id: str) -> int:
         """Which of its models writes for this user."""
         return fold_of(user_id, self.folds)
-
-    def open(self, fold: int, dataset: Dataset) -> AbstractContextManager[Backend]:
-        """The model of a fold, closed at the end. Raises OfflineError."""
-        return self.opening(fold, dataset)
 
 
 def writer(work: Path, recipe: Recipe, template: tuple[str, ...], students: Path | None) -> Writer:

@@ -285,7 +285,7 @@ def test_no_question_of_a_split_holds_the_title_of_its_target(tmp_path: Path) ->
     for user in range(len(KNOWN)):
         for split in ("train", "valid", "test"):
             heard = tmp_path / f"{user}-{split}"
-            writer = replace(LANGUAGE_MODEL, opening=partial(overhear, heard))
+            writer = replace(LANGUAGE_MODEL, open=partial(overhear, heard))
             with Scribe(dataset, writer, ASKING) as scribe:
                 list(scribe.write(writer.fold(dataset.users[user]), [(user, split)]))
             said = heard.read_text(encoding="utf-8")
