@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from offline.chains import rationale
 from offline.chains.template import Template
-from offline.distill.answers import Said, ask_all, whole_rows
+from offline.distill.answers import Said, ask_all, validity, whole_rows
 from offline.distill.page import write_page
 from offline.distill.students import (
     Students,
@@ -41,7 +41,6 @@ from offline.distill.students import (
 )
 from offline.distill.teach import SETTINGS as TEACHING
 from offline.distill.teach import load_chains, teach, view
-from offline.distill.validity import validity
 from offline.errors import StageError, TrainingError
 from offline.llm.base import Backend, Prompt, Sampling
 from offline.prepare import Dataset, dataset_name, load_dataset

@@ -7,12 +7,11 @@ import pytest
 
 from offline.chains.template import Template
 from offline.distill import run as module
-from offline.distill.answers import Said
+from offline.distill.answers import Said, validity
 from offline.distill.compare import compare
 from offline.distill.run import distill
 from offline.distill.students import about, fold_of, student
 from offline.distill.teach import teach
-from offline.distill.validity import validity
 from offline.errors import LLMError, RecipeError, StageError
 from offline.prepare import load_dataset
 from offline.recipe import DistillRecipe, Recipe, load_recipe
