@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from offline.metrics import ranks, summary
 from offline.models.recommender import Recommender
 from offline.prepare import Dataset, load_dataset
-from offline.ranking import TOP, Asked, Ranker, Row, load_ranks, measure, save_ranks
+from offline.ranking import TOP, Asked, Ranker, Row, drawn, load_ranks, measure, save_ranks
 from offline.reason.output import load_reasoning
 from offline.recipe import Recipe, Variant, reads_reasoning
 from offline.scoring import History, score_beam, score_exact
@@ -53,7 +53,7 @@ def measure_model(
     def build(folder: Path) -> None:
         dataset = load_dataset(prepared.folder)
         asked = Asked.of(dataset, "test", chosen(dataset, recipe.evaluate.users))
-        rows, exact, sample = _measured(trained, dataset, asked, tokens, reasoned, recipe)
+        rows, exact, sample = _measured(trained, asked, tokens, reasoned, recipe)
         save_ranks(folder / "ranks.npz", rows, asked.users)
         save_ranks(folder / "exact.npz", [exact.row], asked.users[sample])
         write_json(folder / "exactness.json", exact.told)
@@ -81,10 +81,7 @@ def load_exactness(folder: Path) -> dict[str, Any]:
 
 def chosen(dataset: Dataset, wanted: int) -> NDArray[np.int64]:
     """Rows of the users to test: a fixed sample of that many, or everyone for 0."""
-    everyone = np.arange(len(dataset.users))
-    if 0 < wanted < len(everyone):
-        return np.sort(np.random.default_rng(1).choice(everyone, wanted, replace=False))
-    return everyone
+    return drawn(len(dataset.users), wanted, seed=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +143,7 @@ class _Exact:
 
 
 def _measured(
-    trained: Trained, dataset: Dataset, asked: Asked, tokens: Stage, reasoned: Stage | None, recipe: Recipe
+    trained: Trained, asked: Asked, tokens: Stage, reasoned: Stage | None, recipe: Recipe
 ) -> tuple[list[Row], _Exact, NDArray[np.int64]]:
     """Results by the beam, by exact scoring, and which of the users [S] the latter is about."""
     model = load_model(trained.stage.folder, tokens)
@@ -154,7 +151,7 @@ def _measured(
     reads = model.adapter is not None
     assert reasoned is not None or not reads
     reasoning = load_reasoning(reasoned.folder, "test") if reasoned is not None and reads else None
-    history = History.of(dataset, "test", asked.users, recipe.model.length, reasoning)
+    history = History.of(asked, recipe.model.length, reasoning)
     rows: list[Row] = []
     served = _Kept(ByBeam(model, history, recipe, reads, name))
     rows += measure(served, asked, model=name, labels=labels, reasoning=reads, seed=seed)
@@ -162,9 +159,7 @@ def _measured(
         withheld = ByBeam(model, history, recipe, False, name)  # noqa: FBT003 - a field of a dataclass
         rows += measure(withheld, asked, model=name, labels=labels, seed=seed)
     assert served.masked is not None
-    sample = np.arange(len(asked.users))
-    if 0 < recipe.evaluate.exact_users < len(sample):
-        sample = np.sort(np.random.default_rng(2).choice(sample, recipe.evaluate.exact_users, replace=False))
+    sample = drawn(len(asked.users), recipe.evaluate.exact_users, seed=2)
     exact = score_exact(model, history.take(sample), TOP, use_reasoning=reads, progress=f"{name} exact")
     rank = ranks(exact, asked.targets[sample])
     row = Row(name, labels, "masked", reads, "exact", seed, rank)

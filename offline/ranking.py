@@ -47,6 +47,13 @@ class Asked:
         return Asked(self.users[rows], [self.histories[row] for row in rows], self.targets[rows])
 
 
+def drawn(count: int, wanted: int, seed: int) -> NDArray[np.int64]:
+    """`wanted` of the rows 0 to count - 1, by lot and ascending; all of them for 0, or where there are no more."""
+    if 0 < wanted < count:
+        return np.sort(np.random.default_rng(seed).choice(count, wanted, replace=False))
+    return np.arange(count)
+
+
 class Ranker(Protocol):
     """Puts the catalogue in order for users."""
 

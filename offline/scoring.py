@@ -13,8 +13,8 @@ from torch import Tensor
 from offline.batches import left_pad
 from offline.errors import TrainingError
 from offline.models.recommender import Recommender
-from offline.prepare import Dataset
 from offline.progress import track
+from offline.ranking import Asked
 from offline.reason.output import present
 from offline.recipe import PLAIN_SEARCH, SearchRecipe
 
@@ -29,21 +29,13 @@ class History:
     reasoning: NDArray[np.float16] | None  # [U, K, D], zeros for users without
 
     @classmethod
-    def of(
-        cls,
-        dataset: Dataset,
-        split: str,
-        users: NDArray[np.int64],
-        length: int,
-        reasoning: NDArray[np.float16] | None,
-    ) -> Self:
-        """Histories of `users` (rows of the data set) at a split; `reasoning` is that split's H of all users."""
-        histories = [dataset.history(int(u), split) for u in users]
+    def of(cls, asked: Asked, length: int, reasoning: NDArray[np.float16] | None) -> Self:
+        """The latest `length` items of those that are asked about; `reasoning` is the split's H of all users."""
         return cls(
-            left_pad(histories, length),
-            [np.unique(h) for h in histories],
-            np.array([dataset.target(int(u), split) for u in users], np.int64),
-            reasoning[users] if reasoning is not None else None,
+            left_pad(asked.histories, length),
+            [np.unique(history) for history in asked.histories],
+            asked.targets,
+            reasoning[asked.users] if reasoning is not None else None,
         )
 
     def excluded(self, rows: slice) -> NDArray[np.int64]:

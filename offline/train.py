@@ -45,6 +45,7 @@ from offline.models.recommender import Recommender, parameters
 from offline.objective import Objective
 from offline.prepare import Dataset, load_dataset
 from offline.progress import progress
+from offline.ranking import Asked, drawn
 from offline.reason.output import load_reasoning, present
 from offline.recipe import BACKBONES, Recipe, TrainRecipe, Variant, reads_reasoning
 from offline.scoring import History, score_beam
@@ -341,17 +342,9 @@ class _Run:
         )
 
     def _validation(self, reasoned: Stage | None) -> History:
-        users = np.arange(len(self.dataset.users))
-        wanted = self.settings.validation_users
-        if 0 < wanted < len(users):
-            users = np.sort(np.random.default_rng(0).choice(users, wanted, replace=False))
-        return History.of(
-            self.dataset,
-            "valid",
-            users,
-            self.recipe.model.length,
-            load_reasoning(reasoned.folder, "valid") if reasoned is not None else None,
-        )
+        users = drawn(len(self.dataset.users), self.settings.validation_users, seed=0)
+        reasoning = load_reasoning(reasoned.folder, "valid") if reasoned is not None else None
+        return History.of(Asked.of(self.dataset, "valid", users), self.recipe.model.length, reasoning)
 
     def _one_epoch(self, stepped: Callable[[], None]) -> dict[str, Any]:
         self.model.train()

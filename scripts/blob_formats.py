@@ -17,8 +17,10 @@ import typer
 from numpy.typing import NDArray
 from rich.progress import track
 
+from offline.measure import chosen
 from offline.metrics import ranks, summary
 from offline.prepare import load_dataset
+from offline.ranking import Asked
 from offline.reason import load_reasoning
 from offline.recipe import load_recipe
 from offline.scoring import History
@@ -32,7 +34,7 @@ BATCH = 256
 def main(
     work: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     recipe: Annotated[str, typer.Option(help="The recipe it was run with.")] = "beauty",
-    users: Annotated[int, typer.Option(help="Test users, drawn at random.")] = 4000,
+    users: Annotated[int, typer.Option(help="Test users, drawn at random; 0: all.")] = 4000,
 ) -> None:
     """Print one line per layout and dtype."""
     chosen_recipe = load_recipe(recipe)
@@ -42,21 +44,18 @@ def main(
     if model.adapter is None:
         raise typer.BadParameter(f"the model in {work} reads no reasoning")
     model.eval()
-    everyone = np.arange(len(dataset.users))
-    chosen = np.sort(np.random.default_rng(1).choice(everyone, min(users, len(everyone)), replace=False))
-    history = History.of(
-        dataset, "test", chosen, settings.length, load_reasoning(_stage(work, "reason").folder, "test")
-    )
+    asked = Asked.of(dataset, "test", chosen(dataset, users))
+    history = History.of(asked, settings.length, load_reasoning(_stage(work, "reason").folder, "test"))
     raw = torch.from_numpy(cast("NDArray[np.float16]", history.reasoning).astype(np.float32))
     with torch.inference_mode():
         projected = model.project(raw)
     best: NDArray[np.int64] | None = None
-    print(f"{len(chosen)} test users, beam {settings.beam}")
+    print(f"{len(asked.users)} test users, beam {settings.beam}")
     for layout, matrices in ((Layout.projected, projected.numpy()), (Layout.raw, raw.numpy())):
         for dtype in ("float32", "float16", "int8"):
             stored, size = _through_the_codec(matrices, layout, dtype)
             found: list[NDArray[np.int64]] = []
-            for start in track(range(0, len(chosen), BATCH), f"{layout.name} {dtype}", transient=True):
+            for start in track(range(0, len(asked.users), BATCH), f"{layout.name} {dtype}", transient=True):
                 rows = slice(start, start + BATCH)
                 steps = torch.from_numpy(stored[rows])
                 with torch.inference_mode():

@@ -10,6 +10,7 @@ import torch
 
 from offline.errors import TrainingError
 from offline.prepare import Dataset
+from offline.ranking import Asked
 from offline.recipe import Variant
 from offline.scoring import History, score_beam, score_exact
 from tests.offline.models import tiny
@@ -110,7 +111,7 @@ def test_one_long_history_costs_the_others_nothing() -> None:
     sequences = [np.arange(1, length + 1, dtype=np.int32) for length in lengths]
     dataset = SimpleNamespace(history=lambda user, _: sequences[user][:-1], target=lambda user, _: sequences[user][-1])
     tracemalloc.start()
-    known = History.of(cast("Dataset", dataset), "valid", np.arange(len(lengths)), 20, None)
+    known = History.of(Asked.of(cast("Dataset", dataset), "valid", np.arange(len(lengths))), 20, None)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20e6
