@@ -69,7 +69,7 @@ class _Message(BaseModel):
 
 
 class _Choice(BaseModel):
-    message: _Message
+    message: _Message | None = None  # some leave it out where their content filter took the text
     finish_reason: str | None = None
 
 
@@ -80,13 +80,13 @@ class _Tokens(BaseModel):
 
 
 class _Completion(BaseModel):
-    choices: list[_Choice]
+    choices: list[Any]  # each read for itself: what is wrong with one costs none of the others
     usage: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One text, and why it ended: `stop`, `length`, ..., or `refusal`. Empty if it was broken off."""
+    """One text, and why it ended: `stop`, `length`, ..., or `refusal`. Empty if broken off or unreadable."""
 
     text: str
     finish: str | None
@@ -263,12 +263,17 @@ class Chat:
         choices = tuple(self._choice(choice, sampling) for choice in completion.choices)
         return Reply(choices, _counted(completion.usage, written=any(choice.text for choice in choices)), headers)
 
-    def _choice(self, choice: _Choice, sampling: Sampling) -> Choice:
-        content, finish = choice.message.content, choice.finish_reason
+    def _choice(self, row: object, sampling: Sampling) -> Choice:
+        try:
+            choice = _Choice.model_validate(row)
+        except ValidationError:
+            return Choice("", None)
+        message, finish = choice.message or _Message(), choice.finish_reason
+        content = message.content
         if isinstance(content, list):
             content = "".join(str(part.get("text") or "") for part in content if part.get("type") == "text")
         if not content:
-            return Choice("", "refusal" if choice.message.refusal else finish)
+            return Choice("", "refusal" if message.refusal else finish)
         if finish in BROKEN_OFF:
             return Choice("", finish)
         # Some servers return the stop word, too.

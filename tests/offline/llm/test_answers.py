@@ -163,6 +163,32 @@ def test_a_text_that_the_server_broke_off_is_no_answer(connect: Open, layer: Lay
     assert f"the server broke the answer off ({finish})" in str(answer.error)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"index": 1, "finish_reason": "content_filter"},
+        {"index": 1, "message": None, "finish_reason": "error"},
+        {"index": 1, "message": "cut off", "finish_reason": "stop"},
+        "cut off",
+    ],
+)
+def test_one_answer_that_cannot_be_read_costs_none_of_the_others(connect: Open, layer: Layer, bad: Any) -> None:
+    whole = json.loads(completion("one", "two"))
+    whole["choices"].insert(1, bad)
+    layer.faults.append(says(json.dumps(whole).encode()))
+    layer.always = says(completion("three"))
+    (answer,) = answers(connect(concurrency=1), n=3, seed=5)
+    assert answer.texts == ("one", "two", "three")
+    assert [(asked.body.get("n", 1), asked.body["seed"]) for asked in layer.asked] == [(3, 5), (1, 7)]
+
+
+def test_a_filter_that_takes_the_message_too_is_not_asked_again(connect: Open, layer: Layer) -> None:
+    layer.always = says(json.dumps({"choices": [{"index": 0, "finish_reason": "content_filter"}]}).encode())
+    (answer,) = answers(connect())
+    assert answer.error == "withheld by the server's content filter"
+    assert len(layer.asked) == 1
+
+
 def test_half_a_surrogate_pair_costs_neither_the_answer_nor_the_run(connect: Open, layer: Layer) -> None:
     layer.always = message("cut at \ud83d", "length")
     assert answers(connect())[0].texts == ("cut at ?",)
