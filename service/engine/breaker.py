@@ -46,6 +46,14 @@ class Breaker:
         if self._failures >= self._settings.failures:
             self._until = self._clock() + self._settings.open_ms / 1000
 
+    def recovered(self) -> None:
+        """The other side answered what no caller had asked: close, if the next caller would be let through anyway.
+
+        One failure opens it again: what was asked may have been less than callers ask.
+        """
+        if self._until is not None and not self._probing and self._clock() >= self._until:
+            self._until = None
+
     def abandoned(self) -> None:
         """The call says nothing about the other side: its caller left, or gave it too little time."""
         self._probing = False

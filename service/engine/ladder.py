@@ -126,7 +126,8 @@ class Ladder:
         """Per engine, whether it would answer for the model now; one that does not say so soon would not.
 
         Of a model whose breaker is open its engine's word is not enough: it has to answer the probe. Without that, a
-        replica that gets no requests because it is not ready would never be found to be well again.
+        replica that gets no requests because it is not ready would never be found to be well again, and a model that
+        nobody asks any more would be counted as broken for good.
         """
         return await asyncio.gather(*(_ready(rung, model, probe) for rung in self._rungs))
 
@@ -148,6 +149,7 @@ async def _ready(rung: _Rung, model: str, probe: ModelInput) -> bool:
             ready = await rung.engine.ready(model)
             if ready and lane is not None and lane.breaker.open:
                 await rung.engine.infer(model, probe, READY_SECONDS)
+                lane.breaker.recovered()
             return ready
     except EngineOverloaded:  # it has more to do than it can
         return True

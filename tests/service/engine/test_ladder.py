@@ -312,9 +312,42 @@ async def test_a_model_that_was_given_up_has_to_answer_to_be_ready() -> None:
     assert await ladder.ready("hstu", REQUEST) == [True]
     engine.failure = None
     assert await ladder.ready("hstu", REQUEST) == [True]
-    assert ladder.broken() == 1  # answers alone close it
+    assert ladder.broken() == 1  # its callers are kept away for as long as the settings say
     await asyncio.sleep(SETTINGS.open_ms / 1000)
     assert await ask(ladder) == Outcome(1, [])
     asked = len(engine.given)
     assert await ladder.ready("hstu", REQUEST) == [True]
     assert len(engine.given) == asked  # its word is enough again
+
+
+async def test_a_model_that_nobody_asks_any_more_does_not_stay_broken() -> None:
+    engine = Scripted(1, EngineUnavailable("gone"))
+    ladder = Ladder([engine], SETTINGS)
+    for _ in range(SETTINGS.failures):
+        await ask(ladder)
+    await asyncio.sleep(SETTINGS.open_ms / 1000)
+    assert await ladder.ready("hstu", REQUEST) == [False]
+    assert ladder.broken() == 1
+    engine.failure = None
+    assert await ladder.ready("hstu", REQUEST) == [True]
+    assert ladder.broken() == 0
+    # A probe is the least that can be asked: what callers ask may fail as before, and need not do so often.
+    engine.failure = EngineUnavailable("bad allocation")
+    await ask(ladder)
+    assert ladder.broken() == 1
+
+
+async def test_a_probe_beside_a_callers_leaves_it_to_that_one() -> None:
+    engine = Scripted(1, EngineUnavailable("gone"))
+    ladder = Ladder([engine], SETTINGS)
+    for _ in range(SETTINGS.failures):
+        await ask(ladder)
+    await asyncio.sleep(SETTINGS.open_ms / 1000)
+    engine.failure, engine.slow = None, 0.5
+    asking = asyncio.create_task(ask(ladder))
+    await asyncio.sleep(0.1)
+    engine.slow = 0.0
+    assert await ladder.ready("hstu", REQUEST) == [True]
+    assert ladder.broken() == 1
+    assert await asking == Outcome(1, [])
+    assert ladder.broken() == 0
