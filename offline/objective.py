@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from offline.models.beam import MISSING, child_log_probabilities
 from offline.models.fusion import info_nce
 from offline.models.recommender import Recommender
 from offline.recipe import TrainRecipe
+
+_CELLS = 1 << 28  # scores of all items that are held at a time, and as many again for their gradients
 
 
 class Objective(nn.Module):
@@ -103,10 +106,22 @@ class Objective(nn.Module):
         table = self.model.item_vectors() if recipe.catalogue_weight else None
         if table is None:
             return queries.new_zeros(())
-        scores = queries @ table.T  # [M, N]
-        return recipe.catalogue_weight * functional.cross_entropy(
-            scores, targets - 1, label_smoothing=recipe.label_smoothing
-        )
+
+        def term(some: Tensor, chosen: Tensor, reduction: str) -> Tensor:
+            scores = some @ table.T  # [M, N]
+            return functional.cross_entropy(
+                scores, chosen - 1, label_smoothing=recipe.label_smoothing, reduction=reduction
+            )
+
+        together = max(1, _CELLS // len(table))
+        if len(queries) <= together:
+            return recipe.catalogue_weight * term(queries, targets, "mean")
+        # Computed a second time for the gradient, rather than kept: a batch's scores of a million items are gigabytes.
+        parts = [
+            checkpoint(term, some, chosen, "sum", use_reentrant=False)
+            for some, chosen in zip(queries.split(together), targets.split(together), strict=True)
+        ]
+        return recipe.catalogue_weight * torch.stack(parts).sum() / len(queries)
 
     def _unlikelihood(
         self, logits: list[Tensor], chosen: Tensor, vectors: list[Tensor] | None, query: Tensor, total: Tensor

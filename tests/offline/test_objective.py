@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from offline import objective as module
 from offline.models.recommender import Recommender
 from offline.objective import Objective
 from offline.recipe import TrainRecipe, Variant
@@ -200,6 +201,24 @@ def test_catalogue_term_scores_items_by_their_input_vectors() -> None:
     torch.testing.assert_close(with_it - without, 0.5 * expected, rtol=1e-4, atol=1e-4)
     even = -logits.log_softmax(1).mean()
     torch.testing.assert_close(smooth[0] - smooth[1], 0.5 * (0.7 * expected + 0.3 * even), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_catalogue_term_of_a_large_catalogue_is_made_of_parts(
+    monkeypatch: pytest.MonkeyPatch, smoothing: float
+) -> None:
+    made = tiny.model(variant="hstu")
+    inputs, targets = rows(made)
+    recipe = plain_recipe(catalogue_weight=0.5, label_smoothing=smoothing)
+    found: list[tuple[torch.Tensor, list[torch.Tensor | None]]] = []
+    for cells in (10**9, 4 * 60):  # of 15 positions and 60 items
+        monkeypatch.setattr(module, "_CELLS", cells)
+        made.zero_grad()
+        loss = Objective(made, recipe)(inputs, targets, None, None)
+        loss.backward()
+        gradients = [None if one.grad is None else one.grad.clone() for one in made.parameters()]
+        found.append((loss.detach(), gradients))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_catalogue_term_of_the_last_position_knows_where_the_reasoning_points() -> None:
