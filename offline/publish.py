@@ -192,7 +192,7 @@ def merged(stored: History | RecordMiss, items: list[str], known_until: int) -> 
         return None
     first = len(stored.items) - len(stored.times)
     room = Counter(items)
-    room.subtract(stored.items[:first])
+    room.subtract(stored.gone + stored.items[:first])
     kept: list[int] = []
     absorbed: list[str] = []
     for place, (item, moment, mark) in enumerate(zip(stored.items[first:], stored.times, stored.marks, strict=True)):

@@ -126,7 +126,7 @@ def appended(history: History, events: list[Event], keep: int) -> tuple[History,
     base = history.items[: len(history.items) - len(history.times)]
     items, times, marks = history.items[len(base) :], history.times.copy(), history.marks.copy()
     new: list[Event] = []
-    room = Counter(base)
+    room = Counter(history.gone + base)
     for event in events:
         mark = event_mark(event.event_id)
         if mark in known:
@@ -153,6 +153,7 @@ def appended(history: History, events: list[Event], keep: int) -> tuple[History,
         marks[old:],
         history.dropped + over,
         (history.forgotten + marks[:old])[-keep:],
+        (history.gone + base[:over])[-keep:],
     )
     return kept, new
 

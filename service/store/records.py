@@ -30,7 +30,8 @@ class History:
     `times` (ms since the epoch) and `marks` (see `event_mark`) are those of the last items, which came as events.
     `updated` is when the record was written, `known_until` when the data were read that the release was made of
     (seconds since the epoch).
-    `dropped` counts older items that are no longer kept; `forgotten` holds the marks of events among them, latest last.
+    `dropped` counts older items that are no longer kept. Of the latest among them, in order, `gone` holds those that a
+    release knew, and `forgotten` the marks of those that came as events.
     """
 
     items: list[str]
@@ -40,6 +41,7 @@ class History:
     marks: list[str] = field(default_factory=list)
     dropped: int = 0
     forgotten: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -64,6 +66,8 @@ def encode_history(history: History) -> bytes:
         row["dropped"] = history.dropped
     if history.forgotten:
         row["forgotten"] = history.forgotten
+    if history.gone:
+        row["gone"] = history.gone
     return json.dumps(row, separators=(",", ":")).encode()
 
 

@@ -253,6 +253,25 @@ def test_a_late_event_that_the_release_holds_ends_alike_before_and_after_it() ->
     assert new == []
 
 
+def test_events_that_the_release_holds_are_no_news_though_their_items_are_kept_no_more() -> None:
+    """Sent again, they would stand behind all that is left of the release, as the user's latest."""
+
+    def event(item: str, moment: int) -> Event:
+        return Event.model_validate({"event_id": f"of {item} at {moment}", "item_id": item, "timestamp": moment})
+
+    items = [f"i{number}" for number in range(6)]
+    cut, _ = appended(History(items, 1, NOW), [event("fresh", NOW + 1)], 4)
+    assert (cut.items, cut.gone) == (["i3", "i4", "i5", "fresh"], ["i0", "i1", "i2"])
+    assert appended(cut, [event(item, NOW - 9) for item in items], 4) == (cut, [])
+    again, new = appended(cut, [event("i1", NOW - 9), event("i1", NOW - 8)], 4)  # bought once only by its data
+    assert (again.items, len(new)) == (["i4", "i5", "i1", "fresh"], 1)
+    assert again.gone == ["i0", "i1", "i2", "i3"]
+    # A release of later data that has not this event has had it no more than the one before.
+    late = merged(again, ["i0", "i1", "i2", "i3", "i4", "i5"], NOW + 5)
+    assert late is not None
+    assert (late.items, late.gone) == ([*items, "i1", "fresh"], [])
+
+
 def test_of_two_events_of_an_item_that_the_release_holds_once_one_is_new() -> None:
     events = [Event.model_validate({"event_id": f"e{n}", "item_id": "milk", "timestamp": NOW - n}) for n in (2, 1)]
     after, new = appended(History(["milk", "razor"], 1, NOW), events, 200)

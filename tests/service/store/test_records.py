@@ -33,7 +33,8 @@ def histories(draw: st.DrawFn) -> History:
     items, times = draw(st.lists(st.text())), draw(st.lists(number, max_size=8))
     marks = draw(st.lists(st.text(max_size=11), min_size=len(times), max_size=len(times)))
     items += ["item"] * len(times)
-    return History(items, draw(number), draw(number), times, marks, draw(number), draw(st.lists(st.text(max_size=11))))
+    forgotten, gone = draw(st.lists(st.text(max_size=11))), draw(st.lists(st.text(max_size=11)))
+    return History(items, draw(number), draw(number), times, marks, draw(number), forgotten, gone)
 
 
 @given(histories())
