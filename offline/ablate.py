@@ -29,7 +29,7 @@ from offline.cooccurrence import Neighbours
 from offline.errors import StageError
 from offline.prepare import SPLITS, Dataset, load_dataset
 from offline.progress import track
-from offline.ranking import first, mask
+from offline.ranking import at_once, first, mask
 from offline.reason import load_reasoning, load_template, present
 from offline.reason.engines import Encoder, Sentences
 from offline.reason.vectors import Vectors
@@ -171,6 +171,18 @@ class _Successors:
 
         Zeros and no titles for a user who has had so much of the catalogue that fewer are left.
         """
+        matrix = np.zeros((len(users), self._steps, self._vectors.shape[1]), np.float32)
+        titles: list[list[str]] = [[] for _ in users]
+        together = at_once(self._dataset.num_items)
+        for start in range(0, len(users), together):
+            for row, best in enumerate(self._best(users[start : start + together], split), start):
+                if best.all():
+                    matrix[row] = self._vectors[best - 1]
+                    titles[row] = [self._dataset.items[i - 1].title for i in best.tolist()]
+        return matrix, titles
+
+    def _best(self, users: NDArray[np.int64], split: str) -> NDArray[np.int64]:
+        """The K best items [B, K], the best one last; 0 where fewer are left."""
         histories = [self._dataset.history(int(user), split) for user in users]
         own = [self._training[user] for user in users]
         scores = self._neighbours.score(histories, own)
@@ -179,10 +191,4 @@ class _Successors:
             # Not by number: the first numbers are the first user's purchases, the held-out ones among them.
             (sold,) = self._neighbours.sold([own[row]])
             scores[row] = np.where(scores[row] == 0, -1 / (1 + sold), scores[row])
-        best = first(scores, self._steps)[:, ::-1]
-        matrix = np.zeros((len(users), self._steps, self._vectors.shape[1]), np.float32)
-        titles: list[list[str]] = [[] for _ in users]
-        for row in np.flatnonzero(best.all(axis=1)).tolist():
-            matrix[row] = self._vectors[best[row] - 1]
-            titles[row] = [self._dataset.items[i - 1].title for i in best[row].tolist()]
-        return matrix, titles
+        return first(scores, self._steps)[:, ::-1]

@@ -22,7 +22,7 @@ from offline.prepare import Dataset
 
 TOP = 10
 _BATCH = 512  # users whose scores of all items are held at a time, at most
-_CELLS = 16_000_000  # scores that are: a catalogue of millions is ranked for a few users at a time
+_CELLS = 16_000_000  # scores that are
 
 # Every row of a report says under which of them it was measured.
 SWITCHES = ("model", "labels", "history", "reasoning", "scoring", "seed")
@@ -76,7 +76,7 @@ class ByScores:
     def rank(self, asked: Asked, *, masked: bool) -> NDArray[np.int64]:
         """As `Ranker.rank`; of items that score alike, the one with the lower index comes first."""
         best = np.zeros((len(asked.histories), TOP), np.int64)
-        together = max(1, min(_BATCH, _CELLS // (self.num_items + 1)))
+        together = at_once(self.num_items)
         for start in range(0, len(best), together):
             histories = asked.histories[start : start + together]
             scores = np.array(self.score(histories))
@@ -84,6 +84,11 @@ class ByScores:
                 mask(scores, histories)
             best[start : start + together] = first(scores, TOP)
         return best
+
+
+def at_once(num_items: int) -> int:
+    """Users whose scores of so many items may be held: few where the catalogue has millions."""
+    return max(1, min(_BATCH, _CELLS // (num_items + 1)))
 
 
 def mask(scores: NDArray[np.float32], histories: Sequence[NDArray[np.int32]]) -> None:

@@ -12,9 +12,7 @@ from offline.discover.evidence import CUTOFF, Applied
 from offline.discover.panels import SPLIT
 from offline.metrics import ranks
 from offline.prepare import Dataset
-from offline.ranking import first, mask
-
-ROWS = 256  # users scored at a time
+from offline.ranking import at_once, first, mask
 
 
 def untrained(dataset: Dataset, users: Sequence[int]) -> list[Applied]:
@@ -23,8 +21,9 @@ def untrained(dataset: Dataset, users: Sequence[int]) -> list[Applied]:
     neighbours = Neighbours.fit(training, dataset.num_items)
     knn: list[NDArray[np.int64]] = []
     popular: list[NDArray[np.int64]] = []
-    for start in range(0, len(users), ROWS):
-        part = users[start : start + ROWS]
+    together = at_once(dataset.num_items)
+    for start in range(0, len(users), together):
+        part = users[start : start + together]
         histories, own = [dataset.history(user, SPLIT) for user in part], [training[user] for user in part]
         targets = np.array([dataset.target(user, SPLIT) for user in part])
         knn.append(_ranks(neighbours.score(histories, own), histories, targets))

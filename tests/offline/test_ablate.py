@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from offline import ablate as module
+from offline import ranking
 from offline.ablate import ablate
 from offline.cooccurrence import Neighbours
 from offline.errors import StageError
@@ -176,6 +177,28 @@ def test_successors_are_the_best_unseen_items_of_the_knn_that_never_met_the_user
         ranked = np.argsort(-scores, kind="stable").tolist()[:K][::-1]
         assert titles[user] == [names[i - 1] for i in ranked]
         np.testing.assert_allclose(found[user], vectors[np.array(ranked) - 1], atol=5e-3)
+
+
+def test_a_large_catalogue_is_scored_for_a_few_users_at_a_time(
+    upstream: tuple[Stage, Stage, Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = load_dataset(upstream[0].folder)
+    successors = module._Successors(dataset, upstream[1], K)
+    users = np.arange(len(dataset.users))
+    matrix, titles = successors.of(users, "test")
+    together: list[int] = []
+    score = Neighbours.score
+
+    def counted(self: Neighbours, histories: Any, own: Any) -> NDArray[np.float32]:
+        together.append(len(histories))
+        return score(self, histories, own)
+
+    monkeypatch.setattr(Neighbours, "score", counted)
+    monkeypatch.setattr(ranking, "_CELLS", 50 * (dataset.num_items + 1))
+    few, few_titles = successors.of(users, "test")
+    assert together == [50, 50, 20]
+    assert (few == matrix).all()
+    assert few_titles == titles
 
 
 def test_where_few_successors_are_known_what_others_buy_most_comes_before_them(tmp_path: Path) -> None:
