@@ -44,7 +44,7 @@ class Line:
     @property
     def trainings(self) -> int:
         """How many runs a table says it is the mean of."""
-        return len({draw and draw[:2] for draw in self.draws})
+        return trainings(self.draws)
 
     @property
     def ids(self) -> list[str]:
@@ -62,7 +62,7 @@ class Line:
         """Over trainings."""
         return self.over_trainings(metric).mean
 
-    def among(self, draws: Sequence[Drawn]) -> Line:
+    def among(self, draws: Sequence[Drawn | None]) -> Line:
         """The same over those draws alone; as it is where there are none."""
         if not draws:
             return self
@@ -174,6 +174,11 @@ def _unrounded(run: Run, row: dict[str, Any]) -> dict[str, Any]:
     return row | {f"{name}@{k}": of(rank, k) for k in CUTOFFS for name, of in (("recall", recall), ("ndcg", ndcg))}
 
 
+def trainings(draws: Iterable[Drawn | None]) -> int:
+    """How many these are; what was measured twice counts once."""
+    return len({draw and draw[:2] for draw in draws})
+
+
 def repeated(found: list[Line]) -> list[Line]:
     """Lines of enough draws for a headline, or all where none has: a single lucky one is no result."""
     return [line for line in found if line.trainings >= RUNS] or found
@@ -185,9 +190,20 @@ def shared(lines: Iterable[Line]) -> list[Drawn]:
     return [draw for draw in every[0] if draw is not None and all(draw in draws for draws in every)]
 
 
+def common(first: Line, second: Line) -> list[Drawn | None]:
+    """The draws that both have."""
+    return [draw for draw in first.draws if draw in second.draws]
+
+
+def ranked(first: Line, second: Line) -> list[Drawn | None]:
+    """Those of them of which both kept ranks: what `compare` is about."""
+    ours, theirs = first.ranks(), second.ranks()
+    return [draw for draw in ours if draw in theirs]
+
+
 def paired(first: Line, second: Line, metric: str = f"recall@{TOP}") -> tuple[float, float]:
     """Means of both over the draws that they share; over all of their own where they share none."""
-    both = [draw for draw in first.draws if draw in second.draws]
+    both = common(first, second)
     if not both:
         return first.mean(metric), second.mean(metric)
     ours, theirs = (

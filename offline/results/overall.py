@@ -6,7 +6,7 @@ from typing import Any
 
 from offline.ranking import TOP
 from offline.results.commands import KEEP, last, measured, name, recipe, under
-from offline.results.lines import SWITCHES, Line, Lines, compare, gain, paired
+from offline.results.lines import SWITCHES, Line, Lines, common, compare, gain, paired, ranked, trainings
 from offline.results.markdown import chance, counted, decimals, figure, folded, missing, quoted, section, table
 from offline.results.settings import BACKBONE, NAMES
 
@@ -104,14 +104,21 @@ def _lift_rows(lines: Lines, dataset: str, switches: list[tuple[str, str]]) -> l
 
 
 def against(line: Line, other: Line, metric: str = f"recall@{TOP}") -> list[str]:
-    """Cells: both means, relative difference, difference with its interval, p, and the draws that were paired."""
+    """Cells: both means, relative difference, difference with its interval, p, and how many runs.
+
+    All are over the draws that both have, but interval and p over those whose ranks were kept: where that is not every
+    one, the cells say so.
+    """
     cells = [*map(decimals, paired(line, other, metric)), f"{gain(line, other, metric):+.1%}"]
+    both = common(line, other)
+    runs = trainings(both or line.draws)
     found = compare(line, other, metric)
     if found is None:
-        why = "no ranks kept" if set(line.draws) & set(other.draws) else "of different trainings"
-        return [*cells, why, "–", str(line.trainings)]
+        return [*cells, "no ranks kept" if both else "of different trainings", "–", str(runs)]
+    told = len(ranked(line, other))
+    only = f" ({told} of {len(both)} kept ranks)" if told < len(both) else ""
     interval = f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-    return [*cells, interval, chance(found.p), str(found.seeds)]
+    return [*cells, interval + only, chance(found.p) + only, str(runs)]
 
 
 # Heads of the cells of `drop`, with a place for what is compared with.

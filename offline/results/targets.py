@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offline.results.lines import Line, Lines, compare, gain, repeated, shared
+from offline.results.lines import Line, Lines, compare, gain, ranked, repeated, shared
 from offline.results.markdown import chance, decimals, mixed
 
 # R@10 of the paper's SCoTER-H over its HSTU (Table 1).
@@ -86,10 +86,11 @@ def _control(lines: Lines, shuffled: Line) -> tuple[str, str]:
     """What is left of the lift over its backbone with another user's H, beside the lift on that draw; the verdict."""
     backbone = lines.backbone(shuffled)
     found = compare(shuffled, backbone) if backbone is not None else None
-    if found is None:
+    if found is None or backbone is None:
         return decimals(shuffled.mean("recall@10")), "cannot be told: its backbone's ranks are missing"
     verdict = "met" if found.p > 0.05 or found.value <= 0 else "not met: a lift stays"
-    return f"{found.relative:+.1%}, p {chance(found.p)} ({_made(lines, shuffled)}{_own(lines, shuffled)})", verdict
+    made = _made(lines, shuffled.among(ranked(shuffled, backbone)))
+    return f"{found.relative:+.1%}, p {chance(found.p)} ({made}{_own(lines, shuffled)})", verdict
 
 
 def _own(lines: Lines, shuffled: Line) -> str:

@@ -124,6 +124,42 @@ def test_trainings_that_have_nothing_in_common_are_not_paired(tmp_path: Path) ->
     assert cells[4:6] == ["of different trainings", "–"]
 
 
+def test_where_not_every_run_kept_ranks_a_row_says_of_how_many_its_interval_is(tmp_path: Path) -> None:
+    """The relative difference is of both seeds, and so is the number of runs."""
+    docs = tmp_path / "docs"
+    shuffled: dict[str, Any] = {"ablation": {"control": "shuffled"}}
+    for seed, share in ((1, 0.25), (2, 0.4)):
+        for name, recipe, found in (("whole", {}, share), ("shuffled", shuffled, share - 0.1)):
+            rows = {("hstu", False): 0.2, ("scoter_h", True): found}
+            stage = evaluated(tmp_path / f"{name}-{seed}", recipe | {"train": {"seed": seed}}, rows)
+            if seed == 2:
+                (stage / "ranks.npz").unlink()
+            keep(stage, f"{name}-{seed}", docs)
+    write_results(docs)
+    lines = Lines(load_runs(docs).runs)
+    (full,) = lines.full("beauty", "scoter_h")
+    backbone = lines.backbone(full)
+    assert backbone is not None
+    cells = row(docs, "With reasoning against the backbone", "SCoTER-H [A], five-step | train, masked")
+    both = (np.mean([line["recall@10"] for line in one.rows]) for one in (full, backbone))
+    assert cells[5] == f"{next(both) / next(both) - 1:+.1%}"
+    first = full.rows[0]["recall@10"] - backbone.rows[0]["recall@10"]
+    assert re.fullmatch(rf"{re.escape(f'{first:+.4f}')} \[.*\] \(1 of 2 kept ranks\)", cells[6])
+    assert cells[7].endswith(" (1 of 2 kept ranks)")
+    assert cells[8] == "2"
+    gone = row(docs, "## Targets", "that lift with another user's H, on beauty")[2]
+    assert "(A; 1 run, where their own has" in gone
+
+
+def test_a_training_that_was_measured_twice_is_one_run_beside_its_backbone_too(tmp_path: Path) -> None:
+    later = PLAIN | {("hstu", False): 0.21, ("scoter_h", True): 0.31}
+    for name, rows in (("then", PLAIN), ("now", later)):
+        keep(evaluated(tmp_path / name, {}, rows), name, tmp_path / "docs")
+    write_results(tmp_path / "docs")
+    assert row(tmp_path / "docs", "### Table 1: Amazon Beauty", "SCoTER-H [A], five-step")[1] == "1"
+    assert row(tmp_path / "docs", "With reasoning against", "SCoTER-H [A], five-step | train, masked")[-1] == "1"
+
+
 def test_runs_on_different_semantic_ids_are_counted_as_such(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     for seed, collisions in ((1, 414), (2, 414), (3, 379)):
