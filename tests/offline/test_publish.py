@@ -122,6 +122,7 @@ async def test_every_user_s_records_are_the_release_s(store: Store, tiny: TinyRe
     done = await publish(tiny.path, store)
     entry = tiny.manifest.models[0].reasoning
     assert entry is not None
+    size = 0
     for user in tiny.users:
         found = await reasoning(store, tiny, user.id)
         assert isinstance(found, Reasoning)
@@ -129,7 +130,10 @@ async def test_every_user_s_records_are_the_release_s(store: Store, tiny: TinyRe
         assert found.history_length == len(user.history)
         assert found.written == entry.written
         tag = user_tag(user.id)
-        history, steps = await store.get([history_key(tag), steps_key(tag, tiny.manifest.release_id)])
+        release = tiny.manifest.release_id
+        keys = [history_key(tag), steps_key(tag, release), reasoning_key(tag, release, entry.name)]
+        history, steps, blob = await store.get(keys)
+        size += sum(len(part or b"") for part in (*keys, history, steps, blob))
         kept = decode_history(history)
         assert isinstance(kept, History)
         assert (kept.items, kept.known_until) == (user.history, entry.written)
@@ -137,6 +141,7 @@ async def test_every_user_s_records_are_the_release_s(store: Store, tiny: TinyRe
         assert decode_steps(steps) == user.steps
     assert await pointer(store) == tiny.manifest.release_id.encode()
     assert (done.release_id, done.users, done.skipped, done.records) == (tiny.manifest.release_id, 6, 0, 18)
+    assert done.bytes == size
     assert done.seconds > 0
     shelf = await read_shelf(store)
     assert (shelf.loaded, shelf.live) == ((tiny.manifest.release_id,), (tiny.manifest.release_id,))
@@ -185,7 +190,12 @@ async def test_an_interrupted_publication_leaves_the_live_release_and_is_gone_on
         np.testing.assert_array_equal(found.matrix, user.matrix)
     done = await publish(tiny.path, store)
     assert done.skipped == {0: 0, 1: 0, 2: 0, 3: 0}.get(fail_at, 4 if fail_at < 7 else 6)
-    assert await pointer(store) == tiny.manifest.release_id.encode()
+    release = tiny.manifest.release_id
+    assert await pointer(store) == release.encode()
+    assert await read_load(store, release) == Load(6, 4, ("scoter_h",), done=6)
+    parts = [decode_tags(part) for part in await store.get([users_key(release, n) for n in range(3)])]
+    tags = [user_tag(user.id) for user in tiny.users]
+    assert parts == [tags[:4], tags[4:], RecordMiss.absent]  # or `gc` would not find them all
     for user in tiny.users:
         found = await reasoning(store, tiny, user.id)
         assert isinstance(found, Reasoning)
@@ -203,6 +213,22 @@ async def test_what_was_lost_meanwhile_is_written_again(
     done = await publish(tiny.path, store)
     assert (done.skipped, done.records) == (0, 18)
     assert await store.get([steps_key(user_tag("user-0"), tiny.manifest.release_id)]) != [None]
+
+
+@asynchronous
+@pytest.mark.parametrize("change", [{"leaving": True}, {"part": 2}, {"names": ("other",)}, {"users": 5}])
+async def test_what_was_loaded_in_another_way_or_is_being_removed_is_written_anew(
+    store: Store, tiny: TinyRelease, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """`gc` that was cut off leaves records that can all be read back, and the word that they are to go."""
+    monkeypatch.setattr(module, "BATCH", 4)
+    release = tiny.manifest.release_id
+    await publish(tiny.path, store)
+    whole = await read_load(store, release)
+    assert isinstance(whole, Load)
+    await store.put([(load_key(release), encode_load(replace(whole, done=4, **change)))])
+    assert (await publish(tiny.path, store)).skipped == 0
+    assert await read_load(store, release) == whole
 
 
 @asynchronous
@@ -253,6 +279,28 @@ async def test_events_outlive_publications(store: Store, tiny: TinyRelease, olde
         found = await history(store, user.id)
         assert found.items == [*user.history, "elsewhere", already]
         assert appended(found, came, 100) == (found, [])  # each is still known
+
+
+@asynchronous
+async def test_a_history_that_changes_under_a_publication_is_brought_up_to_the_release_all_the_same(
+    store: Store, tiny: TinyRelease
+) -> None:
+    """An event comes between reading the histories and writing them."""
+    key = history_key(user_tag("user-0"))
+
+    class Meanwhile(Watched):
+        came = False
+
+        async def swap_all(self, changes: Iterable[Change]) -> list[bool]:
+            if not self.came:
+                self.came = True
+                after, _ = appended(History([], 0), events(("one", "elsewhere", WRITTEN + 5)), 100)
+                await self.inner.put([(key, encode_history(after))])
+            return await super().swap_all(changes)
+
+    await publish(tiny.path, Meanwhile(store))
+    assert (await history(store, "user-0")).items == [*tiny.users[0].history, "elsewhere"]
+    assert (await history(store, "user-1")).items == tiny.users[1].history
 
 
 @asynchronous

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from offline.publish import merged
 from service.errors import RequestInvalid, StoreUnavailable
-from service.events import AHEAD_SECONDS, Event, Events, EventsRequest, appended
+from service.events import AHEAD_SECONDS, ATTEMPTS, Event, Events, EventsRequest, appended
 from service.metrics import Metrics
 from service.profile import Profiles
 from service.release.catalogue import Catalogue
@@ -24,11 +24,12 @@ from service.release.release import Release
 from service.store.base import Store
 from service.store.keys import history_key, user_tag
 from service.store.lmdb import LmdbStore
-from service.store.records import History, decode_history, encode_history
+from service.store.records import History, decode_history, encode_history, event_mark
 from tests.service.tiny_release import TinyRelease, publish
 
 ROOT = Path(__file__).parents[2]
 NOW = 1_800_000_000
+RESULTS = ("accepted", "duplicate", "unknown_item")
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +73,15 @@ async def test_the_next_recommendation_sees_what_was_appended(
 
 @pytest.mark.anyio
 async def test_the_same_event_counts_once(store: Store, catalogue: Catalogue) -> None:
-    events = writer(store)
+    registry = CollectorRegistry()
+    events = Events(store, 200, Metrics(registry))
     first = await events.append(request("u", ("e1", "a", 5), ("e2", "b", 6), ("e1", "a", 5)), catalogue)
-    assert (first.accepted, first.duplicates) == (2, 1)
+    assert (first.accepted, first.duplicates, first.unknown_items) == (2, 1, 2)
     again = await events.append(request("u", ("e2", "b", 6), ("e3", "c", 7)), catalogue)
-    assert (again.accepted, again.duplicates, again.history) == (1, 1, 3)
+    assert (again.accepted, again.duplicates, again.unknown_items, again.history) == (1, 1, 1, 3)
     assert (await stored(store, "u")).items == ["a", "b", "c"]
+    told = {result: registry.get_sample_value("scoter_events_total", {"result": result}) for result in RESULTS}
+    assert told == {"accepted": 3, "duplicate": 2, "unknown_item": 3}
 
 
 @pytest.mark.anyio
@@ -87,6 +91,8 @@ async def test_late_events_find_their_place(store: Store, catalogue: Catalogue) 
     await events.append(request("u", ("e1", "at 50", 50), ("e2", "at 30", 30)), catalogue)
     await events.append(request("u", ("e3", "at 40", "1970-01-01T00:00:40Z"), ("e4", "at 30 too", 30.0)), catalogue)
     assert (await stored(store, "u")).items == ["of", "a release", "at 30", "at 30 too", "at 40", "at 50"]
+    await events.append(request("u", ("e5", "at 40.002", 40.002), ("e6", "at 40.001", 40.001)), catalogue)
+    assert (await stored(store, "u")).items[-4:] == ["at 40", "at 40.001", "at 40.002", "at 50"]
 
 
 @pytest.mark.anyio
@@ -119,6 +125,7 @@ def test_any_order_of_arrival_ends_in_the_order_of_time(
         seen += len(new)
         assert len(history.items) <= keep
     assert history.times == sorted(history.times)
+    assert len(history.forgotten) <= keep  # or the record would grow for as long as the user comes
     times = sorted((event.timestamp for event in by_id.values()), reverse=True)[:keep]
     assert [datetime.fromtimestamp(moment / 1000, UTC) for moment in reversed(history.times)] == times
     if len(by_id) <= keep:
@@ -238,12 +245,16 @@ async def test_a_user_that_never_stays_the_same_is_no_endless_loop(
 
     monkeypatch.setattr("service.events.LONGEST_PAUSE", 0.0001)
     monkeypatch.setattr(store, "swap", never)
+    registry = CollectorRegistry()
     with pytest.raises(StoreUnavailable, match="send it again"):
-        await writer(store).append(request("u", ("e", "a", 5)), catalogue)
+        await Events(store, 10, Metrics(registry)).append(request("u", ("e", "a", 5)), catalogue)
+    assert registry.get_sample_value("scoter_event_retries_total") == ATTEMPTS
 
 
-def test_a_late_event_that_the_release_holds_ends_alike_before_and_after_it() -> None:
-    late = Event.model_validate({"event_id": "order-7", "item_id": "milk", "timestamp": NOW - 86_400})
+@pytest.mark.parametrize("when", [NOW - 86_400, NOW])
+def test_a_late_event_that_the_release_holds_ends_alike_before_and_after_it(when: int) -> None:
+    """The latest of them is of the very second at which the data were read."""
+    late = Event.model_validate({"event_id": "order-7", "item_id": "milk", "timestamp": when})
     items = ["bread", "milk", "razor"]
     before, _ = appended(History(["bread"], 1), [late], 200)
     first = merged(before, items, NOW)
@@ -270,6 +281,34 @@ def test_events_that_the_release_holds_are_no_news_though_their_items_are_kept_n
     late = merged(again, ["i0", "i1", "i2", "i3", "i4", "i5"], NOW + 5)
     assert late is not None
     assert (late.items, late.gone) == ([*items, "i1", "fresh"], [])
+
+
+def test_what_is_kept_of_items_that_are_kept_no_more_is_bounded() -> None:
+    """The latest of a release's and of events' marks, as many as items: a record is read with each request."""
+    history = History([f"r{number}" for number in range(9)], 1, NOW)
+    came = [
+        Event.model_validate({"event_id": f"e{number}", "item_id": f"i{number}", "timestamp": NOW + 1 + number})
+        for number in range(9)
+    ]
+    for event in came:
+        history, _ = appended(history, [event], 3)
+    assert (history.items, history.dropped) == (["i6", "i7", "i8"], 15)
+    assert history.gone == ["r6", "r7", "r8"]
+    assert history.forgotten == [event_mark(f"e{number}") for number in (3, 4, 5)]
+
+
+def test_an_event_that_is_kept_no_more_is_known_after_the_next_release() -> None:
+    """Also where that release does not hold it: its producer may send it again, and it would be bought once more."""
+    came = [
+        Event.model_validate({"event_id": f"e{number}", "item_id": f"i{number}", "timestamp": NOW + 1 + number})
+        for number in range(4)
+    ]
+    cut, _ = appended(History(["r"], 1, NOW), came, 2)
+    assert cut.items == ["i2", "i3"]
+    after = merged(cut, ["r", "i1"], NOW + 3)
+    assert after is not None
+    assert after.items == ["r", "i1", "i2", "i3"]
+    assert appended(after, came, 9) == (after, [])
 
 
 def test_of_two_events_of_an_item_that_the_release_holds_once_one_is_new() -> None:
