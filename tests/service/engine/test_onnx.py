@@ -4,13 +4,15 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from service.engine.base import ModelInput
-from service.engine.onnx import OnnxEngine, load
+from service.engine import onnx as module
+from service.engine.base import ModelInput, Ranking
+from service.engine.onnx import OnnxEngine, OnnxEngines, load
 from service.engine.tensors import feeds
 from service.errors import EngineOverloaded, ReleaseCorrupt
 from service.release.manifest import ModelEntry, TensorEntry
@@ -110,6 +112,94 @@ async def test_a_request_whose_turn_would_come_too_late_is_refused_at_once(slow:
         await engine.infer("hstu", asked(), 4 * pace)
     await asyncio.gather(*waiting)
     assert (await engine.infer("hstu", asked(), PATIENT)).valid.all()  # nothing is held against those who come later
+    await engine.close()
+
+
+async def test_busy_workers_are_counted_out_of_those_that_share_what_is_waiting(tiny: TinyRelease) -> None:
+    batches = Batches()
+    engine = OnnxEngine(Release.open(tiny.path), OnnxSettings(threads=2, max_batch=8), batches)
+    hstu = engine._models["hstu"]
+
+    def taken(waiting: int) -> int:
+        """What a worker that finds so many waiting takes; no other one is woken."""
+        hstu.queue.extend(module._Waiting(asked(), asyncio.Future()) for _ in range(waiting))
+        size = len(engine._take(hstu))
+        hstu.queue.clear()
+        return size
+
+    assert taken(4) == 2
+    first = asyncio.create_task(engine.infer("hstu", asked(), PATIENT))
+    while not batches:
+        await asyncio.sleep(0.001)
+    assert taken(4) == 4  # by the only one that is left
+    batches.gate.set()
+    await first
+    async with asyncio.timeout(PATIENT):
+        while taken(4) != 2:
+            await asyncio.sleep(0.001)
+    await engine.close()
+
+
+async def test_what_waits_in_all_releases_is_told(tiny: TinyRelease) -> None:
+    """As while one is swapped for another: shadows make way for it, and it is a gauge."""
+    batches = Batches()
+    engines = OnnxEngines(OnnxSettings(threads=1), batches)
+    both = [await engines.open(Release.open(tiny.path)) for _ in range(2)]
+    running = [asyncio.create_task(engine.infer("hstu", asked(), PATIENT)) for engine in both]
+    while len(batches) < 2:
+        await asyncio.sleep(0.001)
+    assert engines.waiting() == 0
+    running += [asyncio.create_task(engine.infer("hstu", asked(), PATIENT)) for engine in (*both, both[0])]
+    await asyncio.sleep(0)
+    assert engines.waiting() == 3
+    batches.gate.set()
+    await asyncio.gather(*running)
+    for engine in both:
+        await engine.close()
+    assert engines.waiting() == 0
+
+
+async def test_what_a_request_takes_is_its_share_of_a_batch(
+    busy: tuple[OnnxEngine, Batches], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that each batch of these models moves on by eight seconds."""
+    engine, batches = busy
+    seconds, plain = [0.0], module.run
+
+    def slowly(*given: Any) -> list[Ranking]:
+        seconds[0] += 8.0
+        return plain(*given)
+
+    monkeypatch.setattr(module, "run", slowly)
+    monkeypatch.setattr(module, "perf_counter", lambda: seconds[0])
+    engine._pace = 2.0
+    rest = [asyncio.create_task(engine.infer("scoter_h", asked(), PATIENT)) for _ in range(4)]
+    await asyncio.sleep(0)
+    batches.gate.set()
+    await asyncio.gather(*rest)
+    assert batches == [("hstu", 1), ("scoter_h", 4)]
+    # The first batch, of one, took 8 s, and each of four 2 s: the latest count for a fifth.
+    assert engine._pace == pytest.approx(0.8 * (0.8 * 2.0 + 0.2 * 8.0) + 0.2 * 2.0)
+
+
+async def test_workers_share_what_is_ahead_of_a_request(tiny: TinyRelease) -> None:
+    batches = Batches()
+    engine = OnnxEngine(Release.open(tiny.path), OnnxSettings(threads=2, max_batch=1), batches)
+    rest: list[asyncio.Task[Ranking]] = []
+    for number in (1, 2):  # a worker each, behind the gate
+        rest.append(asyncio.create_task(engine.infer("hstu", asked(), PATIENT)))
+        while len(batches) < number:
+            await asyncio.sleep(0.001)
+    rest += [asyncio.create_task(engine.infer("hstu", asked(), PATIENT)) for _ in range(6)]
+    await asyncio.sleep(0)
+    engine._pace = 10.0
+    with pytest.raises(EngineOverloaded, match="6 requests are waiting for inference already: about 30000 ms"):
+        await engine.infer("hstu", asked(), 29.0)
+    rest.append(asyncio.create_task(engine.infer("hstu", asked(), 31.0)))
+    await asyncio.sleep(0)
+    assert engine.waiting() == 7
+    batches.gate.set()
+    await asyncio.gather(*rest)
     await engine.close()
 
 
