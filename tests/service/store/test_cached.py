@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
 
+from service.errors import StoreUnavailable
 from service.settings import CacheSettings
 from service.store.cached import CachedStore, cached
 from service.store.keys import history_key, reasoning_key, steps_key
@@ -53,6 +54,42 @@ async def test_what_is_not_there_is_asked_for_again(tmp_path: Path) -> None:
     await setup.store.put([(BLOB, b"H")])
     assert await setup.cached.get([BLOB]) == [b"H"]
     await setup.cached.close()
+
+
+async def test_what_is_not_there_takes_nobody_s_place(tmp_path: Path) -> None:
+    """Or users who have no reasoning would drive out those who have."""
+    setup = Setup(tmp_path, entries=1)
+    await setup.store.put([(BLOB, b"H")])
+    await setup.cached.get([BLOB])
+    assert await setup.cached.get([reasoning_key("stranger", "r1", "scoter_h")]) == [None]
+    assert await setup.cached.get([BLOB]) == [b"H"]
+    assert setup.hits == [False, False, True]
+    await setup.cached.close()
+
+
+async def test_what_is_read_while_it_is_written_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup(tmp_path)
+    await setup.store.put([(BLOB, b"old")])
+    real = setup.store.put
+
+    async def slowly(pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        assert await setup.cached.get([BLOB]) == [b"old"]
+        await real(pairs)
+
+    monkeypatch.setattr(setup.store, "put", slowly)
+    await setup.cached.put([(BLOB, b"new")])
+    assert await setup.cached.get([BLOB]) == [b"new"]
+    await setup.cached.close()
+
+
+async def test_it_is_as_well_as_the_store_behind_it_and_closes_with_it(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    await setup.cached.ping()
+    await setup.cached.close()
+    with pytest.raises(StoreUnavailable):
+        await setup.cached.ping()
+    with pytest.raises(StoreUnavailable):
+        await setup.store.get([BLOB])
 
 
 async def test_another_release_is_another_key(tmp_path: Path) -> None:

@@ -3,11 +3,15 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from service.errors import StoreUnavailable
+from service.store import lmdb as module
 from service.store.lmdb import LmdbStore
 
 pytestmark = pytest.mark.anyio
@@ -71,6 +75,35 @@ async def test_another_process_writes_and_grows_the_map_while_this_one_reads(tmp
     await store.put([(b"own", b"writes still work")])
     assert await store.get([b"own"]) == [b"writes still work"]
     await store.close()
+
+
+async def test_a_write_follows_a_map_that_another_process_has_grown(tmp_path: Path) -> None:
+    """Though nothing was read since."""
+    store = LmdbStore(tmp_path, map_bytes=1 << 16)
+    writer = await asyncio.create_subprocess_exec(sys.executable, "-c", WRITER, str(tmp_path), cwd=ROOT)
+    assert await writer.wait() == 0
+    await store.put([(b"own", b"value")])
+    assert await store.get([b"own", b"49-19"]) == [b"value", bytes([49]) * 1000]
+    await store.close()
+
+
+async def test_closing_waits_for_what_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, real = threading.Event(), module._put
+
+    def slowly(transaction: lmdb.Transaction, pairs: list[tuple[bytes, bytes]]) -> None:
+        begun.set()
+        time.sleep(0.1)
+        real(transaction, pairs)
+
+    monkeypatch.setattr(module, "_put", slowly)
+    store = LmdbStore(tmp_path)
+    writing = asyncio.create_task(store.put([(b"a", b"1")]))
+    await asyncio.to_thread(begun.wait)
+    await store.close()
+    await writing
+    again = LmdbStore(tmp_path)
+    assert await again.get([b"a"]) == [b"1"]
+    await again.close()
 
 
 async def test_a_reader_that_was_killed_does_not_make_the_file_grow_for_good(tmp_path: Path) -> None:
