@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from offline import quantize as module
 from offline.errors import StageError
 from offline.quantize import Quantization, ResidualKMeans, assign, collisions, make_unique, numbered
 
@@ -73,6 +74,19 @@ def test_more_codes_than_items() -> None:
     assert len(found.codebooks[0]) == 5
     np.testing.assert_allclose(found.rebuilt(found.codes), vectors, atol=1e-5)
     assert collisions(make_unique(found, 64)) == 0
+
+
+def test_small_residuals_get_as_many_codes_as_large_ones() -> None:
+    """Of deep levels, where all vectors lie near zero."""
+    found = quantizer(levels=2, codebook=8).fit(1e-3 * drawn(200))
+    assert [len(book) for book in found.codebooks] == [8, 8]
+
+
+def test_codes_are_the_same_however_many_items_are_compared_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, books = drawn(100, seed=1), [drawn(8, seed=2), drawn(8, seed=3)]
+    whole = assign(vectors, books)
+    monkeypatch.setattr(module, "BLOCK", 7)
+    np.testing.assert_array_equal(assign(vectors, books), whole)
 
 
 def test_a_single_item() -> None:

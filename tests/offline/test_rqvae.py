@@ -111,7 +111,11 @@ def test_the_gradient_passes_the_quantisation_straight_through() -> None:
     first = latent.detach() - network.codebooks[0][codes[:, 0]]
     second = first - network.codebooks[1][codes[:, 1]]
     torch.testing.assert_close(latent.grad, (0.25 * 2 * (first + second) / latent.numel()).detach())
-    assert network.codebooks[0].grad is not None
+    # And each code is drawn to what its own level was given, not to what later levels make of the rest.
+    for level, (given, code) in enumerate(zip((latent.detach(), first), codes.T, strict=True)):
+        book = network.codebooks[level]
+        drawn = torch.zeros_like(book).index_add(0, code, (book[code] - given).detach())
+        torch.testing.assert_close(book.grad, (2 * drawn / latent.numel()).detach())
 
 
 def test_codebooks_start_as_k_means_of_the_latent_vectors() -> None:
@@ -137,6 +141,53 @@ def test_a_code_that_nobody_chooses_is_moved_to_where_items_are() -> None:
     assert len(np.unique(found.codes[:, 1])) >= 14
 
 
+def test_a_code_that_was_moved_begins_anew() -> None:
+    """Or the step that it was about to take would lead away from where it is now."""
+    training = module._Training(ResidualVAE(3, 16, 7, RECIPE, None), grouped())
+    training._start_codebooks()
+    training._one_epoch()
+    book = training.network.codebooks[0]
+    assert training.optimizer.state[book]["exp_avg"][5:9].any(1).all()
+    with torch.no_grad():
+        book[5:9] = 1e4  # out of reach
+    training._one_epoch()
+    for moment in ("exp_avg", "exp_avg_sq"):
+        assert not training.optimizer.state[book][moment][5:9].any()
+
+
+def test_no_code_is_moved_after_the_last_epoch() -> None:
+    """Nothing would train it."""
+    moved = [row["moved"] for row in fit(grouped(9), epochs=3).epochs]  # more codes than items
+    assert moved[0] > 0
+    assert moved[-1] == 0
+
+
+def test_decay_draws_the_network_s_weights_to_zero_and_no_code() -> None:
+    """A code that nobody chooses would drift off, and a chosen one off its items."""
+
+    def after(decay: float) -> tuple[float, torch.Tensor]:
+        recipe = RECIPE.model_copy(update={"weight_decay": decay, "epochs": 1})  # after which no code is moved
+        training = module._Training(ResidualVAE(3, 16, 7, recipe, None), grouped())
+        training._start_codebooks()
+        with torch.no_grad():
+            training.network.codebooks[0][5:9] = 1e4  # out of reach
+        training._one_epoch()
+        codes = training.network.codebooks[0][5:9].detach()
+        return sum(float(weights.detach().square().sum()) for weights in training.network.encoder.parameters()), codes
+
+    torch.manual_seed(0)
+    usual, _ = after(0.0)
+    torch.manual_seed(0)
+    decayed, codes = after(1.0)
+    assert decayed < usual
+    assert (codes == 1e4).all()
+
+
+def test_what_rebuilding_counts_for_is_the_recipes() -> None:
+    nothing, usual, much = (fit(grouped(), epochs=10, reconstruction=weight).epochs[-1] for weight in (0, 1, 10))
+    assert nothing["reconstruction"] > usual["reconstruction"] > much["reconstruction"]
+
+
 def test_dead_codes_are_moved_though_the_last_batch_is_of_one_item() -> None:
     vectors = grouped(RECIPE.batch * 3 + 1)
     training = module._Training(ResidualVAE(3, 16, 7, RECIPE, None), vectors)
@@ -145,6 +196,8 @@ def test_dead_codes_are_moved_though_the_last_batch_is_of_one_item() -> None:
         for book in training.network.codebooks:
             book[4:] = 1e3  # where no item is
     assert training._one_epoch()["moved"] == 3 * 12
+    for book in training.network.codebooks:  # each to an item of its own
+        assert len(np.unique(book.detach().numpy(), axis=0)) == 16
 
 
 def test_more_codes_than_items() -> None:
