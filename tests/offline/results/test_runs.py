@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from offline.errors import DataError
+from offline.results.lines import Lines
 from offline.results.runs import keep, load_runs
 from tests.offline.results.made import evaluated
 
@@ -65,6 +67,47 @@ def test_void_rows_are_not_read(tmp_path: Path) -> None:
         out.write('[[run.void]]\nmodels = ["hstu"]\nlabels = "train"\nwhy = "other IDs"\n')
     (run,) = load_runs(docs).runs
     assert {row["model"] for row in run.results()} == {"scoter_h", "knn"}
+
+
+def test_rows_are_void_under_the_labels_that_are_named(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    keep(evaluated(tmp_path / "one", {}, STRENGTH), "a", docs)
+    keep(evaluated(tmp_path / "two", {}, STRENGTH, labels="train+validation"), "b", docs)
+    with (docs / "runs.toml").open("a") as out:
+        out.write('[[run.void]]\nlabels = "train"\nwhy = "of b, which has none of them"\n')
+    assert [len(list(run.results())) for run in load_runs(docs).runs] == [4, 4]
+    (docs / "runs.toml").write_text(
+        '[[run]]\nname = "b"\n[[run]]\nname = "a"\n[[run.void]]\nlabels = "train"\nwhy = "x"\n'
+    )
+    assert [len(list(run.results())) for run in load_runs(docs).runs] == [4, 0]
+
+
+def test_what_version_0_1_0_left_out_of_a_report_is_found_beside_it(tmp_path: Path) -> None:
+    """Its recipe stood beside the weights alone, its seed in the recipe, and collisions had another name."""
+    stage = evaluated(tmp_path / "work", {"train": {"seed": 7}}, STRENGTH, collisions=5)
+    report = json.loads((stage / "report.json").read_text())
+    del report["settings"], report["dataset"]
+    report["results"] = [{key: value for key, value in row.items() if key != "seed"} for row in report["results"]]
+    (stage / "report.json").write_text(json.dumps(report))
+    summary = stage.parent / "tokenize-000000000000" / "summary.json"
+    summary.write_text(json.dumps({"collisions_repaired": 5, "reconstruction_error": 0.25}))
+    with pytest.raises(DataError, match="does not say which data set it is of"):
+        keep(stage, "a", tmp_path / "docs")
+    prepare = stage.parent / "prepare-000000000000"
+    prepare.mkdir()
+    (prepare / "stage.json").write_text(json.dumps({"stage": "prepare", "upstream": []}))
+    (prepare / "summary.json").write_text(json.dumps({"name": "beauty"}))
+    (summary.parent / "stage.json").write_text(json.dumps({"stage": "tokenize", "upstream": [prepare.name]}))
+    keep(stage, "a", tmp_path / "docs")
+    (run,) = load_runs(tmp_path / "docs").runs
+    assert (run.dataset, run.ids) == ("beauty", "5 (.2500)")
+    assert {line.draws[0] for line in Lines([run])} == {(7, 0, 0)}
+
+
+def test_an_evaluation_that_is_not_done_is_none(tmp_path: Path) -> None:
+    stage = evaluated(tmp_path / "work", {}, STRENGTH)
+    shutil.copytree(stage, stage.with_name("evaluate-0.partial"))
+    assert keep(tmp_path / "work", "one", tmp_path / "docs").is_file()
 
 
 @pytest.mark.parametrize(

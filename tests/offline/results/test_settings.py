@@ -78,3 +78,43 @@ def test_a_recipe_from_before_there_was_a_choice_is_pooled_with_the_default() ->
     for model in ("hstu", "scoter_h"):
         row = {"model": model, "reasoning": model == "scoter_h"}
         assert setting(older, row) == setting(whole, row)
+
+
+def test_what_a_model_does_not_read_is_no_other_line() -> None:
+    """Who distils, where a teacher writes; how templates are discovered, where one is named; axes that are not used."""
+    same: tuple[dict[str, Any], ...] = (
+        {"reason": {"writer": "teacher"}},
+        {"reason": {"writer": "teacher"}, "distill": {"student": "another"}},
+        {"reason": {"writer": "teacher"}, "discover": {"similarity": 0.5}},
+        {"reason": {"writer": "teacher"}, "alignment": {"weight": 9.0}},
+    )
+    assert len({made("scoter_h", reasoning=True, **sections).key for sections in same}) == 1
+    student = {"reason": {"writer": "student"}}
+    keys = {made("scoter_h", reasoning=True, **student, distill={"student": name}).key for name in ("one", "another")}
+    assert len(keys) == 2
+    found = {"reason": {"template": "discovered"}}
+    assert (
+        len({made("scoter_h", reasoning=True, **found, discover={"similarity": gamma}).key for gamma in (0.5, 0.6)})
+        == 2
+    )
+
+
+def test_tiger_is_not_ordered_by_item_vectors_whatever_its_recipe_says() -> None:
+    for model, reasoning in (("tiger", False), ("scoter_t", True)):
+        one, other = (made(model, reasoning=reasoning, search={"rerank": rerank}) for rerank in (0.0, 0.4))
+        assert one == other
+
+
+def test_seeds_make_no_other_line_whichever_they_are() -> None:
+    seeds: tuple[dict[str, Any], ...] = (
+        {},
+        {"train": {"seed": 5}, "tokenize": {"seed": 5}, "tiger": {"train": {"seed": 5}}},
+    )
+    for model, reasoning in (("hstu", False), ("scoter_h", True), ("tiger", False), ("scoter_t", True)):
+        assert len({made(model, reasoning=reasoning, **sections).key for sections in seeds}) == 1
+
+
+def test_h_that_is_withheld_is_taken_away_beside_whatever_else_is() -> None:
+    assert made("scoter_h", reasoning=False).what == "withheld"
+    both = made("scoter_h", reasoning=False, ablation={"steps": "mean"})
+    assert both.what == "w/o step-wise: mean, H withheld at test time"

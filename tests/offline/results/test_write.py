@@ -360,6 +360,21 @@ def test_an_ablation_is_shown_though_nobody_measured_the_whole_of_its_way(tmp_pa
     assert "No run yet: w/o position" in part
 
 
+def test_h_withheld_is_a_row_of_what_was_trained_with_it_and_has_no_figures_of_the_paper(tmp_path: Path) -> None:
+    """Of a fusion that stands on its trained backbone it is the backbone's own ranking, and no row."""
+    docs = tmp_path / "docs"
+    keep(evaluated(tmp_path / "joint", {}, PLAIN), "joint", docs)
+    keep(evaluated(tmp_path / "stands", {"train": {"start": "backbone"}}, PLAIN), "stands", docs)
+    write_results(docs)
+    table = "### Table 1: Amazon Beauty"
+    assert row(docs, table, "HSTU [A, B]")[-1] == "*.0930 / .0502*"
+    assert row(docs, table, "SCoTER-H [A], five-step |")[-1] == "*.1187 / .0621*"
+    withheld = [line for line in page(docs).splitlines() if line.startswith("| SCoTER-H") and "withheld" in line]
+    assert {line.split(" | ")[0] for line in withheld} == {"| SCoTER-H [A], five-step, H withheld at test time"}
+    assert len(withheld) == 2  # at 10 and at 5
+    assert all(line.endswith("| – |") for line in withheld)
+
+
 def test_a_control_is_shown_though_nobody_measured_its_backbone(tmp_path: Path) -> None:
     wider = evaluated(tmp_path / "matched", {"ablation": {"matched": True}}, {("hstu", False): 0.24})
     keep(wider, "matched", tmp_path / "docs")
