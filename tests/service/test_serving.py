@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +18,23 @@ from starlette.testclient import TestClient
 
 from service import serving
 from service.app import create_app
+from service.edition import Edition
 from service.engine.base import ModelInput, Ranking
 from service.engine.onnx import OnnxEngine, OnnxEngines
-from service.serving import FREED_AT_ONCE, put_away
-from service.settings import BreakerSettings, ExperimentSettings, ExposureSettings, LimitSettings
-from tests.service.conftest import published_settings
+from service.errors import ExperimentsInvalid
+from service.serving import FREED_AT_ONCE, Serving, put_away
+from service.settings import (
+    BreakerSettings,
+    ExperimentSettings,
+    ExposureSettings,
+    LimitSettings,
+    LmdbSettings,
+    OnnxSettings,
+    Settings,
+)
+from tests.service.conftest import PATIENT, published_settings
 from tests.service.test_app import problem, sample
-from tests.service.tiny_release import TinyRelease
+from tests.service.tiny_release import TinyRelease, seal
 
 HALVES = {
     "key": "model",
@@ -353,3 +365,105 @@ async def test_a_large_catalogue_is_freed_a_little_at_a_time_and_its_memory_give
     assert sum(turns) == size
     assert max(turns) <= FREED_AT_ONCE
     assert given_back == [size]
+
+
+def workers() -> int:
+    """Threads that run models."""
+    return sum(thread.name.startswith("onnx-") for thread in threading.enumerate())
+
+
+async def settled(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.02)
+
+
+def without_reasoning(tiny: TinyRelease, own: Path) -> str:
+    """The id of a release beside that one which has HSTU alone."""
+    made = Path(shutil.copytree(own, own.parent / "made"))
+    (hstu,) = (model for model in tiny.manifest.models if model.name == "hstu")
+    size = tiny.manifest.dataset
+    release_id = seal(made, [hstu], items=size.items, users=size.users).release_id
+    made.rename(own.parent / release_id)
+    return release_id
+
+
+@pytest.fixture
+async def swapping(tiny: TinyRelease, own: Path, tmp_path: Path) -> AsyncIterator[tuple[Serving, str, str]]:
+    """A service whose release has no SCoTER-H, and the ids of that and of one that has.
+
+    It looks for changes of `experiments.json` when it is told to, or when a release was swapped.
+    """
+    lesser = without_reasoning(tiny, own)
+    source = tmp_path / "experiments.json"
+    source.write_text(json.dumps(features()))
+    settings = Settings(
+        releases=own.parent,
+        release=lesser,
+        store=LmdbSettings(path=tmp_path / "store"),
+        engine=OnnxSettings(threads=2),
+        experiments=ExperimentSettings(source=str(source), reload_seconds=3600),
+        limits=PATIENT,
+    )
+    application = create_app(settings)
+    async with application.router.lifespan_context(application):
+        yield application.state.serving, lesser, tiny.manifest.release_id
+
+
+@pytest.mark.anyio
+async def test_experiments_that_wait_for_a_model_begin_with_the_release_that_has_it(
+    swapping: tuple[Serving, str, str], tmp_path: Path
+) -> None:
+    running, _, whole = swapping
+    (tmp_path / "experiments.json").write_text(json.dumps(features(model=HALVES)))
+    running.reload()
+
+    async def told(said: str) -> None:
+        async with asyncio.timeout(20):
+            while said not in (await running.readiness())[1].get("experiments", "none is amiss"):
+                await asyncio.sleep(0.02)
+
+    await told("/features/model/rules/0/variations/1/model")
+    await running.swap(whole)
+    await told("none is amiss")
+
+
+@pytest.mark.anyio
+async def test_a_release_that_lacks_an_experiment_s_model_is_refused_and_its_engine_ends(
+    swapping: tuple[Serving, str, str], tmp_path: Path
+) -> None:
+    """As does that of a release that was replaced: each would keep its models in memory and its threads."""
+    running, lesser, whole = swapping
+    before = workers()
+    await running.swap(whole)
+    await settled(lambda: workers() == before)
+    experiments = running._experiments
+    assert experiments is not None
+    version = experiments.current.version
+    (tmp_path / "experiments.json").write_text(json.dumps(features(model=HALVES)))
+    running.reload()
+    await settled(lambda: experiments.current.version != version)
+    with pytest.raises(ExperimentsInvalid, match="scoter_h"):
+        await running.swap(lesser)
+    assert running.edition.release.id == whole
+    await settled(lambda: workers() == before)
+
+
+@pytest.mark.anyio
+async def test_of_swaps_at_once_each_release_is_loaded_once_and_the_last_that_was_asked_for_stays(
+    swapping: tuple[Serving, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, lesser, whole = swapping
+    loaded: list[str] = []
+    real = Edition.load
+
+    async def load(wanted: str, *rest: Any, **names: Any) -> Any:
+        loaded.append(wanted)
+        return await real(wanted, *rest, **names)
+
+    monkeypatch.setattr(Edition, "load", load)
+    before = workers()
+    await asyncio.gather(*(running.swap(wanted) for wanted in (whole, whole, lesser)))
+    assert loaded == [whole, lesser]
+    assert running.edition.release.id == lesser
+    await settled(lambda: workers() == before)
