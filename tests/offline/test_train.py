@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +24,7 @@ from offline.objective import Objective
 from offline.prepare import load_dataset, prepare
 from offline.recipe import BACKBONES, AlignmentRecipe, PrepareRecipe, Recipe, Variant, reads_reasoning
 from offline.sample import write_sample
+from offline.scoring import score_beam
 from offline.stage import Stage
 from offline.tokenize import load_codes
 from offline.train import best_epoch, load_model, train, training_log
@@ -333,22 +335,107 @@ def test_a_gradient_that_is_not_finite_at_the_end_of_an_epoch_spoils_no_checkpoi
     assert_kept_from_the_first_epoch(partial)
 
 
+@pytest.mark.parametrize("killed_in", [None, 5])
 def test_training_stops_when_validation_no_longer_improves(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_in: int | None
+) -> None:
+    """Three times in a row, which a run that goes on has not forgotten; as good as the best is no better."""
+    worth = {1: 0.3, 2: 0.2, 3: 0.4, 4: 0.4, 5: 0.1, 6: 0.39}
+    monkeypatch.setattr(training._Run, "_measured", lambda run: {"ndcg@10": worth[run.epoch]})
+    real = training._Run._one_epoch
+
+    def killed(run: training._Run, stepped: Any) -> Any:
+        if run.epoch + 1 == killed_in:
+            raise KeyboardInterrupt
+        return real(run, stepped)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "_one_epoch", killed)
+        with pytest.raises(KeyboardInterrupt) if killed_in else nullcontext():
+            train(tmp_path, "hstu", *upstream, recipe(epochs=30, patience=3))
+    stage = train(tmp_path, "hstu", *upstream, recipe(epochs=30, patience=3))
+    assert [row["ndcg@10"] for row in training_log(stage.folder)] == list(worth.values())
+    assert best_epoch(stage.folder) == 3
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_the_learning_rate_rises_and_falls_and_a_refit_repeats_it(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    """A refit is to end in the place that validation has chosen, not at the end of a shorter schedule."""
+    rates: list[float] = []
+    real = torch.optim.AdamW.step
+
+    def watched(optimizer: torch.optim.AdamW, *given: Any) -> Any:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return real(optimizer, *given)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    settings = recipe(epochs=4, warmup=0.25, learning_rate=0.01, schedule=schedule)
+    train(tmp_path, "hstu", *upstream, settings)
+    whole = rates.copy()
+    rates.clear()
+    train(tmp_path, "hstu", *upstream, settings, refit_epochs=2)
+    assert rates == whole[: len(whole) // 2]
+    warmup = len(whole) // 4
+    assert whole[:warmup] == pytest.approx(np.linspace(0, 0.01, warmup + 1)[1:])
+    done = np.arange(len(whole) - warmup) / (len(whole) - warmup)
+    falling = 0.01 * np.cos(done * np.pi / 2) ** 2 if schedule == "cosine" else np.full(len(done), 0.01)
+    assert whole[warmup:] == pytest.approx(falling)
+
+
+def test_no_step_is_longer_than_its_gradient_may_be(
     upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def worse(run: training._Run) -> dict[str, float]:
-        measured = {"ndcg@10": 1.0 / run.epoch}
-        if run.epoch == 1:
-            run.best, run.best_epoch = measured, 1
-            run._keep_weights()
-        else:
-            run.stale += 1
-        return measured
+    lengths: list[float] = []
+    real, loss = torch.optim.AdamW.step, training._Run._loss
 
-    monkeypatch.setattr(training._Run, "_validate", worse)
-    stage = train(tmp_path, "hstu", *upstream, recipe(epochs=30, patience=3))
-    assert len(training_log(stage.folder)) == 4
-    assert best_epoch(stage.folder) == 1
+    def watched(optimizer: torch.optim.AdamW, *given: Any) -> Any:
+        found = [weights.grad.norm() for weights in optimizer.param_groups[0]["params"] if weights.grad is not None]
+        lengths.append(float(torch.stack(found).norm()))
+        return real(optimizer, *given)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    monkeypatch.setattr(training._Run, "_loss", lambda run, rows: 1000 * loss(run, rows))
+    train(tmp_path, "hstu", *upstream, recipe(epochs=1))
+    assert lengths == pytest.approx([1.0] * len(lengths), rel=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_reasoning_is_left_out_as_often_as_the_recipe_says(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Watched(Objective):
+        def forward(self, *given: Any) -> torch.Tensor:
+            seen.append((given[2].flatten(1).any(1), given[3]))
+            return super().forward(*given)
+
+    monkeypatch.setattr(training, "Objective", Watched)
+    train(tmp_path, "scoter_h", *upstream, recipe(epochs=3, reasoning_drop=share))
+    present, kept = (torch.cat(column) for column in zip(*seen, strict=True))
+    rate = float(kept[present].float().mean())
+    assert rate == 1.0 if share == 0 else abs(rate - 0.5) < 4 * 0.5 / len(kept[present]) ** 0.5
+
+
+def test_validation_is_of_validation_s_own_chains_with_the_history_masked(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, dict[str, Any]]] = []
+
+    def watched(model: Any, history: Any, *rest: Any, **how: Any) -> Any:
+        asked.append((history, how))
+        return score_beam(model, history, *rest, **how)
+
+    monkeypatch.setattr(training, "score_beam", watched)
+    train(tmp_path, "scoter_h", *upstream, recipe(epochs=1))
+    ((history, how),) = asked
+    assert how["mask_history"] is True
+    prepared, _, reasoned = upstream
+    dataset = load_dataset(prepared.folder)
+    np.testing.assert_array_equal(history.reasoning, np.load(reasoned.folder / "valid.npy"))
+    assert history.targets.tolist() == [dataset.target(user, "valid") for user in range(len(dataset.users))]
 
 
 def test_a_refit_trains_as_long_as_it_is_told(upstream: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
