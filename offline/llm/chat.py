@@ -51,12 +51,14 @@ class Fault(Exception):
         charged: bool = False,
         unreachable: bool = False,
         adapted: bool = False,
+        limited: bool = False,
     ) -> None:
         super().__init__(reason)
         self.wait = wait  # seconds that the server asked for
         self.charged = charged  # it may have been worked on, and be on the bill
         self.unreachable = unreachable  # nobody listens there
         self.adapted = adapted  # the next request will be put in a way that the server may know
+        self.limited = limited  # the server has enough to do with others
 
 
 class Refused(Exception):
@@ -249,7 +251,7 @@ class Chat:
                 return Fault(said, adapted=True)
         if status in {408, 409, 425, 429} or status >= 500:
             headers = {name.lower(): value for name, value in error.response.headers.items()}
-            return Fault(f"status {status}: {said}", wait=asked_wait(headers, tokens))
+            return Fault(f"status {status}: {said}", wait=asked_wait(headers, tokens), limited=status == 429)
         return Refused(f"status {status}: {said}")
 
     def _read(self, content: bytes, headers: Mapping[str, str], sampling: Sampling) -> Reply:

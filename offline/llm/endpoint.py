@@ -94,6 +94,7 @@ class _Run:
         self.error: LLMError | None = None
         self.successes = 0
         self.failures = 0  # prompts that failed for the first time, since the last success
+        self.asked: list[float] = []  # when the requests began that are under way
 
     def stop(self, error: LLMError) -> None:
         """No further request; the first error is the one to raise."""
@@ -235,6 +236,7 @@ class EndpointBackend:
         known: int | None = None  # answers that others had got when nobody was there for the first time
         start = time.monotonic()
         attempt, split = 0, False
+        tries, answered, since = 0, run.successes, start  # that count; how far all were when this one failed last
         while True:
             try:
                 texts = await self._attempt(run, question, numbers)
@@ -248,10 +250,13 @@ class EndpointBackend:
                     numbers = numbers[:1] if split else numbers
                     continue
                 known = run.successes if known is None and fault.unreachable else known
-                if attempt == self._recipe.retries:
-                    tries = f"{attempt + 1} attempts over {time.monotonic() - start:.0f} s"
+                # Refused for others who are answered: its turn will come, however many of them there are.
+                crowded = fault.limited and (run.successes != answered or min(run.asked, default=inf) < since)
+                tries, answered, since = 0 if crowded else tries + 1, run.successes, time.monotonic()
+                if tries > self._recipe.retries:
+                    made = f"{attempt + 1} attempts over {time.monotonic() - start:.0f} s"
                     self._failed(run, question.prompt, fault, alone=run.successes != known)
-                    raise Fault(f"{fault} ({tries})", unreachable=fault.unreachable) from None
+                    raise Fault(f"{fault} ({made})", unreachable=fault.unreachable) from None
                 await self._break(run, fault, attempt)
                 attempt += 1
                 self._usage.retries += 1
@@ -275,6 +280,8 @@ class EndpointBackend:
                 raise run.error or AssertionError("a run stops by an error")
             self._usage.requests += 1
             seed = prompt.sampling.seed
+            began = time.monotonic()
+            run.asked.append(began)
             try:
                 reply = await self._chat.ask(prompt, n=len(numbers), seed=None if seed is None else seed + numbers[0])
             except Fault as fault:
@@ -283,6 +290,8 @@ class EndpointBackend:
             except (Refused, LLMError):
                 cost = 0.0
                 raise
+            finally:
+                run.asked.remove(began)
             cost = self._count(prompt, reply)
             if len(reply.choices) == 1 < len(numbers):
                 self._chat.takes_n = False

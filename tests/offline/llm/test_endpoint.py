@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from offline.llm.cache import FILE, AnswerCache
 from offline.llm.endpoint import EndpointBackend
 from tests.offline.llm.backends import KEY, Open, recipe_of
 from tests.offline.llm.prompts import ask, asks
-from tests.offline.llm.server import Layer, completion, free_port, says, sleeps, status
+from tests.offline.llm.server import Asked, Layer, Send, completion, free_port, says, sleeps, status
 
 pytestmark = [
     pytest.mark.slow,
@@ -195,6 +196,29 @@ def test_what_keeps_going_wrong_is_that_prompts_error(connect: Open, layer: Laye
     again = connect()
     assert all(answer.texts for answer in answers(again, asks(2)))  # an error is not kept
     assert again.usage.requests == 1
+
+
+@pytest.mark.parametrize("slow", [0.0, 1.5])
+def test_a_prompt_is_not_given_up_for_others_who_are_answered(connect: Open, layer: Layer, slow: float) -> None:
+    """A server that answers one at a time and refuses whoever comes beside it, or of three requests answers one."""
+    busy = False
+
+    async def one_at_a_time(asked: Asked, send: Send) -> None:
+        nonlocal busy
+        if busy or (not slow and len(layer.asked) % 3):
+            await status(429, "too many requests")(asked, send)
+            return
+        busy = True
+        await asyncio.sleep(slow)
+        busy = False
+        await says(completion("fine"))(asked, send)
+
+    layer.always = one_at_a_time
+    backend = connect(concurrency=6, retries=2)
+    assert [answer.error for answer in answers(backend, asks(6 if slow else 30))] == [None] * (6 if slow else 30)
+    assert backend.usage.retries > 12
+    layer.always = status(429, "used up for today")
+    assert "used up for today (3 attempts" in str(answers(backend, [ask("one more")])[0].error)
 
 
 def test_a_slow_answer_is_given_up_and_counted_as_paid(connect: Open, layer: Layer) -> None:
