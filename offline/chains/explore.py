@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offline.chains import history
-from offline.chains.template import ARROW, ARROWS, MAX_STEPS, STEP_WORDS, Template, split_path
+from offline.chains.template import ARROW, ARROWS, MAX_STEPS, STEP_WORDS, Template, literal, split_path
 from offline.chains.thoughts import without_thoughts
 from offline.errors import AnswerError, RecipeError
 from offline.llm.base import Explore, Message, Prompt, Sampling
@@ -96,7 +96,7 @@ def pattern(path: Sequence[str] | None = None) -> str:
     """
     word = r"[^<>\s]+"
     step, reason, item = (rf"{word}(?: {word}){{0,{most - 1}}}" for most in (STEP_WORDS, _REASON_WORDS, _ITEM_WORDS))
-    steps = rf"{step}(?: -> {step}){{1,{MAX_STEPS - 1}}}" if path is None else re.escape(ARROW.join(path))
+    steps = rf"{step}(?: -> {step}){{1,{MAX_STEPS - 1}}}" if path is None else literal(ARROW.join(path))
     return (
         rf"<cot_path>\n{steps}\n</cot_path>\n\n<reason>\n{reason}\n</reason>\n\n"
         rf"<recommendations>\n(?:<item>{item}</item>\n)+</recommendations>"

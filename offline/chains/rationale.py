@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from offline.chains import history
-from offline.chains.template import ARROW
+from offline.chains.template import ARROW, literal
 from offline.chains.thoughts import without_thoughts
 from offline.errors import AnswerError
 from offline.llm.base import Message, Prompt, Rationale, Sampling
@@ -40,7 +40,6 @@ _NUMBERED = r"(?:(?:\(?\d{1,2}[.):]|step\s*\d{1,2}\s*[.):–—-])\s*)?"
 _STRANGE_HEADING = re.compile(
     r"^\s*(?:#{1,6}\s*\S|(?:\*\*|__)[^*_]{2,80}(?:\*\*|__)\s*:?\s*$|step\s*\d{1,2}\s*[:.])", re.IGNORECASE
 )
-_SPECIAL = re.compile(r"[\\.^$|?*+()\[\]{}]")
 _WORD = re.compile(r"\w+")
 _LOOPING_WORDS = 24  # a section of this many words...
 _LOOPING = 0.3  # ... has a larger share of different ones, unless its writer got stuck
@@ -125,9 +124,7 @@ Let the analysis lead to it as a prediction from the history alone, and do not s
 
 def pattern(template: Sequence[str]) -> str:
     """A regular expression of the format, for backends that can hold a model to it."""
-    # Not re.escape(), which also escapes spaces: other dialects refuse that.
-    names = (_SPECIAL.sub(r"\\\g<0>", name) for name in (OVERALL, *template, SUMMARY))
-    return r"\n\n".join(rf"{name}: [^\n]+" for name in names)
+    return r"\n\n".join(rf"{literal(name)}: [^\n]+" for name in (OVERALL, *template, SUMMARY))
 
 
 def write(chain: Chain, template: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ ARROWS = re.compile(
     r"\s*(?:[-=~–—]+>|\$?\\(?:long)?rightarrow\$?|\$?\\to\b\$?|[→⇒⇨⟶⟹↦➔➙➛➜➝➞➡➤►▶»›]\ufe0f?)\s*", re.IGNORECASE
 )
 _NUMBER = re.compile(r"^(?:step\s*)?\(?\d{1,2}\s*[.:)]\s*(?=\S)|^step\s*\d{1,2}\s*[-–—]\s*(?=\S)", re.IGNORECASE)
+_SPECIAL = re.compile(r"[\\.^$|?*+()\[\]{}]")
 _TRIMMED = " .,;:*_\"'`()[]{}<>|#…"
 
 
@@ -55,6 +56,12 @@ class Template:
 def split_path(path: str) -> list[str]:
     """The steps of a `cot_path`, without their arrows, numbers and white space."""
     return [step for part in ARROWS.split(path.strip()) if (step := _step(part))]
+
+
+def literal(text: str) -> str:
+    """A regular expression of nothing but this text, in the dialect that all backends share."""
+    # Not re.escape(), which also escapes spaces and hyphens: other dialects refuse that.
+    return _SPECIAL.sub(r"\\\g<0>", text)
 
 
 def _step(text: str) -> str:
