@@ -14,10 +14,14 @@ _TAGS = re.compile(r"[<>{}\[\]|#`]+")
 
 
 def clean(text: str, chars: int) -> str:
-    """One line without control characters, tags and mark-up, cut at a word."""
+    """One line without control characters, tags and mark-up, cut at a word if one ends in its second half."""
     printable = "".join(" " if unicodedata.category(c).startswith("C") else c for c in text)
     line = " ".join(_TAGS.sub(" ", printable).split())
-    return line if len(line) <= chars else line[:chars].rsplit(" ", 1)[0] + "…"
+    if len(line) <= chars:
+        return line
+    # Not every script has spaces: the only one may stand behind the brand.
+    end = line.rfind(" ", chars // 2, chars)
+    return line[: end if end >= 0 else chars] + "…"
 
 
 def lines(items: Sequence[ItemText], *, text_chars: int = TEXT_CHARS) -> str:

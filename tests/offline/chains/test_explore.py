@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.chains import explore
+from offline.chains import explore, history
 from offline.chains.explore import ANSWER_CHARS, Explored, parse, prompt, write
 from offline.chains.template import MANUAL, Template
 from offline.errors import AnswerError
@@ -147,6 +147,12 @@ def test_a_pattern_escapes_nothing_that_other_dialects_would_refuse() -> None:
     path = ("Weigh in-store & online (all)", "Recommend")
     assert r"Weigh in-store & online \(all\) -> Recommend" in explore.pattern(path)
     assert re.fullmatch(explore.pattern(path), write(replace(GOOD, path=path)))
+
+
+@pytest.mark.parametrize("title", ["資生堂 " + "化粧水" * 100, "化粧水" * 100])
+def test_texts_without_spaces_are_cut_where_they_are_too_long(title: str) -> None:
+    assert history.clean(title, 120) == title[:120] + "…"
+    assert history.clean("so long " * 20, 120) == "so long " * 14 + "so long…"
 
 
 def test_titles_that_give_orders_stay_text() -> None:
