@@ -32,6 +32,7 @@ _NO_KEY = "none"  # the SDK insists on one; servers that want none ignore it
 _QUOTED = 300  # characters of a server's words in an error
 _BEGINNING = 80  # characters of a body that is no answer
 _SEED = re.compile(r"\bseed\b")  # in a refusal: Mistral knows no field of that name
+_FLAGGED = re.compile(r"\b(?:input|prompt|content)\b[^.]*\bflagged\b", re.IGNORECASE)  # as OpenRouter words a refusal
 _JSON_RULE = 'Give the whole answer as one JSON object: {"answer": "..."}'
 
 # Ends of what was not written to its end, by no fault of the prompt: DeepSeek's, OpenRouter's and vLLM's words.
@@ -231,6 +232,8 @@ class Chat:
         words = _words(error.body) or error.message
         said = self._clean(words)
         where = f"{self.base_url} (model {self._model!r})"
+        if status == 403 and _FLAGGED.search(words):
+            return Refused(f"status {status}: {said}")
         if status in {401, 403}:
             state = "is set, but not accepted" if self._key else "is not set"
             return LLMError(f"{where} refuses the key ({status}): {KEY_VARIABLE} {state}. It says: {said}")

@@ -275,6 +275,15 @@ def test_what_no_prompt_will_survive_ends_it_at_once(connect: Open, layer: Layer
     assert len(layer.asked) <= 2
 
 
+def test_a_prompt_that_is_flagged_says_nothing_against_the_key(connect: Open, layer: Layer) -> None:
+    layer.always = says(completion("fine"))
+    layer.faults.append(status(403, 'small requires moderation. Your input was flagged for "harassment".'))
+    first, second = answers(connect(concurrency=1), asks(2))
+    assert "was flagged" in str(first.error)
+    assert second.texts == ("fine",)
+    assert len(layer.asked) == 2
+
+
 def test_a_missing_key_is_said_to_be_missing(connect: Open, layer: Layer) -> None:
     layer.always = status(401)
     with pytest.raises(LLMError, match="SCOTER_LLM_API_KEY is not set"):
