@@ -199,7 +199,9 @@ def _sections(text: str, names: Sequence[str]) -> list[str]:
             lines[-1].append(_LEAD.sub("", line))
     for place, name in enumerate(names):
         if place not in order:
-            raise AnswerError(f"no {name!r}")
+            ended = bool(order) and max(order) < place
+            where = ": the answer ends before it, as max_tokens may have it" if ended else ""
+            raise AnswerError(f"no {name!r}{where}")
         if order.count(place) > 1:
             raise AnswerError(f"{name!r} comes twice")
     if order != sorted(order):

@@ -88,7 +88,8 @@ def _edited(edit: Callable[[list[str]], object]) -> str:
         ("<think>Overall Analysis: hm", "thinking that never ended"),
         ("I recommend a bath.", "no 'Overall Analysis'"),
         (_edited(lambda p: p.pop(2)), "no 'User Interest Extraction'"),
-        (_edited(lambda p: p.pop()), "no 'Summary'"),
+        (_edited(lambda p: p.pop()), "no 'Summary': the answer ends before it, as max_tokens may have it"),
+        (_edited(lambda p: p.__delitem__(slice(2, None))), "no 'User Interest Extraction': the answer ends before it"),
         (_edited(lambda p: p.append(p[1])), "'User Profile Summary' comes twice"),
         (_edited(lambda p: p.insert(1, p.pop(2))), "the steps are in another order"),
         (_edited(lambda p: p.insert(2, "### Budget\nA small one, for sure.")), "a heading that was not asked for"),
@@ -103,6 +104,11 @@ def _edited(edit: Callable[[list[str]], object]) -> str:
 def test_what_is_no_chain_is_refused_with_its_reason(answer: str, reason: str) -> None:
     with pytest.raises(AnswerError, match=re.escape(reason)):
         parse(answer, TEMPLATE)
+
+
+def test_an_answer_that_goes_on_without_a_step_was_not_cut_off() -> None:
+    with pytest.raises(AnswerError, match=r"no 'User Interest Extraction'\Z"):
+        parse(_edited(lambda p: p.pop(2)), TEMPLATE)
 
 
 def test_a_refusal_quotes_nothing_of_the_answer() -> None:
