@@ -33,6 +33,7 @@ class Echo:
         self.go = asyncio.Event()
         self.go.set()
         self.headers: list[tuple[bytes, bytes]] = []
+        self.left = 0  # callers, before they had their answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body, more = b"", True
@@ -43,7 +44,7 @@ class Echo:
             body, more = body + message["body"], message["more_body"]
         self.seen.append(body)
         self.headers = list(scope["headers"])
-        leaving = asyncio.create_task(_until_gone(receive))
+        leaving = asyncio.create_task(self._until_gone(receive))
         await self.go.wait()
         leaving.cancel()
         answer = scope["path"].encode() + b" " + body
@@ -51,9 +52,8 @@ class Echo:
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
         await send({"type": "http.response.body", "body": answer})
 
-
-async def _until_gone(receive: Receive) -> None:
-    await receive()
+    async def _until_gone(self, receive: Receive) -> None:
+        self.left += (await receive())["type"] == "http.disconnect"
 
 
 Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
@@ -102,6 +102,19 @@ async def test_an_offer_of_another_protocol_is_passed_over(
         for path in (b"/a", b"/b", b"/c"):
             assert await answered(reader) == (b"HTTP/1.1 200 OK", path + b" hello there")
         assert (b"host", b"x") in app.headers
+        writer.close()
+
+
+async def test_many_offers_in_one_read_are_passed_over() -> None:
+    number = 3_000
+    app = Echo()
+    async with listening(app) as (connect, _):
+        reader, writer = await connect()
+        writer.write(
+            b"".join(post(OFFERS["h2c"] + b"Content-Length: 0\r\n", b"", b"/%d" % turn) for turn in range(number))
+        )
+        for turn in range(number):
+            assert await answered(reader) == (b"HTTP/1.1 200 OK", b"/%d " % turn)
         writer.close()
 
 
@@ -157,6 +170,41 @@ async def _none_left(state: ServerState) -> None:
 
 
 @pytest.mark.parametrize(
+    "before, piece",
+    [(b"0\r\nx: ", b"y" * 1000), (b"0\r\n", b"x: %s\r\n" % (b"y" * 100)), (b"5;x=", b"y" * 1000)],
+    ids=["endless trailer", "many trailers", "extension"],
+)
+async def test_so_has_what_comes_with_a_body_and_is_none(before: bytes, piece: bytes) -> None:
+    app = Echo()
+    async with listening(app) as (connect, state):
+        reader, writer = await connect()
+        writer.write(post(BODIES["chunked"][0], b"2\r\nhi\r\n" + before))
+        sent = 0
+        while not (sent and _closed(state)):
+            writer.write(piece)
+            sent += len(piece)
+            await asyncio.sleep(0.002)
+            assert sent < 2 * HEAD_BYTES
+        assert sent > HEAD_BYTES - 1000
+        assert (await answered(reader))[0] == b"HTTP/1.1 431 Request Header Fields Too Large"
+        assert not app.seen
+        writer.close()
+
+
+async def test_trailers_are_no_headers() -> None:
+    """A gateway that strips a header from its callers' requests lets it through behind the body."""
+    app = Echo()
+    async with listening(app) as (connect, _):
+        reader, writer = await connect()
+        length, body = BODIES["chunked"]
+        for path in (b"/a", b"/b"):
+            writer.write(post(length, body[:-2] + b"X-Scoter-Arm: a=b\r\n\r\n", path))
+            assert await answered(reader) == (b"HTTP/1.1 200 OK", path + b" hello there")
+            assert app.headers == [(b"host", b"x"), (b"transfer-encoding", b"chunked")]
+        writer.close()
+
+
+@pytest.mark.parametrize(
     "before, rest",
     [
         (b"", b""),
@@ -193,16 +241,15 @@ async def test_an_answer_may_take_longer_than_a_head() -> None:
         writer.close()
 
 
-async def test_requests_that_wait_for_their_turn_wait_in_the_socket() -> None:
+@pytest.mark.parametrize("headers", [b"x: %s\r\n" % (b"y" * 1_000), b""], ids=["long", "short"])
+async def test_requests_that_wait_for_their_turn_wait_in_the_socket(headers: bytes) -> None:
     """All are answered in order, and few at a time are in memory: a caller could fill it in seconds."""
     app = Echo()
     number = 2_000
-    large = b"x: %s\r\n" % (b"y" * 1_000)
     async with listening(app) as (connect, state):
         app.go.clear()
         reader, writer = await connect()
-        for turn in range(number):
-            writer.write(post(large + BODIES["counted"][0], path=b"/%d" % turn))
+        writer.write(b"".join(post(headers + BODIES["counted"][0], path=b"/%d" % turn) for turn in range(number)))
         async with asyncio.timeout(10):
             while not app.seen:
                 await asyncio.sleep(0.01)
@@ -214,5 +261,50 @@ async def test_requests_that_wait_for_their_turn_wait_in_the_socket() -> None:
         for turn in range(number):
             assert (await answered(reader))[1].startswith(b"/%d " % turn)
             waiting = max(waiting, len(connection.pipeline))
-        assert waiting < number / 3
+        assert waiting < 100
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "bad, status",
+    [
+        (b"nonsense\r\n\r\n", b"400"),
+        (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
+        (b"GET /%s" % (b"y" * 2 * HEAD_BYTES), b"431"),
+        (post(BODIES["chunked"][0], b"nonsense\r\n"), b"400"),
+        (post(OFFERS["h2c"] + BODIES["chunked"][0], b"nonsense\r\n"), b"400"),
+    ],
+    ids=["no head", "connect", "too large", "no body", "no body behind an offer"],
+)
+@pytest.mark.parametrize("good", [1, 3])
+async def test_what_cannot_be_read_is_refused_after_the_answers_before_it(good: int, bad: bytes, status: bytes) -> None:
+    app = Echo()
+    async with listening(app) as (connect, state):
+        app.go.clear()
+        reader, writer = await connect()
+        writer.write(post() * good + bad)
+        await asyncio.sleep(0.2)
+        app.go.set()
+        for _ in range(good):
+            assert await answered(reader) == (b"HTTP/1.1 200 OK", b"/a hello there")
+        assert status in (await answered(reader))[0]
+        await _none_left(state)
+        assert app.seen == [b"hello there"] * good
+        writer.close()
+
+
+async def test_a_caller_with_requests_waiting_is_seen_to_leave() -> None:
+    app = Echo()
+    async with listening(app) as (connect, state):
+        app.go.clear()
+        _, writer = await connect()
+        writer.write(post() + post(path=b"/b"))
+        async with asyncio.timeout(10):
+            while not app.seen:
+                await asyncio.sleep(0.01)
+            (connection,) = state.connections
+            connection.transport.abort()  # as it is once it is found to have ended: reading is paused
+            while not app.left:
+                await asyncio.sleep(0.01)
+        app.go.set()
         writer.close()
