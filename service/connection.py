@@ -27,6 +27,7 @@ class Connection(HttpToolsProtocol):
       a body: extensions of chunks and trailers. Trailers are none of the request's headers.
     - A head that is not there within the keep-alive time, from when the connection was opened or the last answer
       given, ends the connection. uvicorn stops that clock at the first byte, and starts none before the first answer.
+    - So does an answer that is not taken: a caller has that long to take what waits to be sent.
     - What a caller sends while it has answers to get stays in the socket once a whole request waits.
     - What cannot be parsed is answered when the requests before it have been. uvicorn's 400 comes instead of theirs.
     """
@@ -42,12 +43,14 @@ class Connection(HttpToolsProtocol):
         self._still = True  # no head began or ended in this piece, and no part of a body came
         self._since = 0  # bytes in pieces that were still, since one was not
         self._refusal: Callable[[], None] | None = None  # of what cannot be parsed, once all answers are given
+        self._unread: asyncio.TimerHandle | None = None  # ends the connection of a caller that takes no answer
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer, and have nobody work on answers any more."""
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
+        self._taken()
         self.pipeline.clear()
         for cycle in self._owed:  # uvicorn thinks of the last one alone
             cycle.disconnected = True
@@ -97,13 +100,31 @@ class Connection(HttpToolsProtocol):
         self._owed.popleft()
         super().on_response_complete()
         if self.transport.is_closing():
-            return
-        if self._refusal is not None:
+            self._see_it_taken()
+        elif self._refusal is not None:
             if not self._owed:
                 self._refusal()
+                self._see_it_taken()
         elif self._held and not self.pipeline:
             self._parse()
             self.flow.resume_reading()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """End the connection of a caller that sends nothing."""
+        super().timeout_keep_alive_handler()
+        self._see_it_taken()
+
+    def pause_writing(self) -> None:
+        """Let answers wait for the caller to take those before."""
+        super().pause_writing()
+        self._see_it_taken()
+
+    def resume_writing(self) -> None:
+        """Write answers again."""
+        super().resume_writing()
+        self._taken()
+        if self.transport.is_closing():
+            self._see_it_taken()
 
     def _parse(self) -> None:
         while not self.pipeline and self._refusal is None:
@@ -143,6 +164,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.message_event.set()
             if self.cycle.response_started:  # an answer behind that would be to nothing
                 self.transport.close()
+                self._see_it_taken()
                 return
             self._owed.pop()
             if self.pipeline:
@@ -152,6 +174,7 @@ class Connection(HttpToolsProtocol):
             self.flow.pause_reading()
         else:
             refusal()
+            self._see_it_taken()
 
     def _invalid(self) -> None:
         self.send_400_response("Invalid HTTP request received.")
@@ -165,6 +188,15 @@ class Connection(HttpToolsProtocol):
         )
         self.transport.write(b"\r\n".join((*lines, b"", _TOO_LARGE)))
         self.transport.close()
+
+    def _see_it_taken(self) -> None:
+        if self._unread is None and self.transport.get_write_buffer_size():
+            self._unread = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
+
+    def _taken(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _without_offer(self) -> bytes:
         version = self.parser.get_http_version().encode()

@@ -308,3 +308,29 @@ async def test_a_caller_with_requests_waiting_is_seen_to_leave() -> None:
                 await asyncio.sleep(0.01)
         app.go.set()
         writer.close()
+
+
+class Large(Echo):
+    """Answers with more than any socket takes."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = bytes(20_000_000)
+        length = (b"content-length", str(len(answer)).encode())
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await send({"type": "http.response.body", "body": answer})
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [post(), post() * 3, post(b"Connection: close\r\n", b""), post() + b"nonsense\r\n\r\n"],
+    ids=["one", "several", "closing", "refused"],
+)
+async def test_who_takes_no_answer_is_not_waited_for_forever(requests: bytes) -> None:
+    async with listening(Large(), patience=0.2) as (connect, state):
+        _, writer = await connect()
+        writer.write(requests)
+        async with asyncio.timeout(10):
+            while not state.connections:
+                await asyncio.sleep(0.01)
+        await _none_left(state)
+        writer.transport.abort()
