@@ -140,7 +140,13 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Reasoning used, by arm",
             "percentunit",
-            {"{{arm}}": share(rate(f"{REQUESTS}_count", "arm", REASONED), rate(f"{REQUESTS}_count", "arm"))},
+            # An arm that never used any has no such series: it is at 0 %, not gone.
+            {
+                "{{arm}}": share(
+                    f"{rate(f'{REQUESTS}_count', 'arm', REASONED)} or 0 * {rate(f'{REQUESTS}_count', 'arm')}",
+                    rate(f"{REQUESTS}_count", "arm"),
+                )
+            },
         ),
         Panel(
             "Answers without reasoning, by reason",

@@ -202,24 +202,40 @@ def test_panels_lie_beside_and_beneath_each_other() -> None:
 
 def test_batches_of_triton_are_shown_too(tmp_path: Path) -> None:
     """The service runs none then: what Triton runs together it alone can tell."""
-    (panel,) = (panel for panels in ROWS.values() for panel in panels if panel.title == "Requests run together")
-    (query,) = (query for legend, query in panel.queries.items() if legend.startswith("mean"))
     model = 'model="scoter_h-1a9da1f769ddbf96"'
+    series = {
+        f'nv_inference_count{{{model},version="1"}}': "0+60x60",
+        f'nv_inference_exec_count{{{model},version="1"}}': "0+20x60",
+    }
+    shows(tmp_path, "Requests run together", "mean", series, {f"{{{model}}}": 3})
+
+
+def test_an_arm_that_uses_no_reasoning_is_shown_to_use_none(tmp_path: Path) -> None:
+    """Neither by design nor, as after a restart without any H in the store, by accident."""
+    series = {
+        'scoter_request_seconds_count{arm="control",model="hstu",reasoning="disabled"}': "0+60x60",
+        'scoter_request_seconds_count{arm="reasoned",model="scoter_h",reasoning="used"}': "0+45x60",
+        'scoter_request_seconds_count{arm="reasoned",model="scoter_h",reasoning="absent"}': "0+15x60",
+    }
+    shows(tmp_path, "Reasoning used, by arm", "{{arm}}", series, {'{arm="control"}': 0, '{arm="reasoned"}': 0.75})
+
+
+def shows(folder: Path, title: str, legend: str, series: dict[str, str], values: dict[str, float]) -> None:
+    """A panel's query has these values, by labels, of series every five seconds."""
+    (panel,) = (panel for panels in ROWS.values() for panel in panels if panel.title == title)
+    (query,) = (query for shown, query in panel.queries.items() if shown.startswith(legend))
     case = {
         "interval": "5s",
-        "input_series": [
-            {"series": f'nv_inference_count{{{model},version="1"}}', "values": "0+60x60"},
-            {"series": f'nv_inference_exec_count{{{model},version="1"}}', "values": "0+20x60"},
-        ],
+        "input_series": [{"series": name, "values": text} for name, text in series.items()],
         "promql_expr_test": [
             {
                 "expr": query.replace("$__rate_interval", WINDOW),
                 "eval_time": "4m",
-                "exp_samples": [{"labels": f"{{{model}}}", "value": 3}],
+                "exp_samples": [{"labels": labels, "value": value} for labels, value in values.items()],
             }
         ],
     }
-    (tmp_path / "cases.yaml").write_text(yaml.safe_dump({"tests": [case]}), encoding="utf-8")
-    command = [tool("promtool"), "test", "rules", str(tmp_path / "cases.yaml")]
+    (folder / "cases.yaml").write_text(yaml.safe_dump({"tests": [case]}), encoding="utf-8")
+    command = [tool("promtool"), "test", "rules", str(folder / "cases.yaml")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
