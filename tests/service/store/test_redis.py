@@ -119,6 +119,20 @@ async def test_a_late_server_is_a_timeout_and_the_connection_is_not_used_again(
     assert await patiently(lambda: store.get([b"b"])) == [b"B"]
 
 
+async def test_a_write_may_take_longer_than_a_read(connect: Connect, redis_port: int, admin: Redis) -> None:
+    """A publication moves megabytes at once; a read that takes as long is done without."""
+    store = connect(redis_settings(redis_port, read_timeout_ms=100))
+    admin.client_pause(700, all=False)  # writes alone
+    await store.put([(b"k", b"1")])
+    admin.client_pause(700, all=False)
+    assert await store.swap(b"k", b"1", b"2")
+    async with asyncio.timeout(10):
+        while True:
+            with suppress(StoreTimeout):  # the machine may stop for a moment
+                assert await store.get([b"k"]) == [b"2"]
+                break
+
+
 async def test_a_server_that_never_answers_costs_tens_of_milliseconds(connect: Connect) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         store = connect(redis_settings(silent.getsockname()[1], connect_timeout_ms=50, read_timeout_ms=20))
