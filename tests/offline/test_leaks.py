@@ -119,6 +119,9 @@ class Everything(Dataset):
     def training(self, user: int) -> NDArray[np.int32]:
         return self.sequences[user]
 
+    def trainings(self, *, include_validation: bool = False) -> list[NDArray[np.int32]]:
+        return list(self.sequences)
+
 
 def gossip(fold: int, dataset: Dataset) -> AbstractContextManager[Backend]:
     return closing(Gossip(fold, dataset))
