@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from service.degraded import Degraded
 from service.timings import StageTimings
 
 SLO_SECONDS = 0.025
@@ -29,15 +30,6 @@ LATENCY_BUCKETS = (
 )
 STAGE_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, *LATENCY_BUCKETS)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-# Why an answer may be a lesser one (`service.recommend`).
-_LESSER = (
-    "store_timeout",
-    "store_unavailable",
-    "no_history",
-    "engine_timeout",
-    "engine_unavailable",
-    "engine_fallback",
-)
 # Why an exposure may not be written.
 _LOSSES = ("queue_full", "disk_full", "unwritable", "unavailable", "timeout", "closed", "unencodable")
 
@@ -89,7 +81,7 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
-        for reason in _LESSER:
+        for reason in get_args(Degraded):
             self._degraded.labels(reason)  # a first outage shorter than the interval of scrapes would be lost
         self._unknown = Counter(
             "scoter_unknown_history_items_total", "History items that the catalogue does not hold", registry=registry

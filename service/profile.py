@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from service.degraded import StoreFailure
 from service.errors import StoreError, StoreTimeout
 from service.release.blob import BlobMiss, Reasoning, decode
 from service.release.manifest import ReasoningEntry
@@ -15,7 +16,6 @@ from service.store.keys import history_key, reasoning_key, steps_key, user_tag
 from service.store.records import RecordMiss, decode_history, decode_steps
 
 Unasked = Literal["disabled", "unsupported"]  # the request wants no reasoning; the model reads none
-StoreFailure = Literal["store_timeout", "store_unavailable"]
 Miss = BlobMiss | Unasked | StoreFailure
 
 

@@ -1,11 +1,6 @@
 """The path of one request: profile -> item indices -> model input -> engine -> items.
 
-What fails on the way makes the answer a lesser one, and its `degraded` says why:
-
-    store_timeout, store_unavailable    no reasoning, and no stored history
-    no_history                          nothing is known about the user: popular items
-    engine_timeout, engine_unavailable  the engine failed: the fallback engine if there is one, or else popular items
-    engine_fallback                     the fallback engine ranked
+What fails on the way makes the answer a lesser one, and its `degraded` says why (`service.degraded`).
 """
 
 from __future__ import annotations
@@ -20,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from service.context import Context
+from service.degraded import Degraded
 from service.engine.base import ModelInput, Ranking
 from service.engine.ladder import Ladder
 from service.errors import DeadlineExceeded, EngineUnavailable, FieldError, RequestInvalid
@@ -104,7 +100,7 @@ class Recommender:
         if context.deadline.left() <= 0:
             raise DeadlineExceeded("the time to answer was up before work on the request began")
         prepared = await self.prepare(request, context, assignment.arm)
-        degraded: list[str] = [] if prepared.profile.store_failure is None else [prepared.profile.store_failure]
+        degraded: list[Degraded] = [] if prepared.profile.store_failure is None else [prepared.profile.store_failure]
         ranked: Ranked | None = None
         if prepared.known:
             with context.timings.stage("engine"):
@@ -185,7 +181,7 @@ class Recommender:
         self,
         prepared: Prepared,
         ranked: Ranked | None,
-        degraded: list[str],
+        degraded: list[Degraded],
         context: Context,
         assignment: Assignment,
     ) -> RecommendResponse:
@@ -210,7 +206,7 @@ class Recommender:
             ],
             holdout=assignment.holdout,
             complete=len(items) == prepared.k,
-            degraded=degraded,
+            degraded=[*degraded],
         )
         self._count(response, prepared)
         context.timings.answered = (
@@ -220,7 +216,7 @@ class Recommender:
         )
         return response
 
-    def _reasoning(self, prepared: Prepared, ranked: Ranked | None, degraded: list[str]) -> ReasoningReport:
+    def _reasoning(self, prepared: Prepared, ranked: Ranked | None, degraded: list[Degraded]) -> ReasoningReport:
         """Report on the reasoning; if no model ranked, the last of `degraded` says why."""
         profile, explain = prepared.profile, prepared.request.explain
         if profile.reasoning is None or ranked is None:

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Generic, TypeVar
 
 from service.deadline import Deadline
+from service.degraded import EngineFailure
 from service.engine.base import Engine, ModelInput, Ranking
 from service.engine.breaker import Breaker
 from service.errors import EngineError, EngineOverloaded, EngineTimeout, EngineUnavailable
@@ -27,7 +28,7 @@ class Outcome(Generic[_T]):
     """What came of asking the engines in turn."""
 
     result: _T | None  # None: no engine answered
-    reasons: list[str]  # why it is less than the first engine's answer; empty if it is not
+    reasons: list[EngineFailure]  # why it is less than the first engine's answer; empty if it is not
 
 
 @dataclass(slots=True)
@@ -85,7 +86,7 @@ class Ladder:
 
         Raises EngineOverloaded at once: another replica may have room, and a fallback would only share the load.
         """
-        reasons: list[str] = []
+        reasons: list[EngineFailure] = []
         for number, rung in enumerate(self._rungs):
             last = number == len(self._rungs) - 1
             seconds = deadline.left() - (REPLY_SECONDS if last else self._settings.reserve_ms / 1000)
@@ -157,6 +158,6 @@ async def _ready(rung: _Rung, model: str, probe: ModelInput) -> bool:
         return False
 
 
-def _note(reasons: list[str], reason: str) -> None:
+def _note(reasons: list[EngineFailure], reason: EngineFailure) -> None:
     if reason not in reasons:
         reasons.append(reason)

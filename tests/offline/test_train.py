@@ -114,6 +114,19 @@ def test_a_backbone_alone_needs_no_chains(upstream: tuple[Stage, Stage, Stage], 
     assert train(tmp_path, "hstu", *upstream, recipe(epochs=1)).folder == stage.folder
 
 
+def presence(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """To be filled while training, batch by batch: which rows have H, and which of them see it, both bool [B]."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Watched(Objective):
+        def forward(self, *given: Any) -> torch.Tensor:
+            seen.append((given[2].flatten(1).any(1), given[3]))
+            return super().forward(*given)
+
+    monkeypatch.setattr(training, "Objective", Watched)
+    return seen
+
+
 def test_users_without_a_chain_are_trained_without(
     upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,14 +137,7 @@ def test_users_without_a_chain_are_trained_without(
         H = np.load(reasoned.folder / f"{split}.npy")
         H[::2] = 0
         np.save(some.folder / f"{split}.npy", H)
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    class Watched(Objective):
-        def forward(self, *given: Any) -> torch.Tensor:
-            seen.append((given[2].flatten(1).any(1), given[3]))
-            return super().forward(*given)
-
-    monkeypatch.setattr(training, "Objective", Watched)
+    seen = presence(monkeypatch)
     train(tmp_path, "scoter_h", prepared, tokens, some, recipe(epochs=2))
     present, kept = (torch.cat(column) for column in zip(*seen, strict=True))
     assert not kept[~present].any()
@@ -405,14 +411,7 @@ def test_no_step_is_longer_than_its_gradient_may_be(
 def test_reasoning_is_left_out_as_often_as_the_recipe_says(
     upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    class Watched(Objective):
-        def forward(self, *given: Any) -> torch.Tensor:
-            seen.append((given[2].flatten(1).any(1), given[3]))
-            return super().forward(*given)
-
-    monkeypatch.setattr(training, "Objective", Watched)
+    seen = presence(monkeypatch)
     train(tmp_path, "scoter_h", *upstream, recipe(epochs=3, reasoning_drop=share))
     present, kept = (torch.cat(column) for column in zip(*seen, strict=True))
     rate = float(kept[present].float().mean())

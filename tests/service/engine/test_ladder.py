@@ -320,12 +320,18 @@ async def test_a_model_that_was_given_up_has_to_answer_to_be_ready() -> None:
     assert len(engine.given) == asked  # its word is enough again
 
 
-async def test_a_model_that_nobody_asks_any_more_does_not_stay_broken() -> None:
+async def broken() -> tuple[Scripted, Ladder]:
+    """An engine that has failed until its breaker opened, long enough ago for it to be tried again."""
     engine = Scripted(1, EngineUnavailable("gone"))
     ladder = Ladder([engine], SETTINGS)
     for _ in range(SETTINGS.failures):
         await ask(ladder)
     await asyncio.sleep(SETTINGS.open_ms / 1000)
+    return engine, ladder
+
+
+async def test_a_model_that_nobody_asks_any_more_does_not_stay_broken() -> None:
+    engine, ladder = await broken()
     assert await ladder.ready("hstu", REQUEST) == [False]
     assert ladder.broken() == 1
     engine.failure = None
@@ -338,11 +344,7 @@ async def test_a_model_that_nobody_asks_any_more_does_not_stay_broken() -> None:
 
 
 async def test_a_probe_beside_a_callers_leaves_it_to_that_one() -> None:
-    engine = Scripted(1, EngineUnavailable("gone"))
-    ladder = Ladder([engine], SETTINGS)
-    for _ in range(SETTINGS.failures):
-        await ask(ladder)
-    await asyncio.sleep(SETTINGS.open_ms / 1000)
+    engine, ladder = await broken()
     engine.failure, engine.slow = None, 0.5
     asking = asyncio.create_task(ask(ladder))
     await asyncio.sleep(0.1)
