@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,7 +36,9 @@ class LmdbStore:
         self._path = path
         # LMDB forbids changing the map's size while this process has a transaction, so reads and growth take turns.
         self._map = threading.Lock()
-        self._writer = threading.Lock()
+        # LMDB has one writer at a time. Many that wait for the disk would take the threads of the loop, which swaps and
+        # experiments need.
+        self._writer = ThreadPoolExecutor(1, "store")
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._environment = lmdb.open(
@@ -80,8 +84,9 @@ class LmdbStore:
 
     async def close(self) -> None:
         """Unmap the file; any later call raises StoreUnavailable."""
-        with self._writer, self._map:
-            self._environment.close()
+        with suppress(StoreUnavailable):  # closed it is
+            await self._in_turn(self._end)
+        self._writer.shutdown(wait=False)
 
     def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         with self._map:
@@ -96,22 +101,32 @@ class LmdbStore:
                 return [transaction.get(key) for key in keys]
 
     async def _write(self, change: Callable[[lmdb.Transaction], _T]) -> _T:
-        # A commit waits for the disk, and for other processes' writers. Shielded: a cancelled caller must not leave
-        # the lock to a thread that nobody waits for.
-        return await asyncio.shield(asyncio.to_thread(self._translated, lambda: self._commit(change)))
+        # A commit waits for the disk, and for other processes' writers.
+        return await self._in_turn(lambda: self._translated(lambda: self._commit(change)))
+
+    async def _in_turn(self, work: Callable[[], _T]) -> _T:
+        """What the thread of writers returns. Shielded: what a cancelled caller wanted is written all the same."""
+        try:
+            turn = asyncio.get_running_loop().run_in_executor(self._writer, work)
+        except RuntimeError as error:
+            raise StoreUnavailable(f"the LMDB store in {self._path} is closed") from error
+        return await asyncio.shield(turn)
 
     def _commit(self, change: Callable[[lmdb.Transaction], _T]) -> _T:
-        with self._writer:
-            while True:
-                try:
-                    with self._environment.begin(write=True) as transaction:
-                        return change(transaction)
-                except lmdb.MapFullError:
-                    with self._map:
-                        self._environment.set_mapsize(2 * self._environment.info()["map_size"])
-                except lmdb.MapResizedError:
-                    with self._map:
-                        self._environment.set_mapsize(0)
+        while True:
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    return change(transaction)
+            except lmdb.MapFullError:
+                with self._map:
+                    self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+            except lmdb.MapResizedError:
+                with self._map:
+                    self._environment.set_mapsize(0)
+
+    def _end(self) -> None:
+        with self._map:
+            self._environment.close()
 
     def _translated(self, call: Callable[[], _T]) -> _T:
         try:

@@ -106,6 +106,49 @@ async def test_closing_waits_for_what_is_being_written(tmp_path: Path, monkeypat
     await again.close()
 
 
+async def test_writes_that_wait_for_the_disk_take_nobody_else_s_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the loop read releases, too."""
+    disk, real = threading.Event(), module._put
+
+    def slowly(transaction: lmdb.Transaction, pairs: list[tuple[bytes, bytes]]) -> None:
+        disk.wait()
+        real(transaction, pairs)
+
+    monkeypatch.setattr(module, "_put", slowly)
+    store = LmdbStore(tmp_path)
+    writing = [asyncio.create_task(store.put([(b"%d" % number, b"1")])) for number in range(100)]
+    await asyncio.sleep(0)
+    try:
+        await asyncio.wait_for(asyncio.to_thread(lambda: None), 30)
+    finally:
+        disk.set()
+        await asyncio.gather(*writing)
+    assert await store.get([b"0", b"99"]) == [b"1", b"1"]
+    await store.close()
+
+
+async def test_a_write_that_its_caller_gave_up_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, real = threading.Event(), module._put
+
+    def slowly(transaction: lmdb.Transaction, pairs: list[tuple[bytes, bytes]]) -> None:
+        disk.wait()
+        real(transaction, pairs)
+
+    monkeypatch.setattr(module, "_put", slowly)
+    store = LmdbStore(tmp_path)
+    writing = [asyncio.create_task(store.put([(key, b"1")])) for key in (b"begun", b"waiting")]
+    await asyncio.sleep(0)
+    for task in writing:
+        task.cancel()
+    await asyncio.gather(*writing, return_exceptions=True)
+    disk.set()
+    await store.put([(b"next", b"1")])
+    assert await store.get([b"begun", b"waiting", b"next"]) == [b"1"] * 3
+    await store.close()
+
+
 async def test_a_reader_that_was_killed_does_not_make_the_file_grow_for_good(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
     pairs = [(f"k{i}".encode(), bytes(1000)) for i in range(300)]
@@ -147,6 +190,7 @@ async def test_a_closed_store_is_unavailable(tmp_path: Path) -> None:
         await store.put([(b"a", b"1")])
     with pytest.raises(StoreUnavailable):
         await store.ping()
+    await store.close()
 
 
 async def test_a_key_that_lmdb_cannot_hold_is_translated(tmp_path: Path) -> None:
