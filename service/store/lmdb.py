@@ -50,6 +50,7 @@ class LmdbStore:
             # Whoever was killed while it read is taken for a reader still, and no page that it may need is used again:
             # the file would grow with each write until nobody has it open.
             self._environment.reader_check()
+            self._file = _identity(path)
         except (lmdb.Error, OSError) as error:
             raise StoreUnavailable(f"cannot open the LMDB store in {path}: {error}") from error
 
@@ -79,8 +80,9 @@ class LmdbStore:
         await self._write(lambda transaction: _delete(transaction, batch))
 
     async def ping(self) -> None:
-        """Return if a read transaction can be opened."""
+        """Return if a read transaction can be opened, of the file that others find in the folder."""
         await self.get(())
+        self._translated(self._check_place)
 
     async def close(self) -> None:
         """Unmap the file; any later call raises StoreUnavailable."""
@@ -113,6 +115,7 @@ class LmdbStore:
         return await asyncio.shield(turn)
 
     def _commit(self, change: Callable[[lmdb.Transaction], _T]) -> _T:
+        self._check_place()  # what is written to a file without a name is lost
         while True:
             try:
                 with self._environment.begin(write=True) as transaction:
@@ -124,6 +127,17 @@ class LmdbStore:
                 with self._map:
                     self._environment.set_mapsize(0)
 
+    def _check_place(self) -> None:
+        """Raise StoreUnavailable if the file was replaced or removed since it was opened. Reads go on."""
+        try:
+            same = _identity(self._path) == self._file
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise StoreUnavailable(
+                f"the LMDB store in {self._path} was replaced or removed while it was open: restart what has it open"
+            )
+
     def _end(self) -> None:
         with self._map:
             self._environment.close()
@@ -133,6 +147,12 @@ class LmdbStore:
             return call()
         except (lmdb.Error, OSError) as error:
             raise StoreUnavailable(f"the LMDB store in {self._path} failed: {error}") from error
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What tells the file from any other that bears its name later."""
+    found = (path / "data.mdb").stat()
+    return found.st_dev, found.st_ino
 
 
 def _put(transaction: lmdb.Transaction, pairs: list[tuple[bytes, bytes]]) -> None:

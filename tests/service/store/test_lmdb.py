@@ -172,6 +172,26 @@ async def test_a_reader_that_was_killed_does_not_make_the_file_grow_for_good(tmp
     await store.close()
 
 
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+async def test_nothing_is_written_to_a_file_that_is_no_longer_the_store_s(tmp_path: Path, how: str) -> None:
+    """As `rsync` leaves it: of what was answered, nothing would be found again."""
+    store = LmdbStore(tmp_path / "store")
+    await store.put([(b"a", b"1")])
+    await store.ping()
+    if how == "replaced":
+        copy = LmdbStore(tmp_path / "copy")
+        await copy.close()
+        (tmp_path / "copy/data.mdb").rename(tmp_path / "store/data.mdb")
+    else:
+        (tmp_path / "store/data.mdb").unlink()
+    with pytest.raises(StoreUnavailable, match="replaced or removed"):
+        await store.swap(b"a", b"1", b"2")
+    with pytest.raises(StoreUnavailable, match="replaced or removed"):
+        await store.ping()
+    assert await store.get([b"a"]) == [b"1"]
+    await store.close()
+
+
 async def test_values_outlive_the_process(tmp_path: Path) -> None:
     first = LmdbStore(tmp_path)
     await first.put([(b"a", b"1")])
