@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,7 @@ class LmdbStore:
             # the file would grow with each write until nobody has it open.
             self._environment.reader_check()
             self._file = _identity(path)
+            self._extend()
         except (lmdb.Error, OSError) as error:
             raise StoreUnavailable(f"cannot open the LMDB store in {path}: {error}") from error
 
@@ -137,6 +139,24 @@ class LmdbStore:
             raise StoreUnavailable(
                 f"the LMDB store in {self._path} was replaced or removed while it was open: restart what has it open"
             )
+
+    def _extend(self) -> None:
+        """Make the file as long as LMDB takes it to be.
+
+        Reading past the end of a file that was cut off, as by a full disk while it was copied, would end the process.
+        Of pages of zeros LMDB says that they are corrupt. A file in order may lack its last pages too, which are free.
+        """
+        file, page = self._path / "data.mdb", self._environment.stat()["psize"]
+        if file.stat().st_size < self._pages() * page:
+            with self._environment.begin(write=True):  # nobody else makes it longer meanwhile
+                whole = file.stat().st_size // page
+                if whole < self._pages():
+                    os.truncate(file, whole * page)  # a part of a page would pass for all of it
+                    os.truncate(file, self._pages() * page)
+
+    def _pages(self) -> int:
+        last: int = self._environment.info()["last_pgno"]
+        return last + 1
 
     def _end(self) -> None:
         with self._map:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import lmdb
@@ -38,6 +40,26 @@ from service.store.lmdb import LmdbStore
 
 reading = LmdbStore(Path(sys.argv[1]))._environment.begin()
 os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+CUT_OFF = """
+import asyncio, sys
+from pathlib import Path
+from service.errors import StoreUnavailable
+from service.store.lmdb import LmdbStore
+
+async def main():
+    store = LmdbStore(Path(sys.argv[1]))
+    for key in [f"k{i:03}".encode() for i in range(500)]:
+        try:
+            (value,) = await store.get([key])
+            print("whole" if value == bytes([1]) * 1000 else value)
+        except StoreUnavailable as error:
+            print("corrupt" if "MDB_CORRUPTED" in str(error) else error)
+    await store.close()
+
+asyncio.run(main())
 """
 
 
@@ -218,6 +240,23 @@ async def test_a_key_that_lmdb_cannot_hold_is_translated(tmp_path: Path) -> None
     with pytest.raises(StoreUnavailable, match="LMDB"):
         await store.put([(b"k" * 600, b"1")])
     await store.close()
+
+
+async def test_a_file_that_was_cut_off_ends_nobody_who_reads_it(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    await store.put((f"k{i:03}".encode(), bytes([1]) * 1000) for i in range(500))
+    await store.close()
+    whole = (tmp_path / "data.mdb").stat().st_size
+    os.truncate(tmp_path / "data.mdb", whole * 2 // 3 + 100)
+    reader = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", CUT_OFF, str(tmp_path), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    printed, _ = await reader.communicate()
+    assert reader.returncode == 0
+    answers = Counter(printed.decode().split("\n")[:-1])
+    assert answers.keys() == {"whole", "corrupt"}
+    assert answers.total() == 500
+    assert answers["whole"] > 100
 
 
 def test_a_folder_that_cannot_be_one(tmp_path: Path) -> None:
