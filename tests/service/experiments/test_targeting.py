@@ -83,6 +83,7 @@ def test_conditions_hold_when_growthbook_says_so(condition: dict[str, Any], attr
 LISTS: list[Any] = [
     [],
     [1],
+    ["DE"],
     ["DE", 1],
     ["de", "1"],
     [None],
@@ -114,6 +115,17 @@ def test_every_operator_says_of_every_value_what_growthbook_says(name: str) -> N
         condition = {"a": {name: operand}}
         ours = compile_condition(condition, GROUPS, "")
         for attributes in ({}, *({"a": value} for value in VALUES)):
+            assert ours(attributes) is evalCondition(attributes, condition, GROUPS), (condition, attributes)
+
+
+def test_every_literal_equals_what_growthbook_says() -> None:
+    """Objects as well, by their keys' order and their values' types."""
+    objects = [{"x": 1}, {"x": True}, {"x": None}, {"x": [1]}, {"x": [True]}, {"x": 1, "y": 2}, {"y": 2, "x": 1}]
+    found: list[Any] = [*SCALARS, *LISTS, *objects]
+    for literal in found:
+        condition = {"a": literal}
+        ours = compile_condition(condition, GROUPS, "")
+        for attributes in ({}, *({"a": value} for value in found)):
             assert ours(attributes) is evalCondition(attributes, condition, GROUPS), (condition, attributes)
 
 
