@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 from tests.failures.scenario import Clients, run
 from tests.service.conftest import published_settings
 from tests.service.server import PATIENT, Server, serving
-from tests.service.tiny_release import TinyRelease
+from tests.service.tiny_release import WRITTEN, TinyRelease
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
@@ -52,14 +52,25 @@ class World:
     release: TinyRelease
 
 
-@pytest.fixture
-async def world(tiny: TinyRelease, tmp_path: Path) -> AsyncIterator[World]:
-    await asyncio.to_thread(published_settings, tiny, tmp_path / "store")
-    clock = Clock(tmp_path / "clock")
+@pytest.fixture(scope="module")
+def running(tiny: TinyRelease, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("clock")
+    published_settings(tiny, folder / "store")
+    clock = Clock(folder / "ahead")
     clock.ahead(0)
     environment = {**PATIENT, **clock.environment, "SCOTER_POLL_SECONDS": "0.2"}
-    with serving(tiny.path.parent, tmp_path / "store", tmp_path, environment=environment) as service:
+    with serving(tiny.path.parent, folder / "store", folder, environment=environment) as service:
         yield World(clock, service, tiny)
+
+
+@pytest.fixture
+async def world(running: World) -> World:
+    """A service whose clock is right, whatever the test before has made of it."""
+    running.clock.ahead(0)
+    async with asyncio.timeout(30):
+        while abs(await age(running) - (time.time() - WRITTEN)) > 60:
+            await asyncio.sleep(0.1)
+    return running
 
 
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR, -40 * 365 * 24 * HOUR], ids=["ahead", "back", "long-back"])
