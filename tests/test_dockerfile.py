@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import httpx2
 import pytest
 
 from tests.images import Image, Replay
+from tests.ports import free_port
 from tests.service.conftest import published_settings
 from tests.service.server import PATIENT
 from tests.service.tiny_release import TinyRelease
@@ -64,13 +64,10 @@ def test_the_image_answers_and_leaves_on_sigterm(image: Image, tiny: TinyRelease
     published_settings(tiny, tmp_path)
     releases = Path(image.environment["SCOTER_RELEASES"])
     shutil.copytree(tiny.path, releases / tiny.path.name)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     environment = image.environment | {
         **PATIENT,
         "SCOTER_HOST": "127.0.0.1",
-        "SCOTER_PORT": str(port),
+        "SCOTER_PORT": str(port := free_port()),
         "SCOTER_STORE__PATH": str(tmp_path),
         "SCOTER_ENGINE__THREADS": "1",
     }

@@ -7,11 +7,12 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_repo.local_server import Server, free_port, install
+from model_repo.local_server import Server, install
 from offline.errors import StageError
 from offline.triton import Backend, Deployment, Profile, add, load
 from service.release.release import Release
 from service.settings import TritonSettings
+from tests.ports import free_port
 
 INSTALLED = Path(__file__).parent.parent / ".tools" / "triton"
 START_SECONDS = 60.0

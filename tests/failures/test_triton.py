@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager
@@ -26,8 +24,9 @@ from service.engine.triton import client
 from service.release.manifest import TensorEntry
 from service.release.release import Release
 from tests.failures.scenario import Answer, Clients, run
+from tests.ports import free_port
 from tests.service.conftest import published_settings
-from tests.service.server import ROOT, Server, free_port, serving
+from tests.service.server import ROOT, Server, command, serving, variables
 from tests.service.tiny_release import TinyRelease, graph, write_release
 from tests.triton_server import Triton
 
@@ -300,14 +299,11 @@ async def test_without_triton_and_fallback_a_start_says_why_and_ends(world: Worl
             world.triton.server.signal(signal.SIGSTOP)
         case _:
             await world.unload()
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SCOTER_")}
-    command = [sys.executable, "-m", "service", "--releases", str(world.folder / "releases")]
-    command += ["--store", str(world.folder / "store"), "--port", str(free_port())]
     done = await asyncio.to_thread(
         subprocess.run,
-        command,
+        command(world.folder / "releases", world.folder / "store", free_port()),
         cwd=ROOT,
-        env={**inherited, **world.settings({})},
+        env=variables(world.settings({})),
         capture_output=True,
         text=True,
         timeout=60,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,8 +21,9 @@ from monitoring.__main__ import files
 from monitoring.dashboard import ROWS
 from monitoring.objectives import OBJECTIVES
 from monitoring.rules import groups
+from tests.ports import free_port
 from tests.service.conftest import published_settings
-from tests.service.test_cli import running, serve
+from tests.service.server import PATIENT, serving
 from tests.service.tiny_release import TinyRelease
 from tests.tools import tool
 
@@ -63,21 +63,19 @@ def watched(tiny: TinyRelease, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("watched")
     published_settings(tiny, folder / "store")
     with (
-        running(serve(tiny.path.parent, folder / "store")) as (_, service),
-        prometheus(folder, service.removeprefix("http://")) as address,
+        serving(tiny.path.parent, folder / "store", folder, environment=PATIENT) as service,
+        prometheus(folder, service.address.removeprefix("http://")) as address,
     ):
-        load(service, tiny, address)
+        load(service.address, tiny, address)
         time.sleep(2)  # one more scrape, and one more evaluation of the rules
-        yield Watched(address, httpx2.get(f"{service}/metrics").text, time.time())
+        yield Watched(address, httpx2.get(f"{service.address}/metrics").text, time.time())
 
 
 class prometheus:  # noqa: N801 - reads as a function in `with`
     """A real Prometheus that scrapes one target every second and evaluates the rules."""
 
     def __init__(self, folder: Path, target: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._address = f"127.0.0.1:{free_port()}"
         config = yaml.safe_load((ROOT / "monitoring/prometheus.yaml").read_text(encoding="utf-8"))
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(ROOT / "monitoring/rules.yaml")]

@@ -1,7 +1,6 @@
 import asyncio
 import inspect
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from service.cli import app as serve_app
 from service.store.keys import RELEASE_POINTER
 from service.store.lmdb import LmdbStore
 from tests.offline.results.made import evaluated
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
@@ -308,9 +308,7 @@ def test_a_corrupt_release_is_not_published(scoter: Scoter, own: Path, tmp_path:
 
 
 def test_redis_that_is_down(scoter: Scoter, own: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"redis://:secret@127.0.0.1:{port}/0"
     said = scoter.fails("publish", "--work", tmp_path, "--store", url, "--release", own.name)
     assert said.startswith("Redis failed: ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0
@@ -48,12 +49,17 @@ class Server:
         return sum(float(line.rpartition(" ")[2]) for line in mine)
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def command(releases: Path, store: Path | str, port: int) -> list[str]:
+    """What starts the service."""
+    return [
+        *(sys.executable, "-m", "service", "--releases", str(releases)),
+        *("--store", str(store), "--port", str(port)),
+    ]
+
+
+def variables(settings: Mapping[str, str]) -> dict[str, str]:
+    """Variables of a service with these settings and no others."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SCOTER_")} | {**settings}
 
 
 @contextmanager
@@ -67,15 +73,13 @@ def serving(
 ) -> Iterator[Server]:
     """The service, once it is ready; killed at the end. `environment` adds settings; the log goes into `folder`."""
     port = free_port()
-    command = [sys.executable, "-m", "service", "--releases", str(releases), "--store", str(store)]
     log = log or folder / f"service-{port}.log"
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SCOTER_")}
     with (
         log.open("wb") as stream,
         subprocess.Popen(
-            [*command, "--port", str(port)],
+            command(releases, store, port),
             cwd=ROOT,
-            env={**inherited, **(environment or {})},
+            env=variables(environment or {}),
             stdout=stream,
             stderr=stream,
         ) as process,

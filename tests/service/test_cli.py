@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -21,51 +17,20 @@ from typer.testing import CliRunner
 
 from service.cli import app, store_settings
 from service.settings import LmdbSettings, RedisSettings
+from tests.ports import free_port
 from tests.service.conftest import published_settings
-from tests.service.server import PATIENT
+from tests.service.server import PATIENT, ROOT, command, serving, variables
 from tests.service.tiny_release import TinyRelease
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-def serve(releases: Path, store: Path | str, *options: str) -> list[str]:
-    return [sys.executable, "-m", "service", "--releases", str(releases), "--store", str(store), *options]
-
-
-def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("SCOTER_")} | PATIENT
-
-
-@contextmanager
-def running(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The service and its address, once it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with subprocess.Popen(
-        [*command, "--port", str(port)], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
-    ) as process:
-        address = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 60
-        while True:
-            try:
-                httpx2.get(f"{address}/livez")
-                break
-            except httpx2.ConnectError:
-                assert process.poll() is None, process.stderr.read() if process.stderr else ""
-                assert time.monotonic() < end
-                time.sleep(0.05)
-        try:
-            yield process, address
-        finally:
-            process.kill()
-
-
 def test_a_real_server_answers_drains_and_leaves(tiny: TinyRelease, tmp_path: Path) -> None:
-    published_settings(tiny, tmp_path)
-    with running(serve(tiny.path.parent, tmp_path)) as (process, address), httpx2.Client(base_url=address) as client:
-        assert client.get("/readyz").status_code == 200
+    published_settings(tiny, tmp_path / "store")
+    with (
+        serving(tiny.path.parent, tmp_path / "store", tmp_path, environment=PATIENT) as server,
+        httpx2.Client(base_url=server.address) as client,
+    ):
 
         def ask(number: int) -> tuple[str, list[str]]:
             user = tiny.users[number % len(tiny.users)]
@@ -83,10 +48,9 @@ def test_a_real_server_answers_drains_and_leaves(tiny: TinyRelease, tmp_path: Pa
         )
         assert chunked.status_code == 413
 
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-        assert process.stderr is not None
-        lines = [json.loads(line) for line in process.stderr.read().splitlines()]
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        lines = [json.loads(line) for line in server.lines()]
     events = [line["event"] for line in lines]
     assert "release_opened" in events
     assert "warmed_up" in events
@@ -95,8 +59,8 @@ def test_a_real_server_answers_drains_and_leaves(tiny: TinyRelease, tmp_path: Pa
 
 def test_an_idle_connection_is_the_callers_to_close(tiny: TinyRelease, tmp_path: Path) -> None:
     published_settings(tiny, tmp_path / "store")
-    with running(serve(tiny.path.parent, tmp_path / "store")) as (_, address):
-        connection = HTTPConnection(address.removeprefix("http://"), timeout=10)
+    with serving(tiny.path.parent, tmp_path / "store", tmp_path, environment=PATIENT) as server:
+        connection = HTTPConnection(server.address.removeprefix("http://"), timeout=10)
         for pause in (6, 0):  # longer than uvicorn's own patience
             connection.request("GET", "/livez")
             assert connection.getresponse().read()
@@ -104,7 +68,7 @@ def test_an_idle_connection_is_the_callers_to_close(tiny: TinyRelease, tmp_path:
         connection.close()
 
 
-def test_a_real_server_on_redis(tiny: TinyRelease, redis_port: int) -> None:
+def test_a_real_server_on_redis(tiny: TinyRelease, redis_port: int, tmp_path: Path) -> None:
     import asyncio
 
     from service.store.redis import RedisStore
@@ -117,10 +81,11 @@ def test_a_real_server_on_redis(tiny: TinyRelease, redis_port: int) -> None:
         await store.close()
 
     asyncio.run(fill())
-    with running(serve(tiny.path.parent, f"redis://127.0.0.1:{redis_port}/0")) as (_, address):
+    redis = f"redis://127.0.0.1:{redis_port}/0"
+    with serving(tiny.path.parent, redis, tmp_path, environment=PATIENT) as server:
         request = {"user_id": tiny.users[0].id, "explain": True}
         # On a busy test machine the store may be late.
-        bodies = [httpx2.post(f"{address}/recommend", json=request).json() for _ in range(3)]
+        bodies = [httpx2.post(f"{server.address}/recommend", json=request).json() for _ in range(3)]
     body = min(bodies, key=lambda body: len(body["degraded"]))
     assert body["source"] == "model"
     assert body["history"]["source"] == "stored"
@@ -132,7 +97,12 @@ def test_a_damaged_release_is_one_line_and_status_1(own: Path, tiny: TinyRelease
     graph = own / "models/scoter_h/1/model.onnx"
     graph.write_bytes(graph.read_bytes()[:-10])
     ended = subprocess.run(
-        serve(own.parent, tmp_path / "store"), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+        command(own.parent, tmp_path / "store", free_port()),
+        cwd=ROOT,
+        env=variables({}),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -21,15 +20,10 @@ import httpx2
 import uvicorn
 from openai.types.chat import ChatCompletion
 
+from tests.ports import free_port
+
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Fault = Callable[["Asked", Send], Awaitable[None]]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from offline.llm.chat import checked_url, key_from_environment
 from offline.llm.endpoint import EndpointBackend
 from tests.offline.llm.backends import KEY, Open
 from tests.offline.llm.prompts import asks
-from tests.offline.llm.server import Asked, Fault, Layer, Send, completion, free_port, respond, says, status
+from tests.offline.llm.server import Asked, Fault, Layer, Send, completion, respond, says, status
+from tests.ports import free_port
 
 
 @pytest.fixture

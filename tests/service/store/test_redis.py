@@ -23,7 +23,8 @@ from service.settings import RedisSettings
 from service.store.keys import history_key, reasoning_key, user_tag
 from service.store.redis import Client, RedisStore
 from tests.conftest import Connect, redis_settings
-from tests.redis_server import FAILOVER_MS, PLAIN, cluster, free_port, sentinels, standalone, start, wait_for
+from tests.ports import free_port
+from tests.redis_server import FAILOVER_MS, PLAIN, cluster, sentinels, standalone, start, wait_for
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
