@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +28,17 @@ GRAPHS: list[tuple[Variant, Layout]] = [
 ]
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A graph in PyTorch, its file, and that file opened: opening it takes as long as all that is asked of it."""
+
+    graph: FusedGraph
+    path: Path
+    session: ort.InferenceSession
+
+
 @pytest.fixture(scope="module", params=GRAPHS, ids="-".join)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[FusedGraph, Path]:
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     variant, layout = request.param
     small: dict[str, Any] = {"layers": 1} if BACKBONES[variant] == "tiger" else {"blocks": 1, "decoder_layers": 1}
     # Each switch is on in some graph and off in another; all of them at once in SCoTER-S.
@@ -43,7 +53,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     graph = fused_graph(tiny.model(80, 4, 6, variant=variant, alignment=alignment, **small), layout, search)
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     write_onnx(graph, layout, path)
-    return graph, path
+    return Exported(graph, path, ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
 
 
 ALL = torch.full((7, 1), 0xFF, dtype=torch.uint8)
@@ -70,13 +80,11 @@ def feeds(graph: FusedGraph, rows: int, excluded: int, seed: int, filtered: floa
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2, 7])
 @pytest.mark.parametrize("excluded", [0, 1, 30, 90])
-def test_graph_agrees_with_the_model(exported: tuple[FusedGraph, Path], rows: int, excluded: int) -> None:
-    graph, path = exported
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    given = feeds(graph, rows, excluded, seed=rows * 100 + excluded)
-    item, score, valid, *explained = session.run(None, given)
+def test_graph_agrees_with_the_model(exported: Exported, rows: int, excluded: int) -> None:
+    given = feeds(exported.graph, rows, excluded, seed=rows * 100 + excluded)
+    item, score, valid, *explained = exported.session.run(None, given)
     with torch.inference_mode():
-        expected = [t.numpy() for t in graph(**{k: torch.from_numpy(v) for k, v in given.items()})]
+        expected = [t.numpy() for t in exported.graph(**{k: torch.from_numpy(v) for k, v in given.items()})]
     assert (item == expected[0]).all()
     assert (valid == expected[2]).all()
     np.testing.assert_allclose(score[valid], expected[1][valid], atol=1e-4)
@@ -89,17 +97,16 @@ def test_graph_agrees_with_the_model(exported: tuple[FusedGraph, Path], rows: in
 
 
 @pytest.mark.slow
-def test_no_loop_survives_in_the_graph(exported: tuple[FusedGraph, Path]) -> None:
+def test_no_loop_survives_in_the_graph(exported: Exported) -> None:
     import onnx
 
-    kinds = {node.op_type for node in onnx.load(str(exported[1])).graph.node}
+    kinds = {node.op_type for node in onnx.load(str(exported.path)).graph.node}
     assert not kinds & {"Loop", "If", "Scan", "SequenceConstruct"}
 
 
 @pytest.mark.slow
-def test_free_dimensions_are_named(exported: tuple[FusedGraph, Path]) -> None:
-    graph, path = exported
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def test_free_dimensions_are_named(exported: Exported) -> None:
+    graph, session = exported.graph, exported.session
     shapes = {i.name: i.shape for i in session.get_inputs()}
     assert shapes["history"] == ["batch", graph.model.recipe.length]
     assert shapes["exclude"] == ["batch", "excluded"]
@@ -111,12 +118,10 @@ def test_free_dimensions_are_named(exported: tuple[FusedGraph, Path]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 7])
-def test_one_byte_of_ones_is_no_filter(exported: tuple[FusedGraph, Path], rows: int) -> None:
-    graph, path = exported
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    given = feeds(graph, rows, 3, seed=rows, filtered=0)
-    whole = session.run(None, given)
-    one_byte = session.run(None, given | {"allowed": np.full((rows, 1), 0xFF, np.uint8)})
+def test_one_byte_of_ones_is_no_filter(exported: Exported, rows: int) -> None:
+    given = feeds(exported.graph, rows, 3, seed=rows, filtered=0)
+    whole = exported.session.run(None, given)
+    one_byte = exported.session.run(None, given | {"allowed": np.full((rows, 1), 0xFF, np.uint8)})
     for one, other in zip(whole, one_byte, strict=True):
         np.testing.assert_array_equal(one, other)
 
