@@ -88,6 +88,7 @@ def test_several_answers_come_in_one_request_or_in_several(connect: Open, layer:
 
 def test_a_server_that_refuses_n_is_asked_one_at_a_time(connect: Open, layer: Layer) -> None:
     layer.faults.append(status(400, "n > 1 is not supported"))
+    layer.always = says(completion("fine"))
     backend = connect(concurrency=1, retries=0)
     assert [len(answer.texts) for answer in answers(backend, [ask("Hi", n=2), ask("Ho", n=2)])] == [2, 2]
     assert [asked.body.get("n", 1) for asked in layer.asked] == [2, 1, 1, 1, 1]
@@ -95,6 +96,7 @@ def test_a_server_that_refuses_n_is_asked_one_at_a_time(connect: Open, layer: La
 
 def test_a_prompt_that_is_refused_does_not_cost_the_others_their_n(connect: Open, layer: Layer) -> None:
     layer.faults.extend([status(400, "too long"), status(400, "too long")])
+    layer.always = says(completion("fine", "well"))
     first, second = answers(connect(concurrency=1), [ask("long", n=2), ask("short", n=2)])
     assert first.error is not None
     assert "too long" in first.error
@@ -116,6 +118,7 @@ def test_what_a_server_refuses_is_found_out_by_all_who_are_on_their_way(connect:
     """Eight have asked before the first one hears of it."""
     refusal = "Use 'max_completion_tokens' instead." if n == 1 else "n > 1 is not supported"
     layer.faults.extend([status(400, refusal)] * 8)
+    layer.always = says(completion("fine"))
     found = answers(connect(concurrency=8, retries=0), [ask(f"Number {number}", n=n) for number in range(20)])
     assert [(answer.error, len(answer.texts)) for answer in found] == [(None, n)] * 20
     assert layer.asked[-1].body.get("n", 1) == 1
@@ -123,6 +126,7 @@ def test_what_a_server_refuses_is_found_out_by_all_who_are_on_their_way(connect:
 
 def test_everybody_waits_as_long_as_a_refusal_says(connect: Open, layer: Layer) -> None:
     layer.faults.append(status(429, headers={"Retry-After": "1"}))
+    layer.always = says(completion("fine"))
     backend = connect(concurrency=1)
     assert all(answer.texts for answer in answers(backend, asks(3)))
     times = [asked.at for asked in layer.asked]
@@ -179,15 +183,17 @@ def test_a_break_of_hours_is_not_waited_for(connect: Open, layer: Layer) -> None
 )
 def test_what_goes_wrong_once_is_tried_again(connect: Open, layer: Layer, fault: Any) -> None:
     layer.faults.append(fault)
+    layer.always = says(completion("fine"))
     backend = connect(concurrency=1)
     (answer,) = answers(backend, asks(1))
-    assert answer.texts
+    assert answer.texts == ("fine",)
     assert len(layer.asked) == 2
     assert (backend.usage.requests, backend.usage.retries, backend.usage.failed) == (2, 1, 0)
 
 
 def test_what_keeps_going_wrong_is_that_prompts_error(connect: Open, layer: Layer) -> None:
     layer.faults.extend([says(b"{nonsense")] * 3)
+    layer.always = says(completion("fine"))
     backend = connect(concurrency=1)
     first, second = answers(backend, asks(2))
     assert first.error is not None
