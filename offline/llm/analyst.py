@@ -1,8 +1,8 @@
 """The `analyst` backend: statistics behind the protocol that language models implement. It calls none and says so.
 
 It reads a prompt's `task` and answers in the same formats. Temperature and seed draw the paths that it thinks up, and
-nothing else; `top_p`, `max_tokens`, `stop` and `pattern` mean nothing here. The same data set, seeds and task give the
-same texts, in whatever company and order they are asked for.
+nothing else; `top_p`, `max_tokens` and `pattern` mean nothing here. The same data set, seeds and task give the same
+texts, in whatever company and order they are asked for.
 """
 
 from __future__ import annotations

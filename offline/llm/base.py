@@ -28,11 +28,6 @@ class Sampling:
     top_p: float = 0.9
     max_tokens: int = 1024  # of one answer
     seed: int | None = None
-    stop: tuple[str, ...] = ()
-
-    def before_stop(self, text: str) -> str:
-        """`text` up to the first stop word in it."""
-        return text[: min((place for word in self.stop if (place := text.find(word)) >= 0), default=len(text))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from offline.chains.thoughts import without_thoughts
 from offline.errors import AnswerError, LLMError, RecipeError
-from offline.llm.base import Message, Prompt, Sampling
+from offline.llm.base import Message, Prompt
 from offline.llm.extra import llm_extra
 from offline.llm.pace import asked_wait
 
@@ -195,7 +195,7 @@ class Chat:
         except APIError as error:
             raise Fault(self._clean(str(error)), charged=True) from None
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return self._read(response.content, headers, prompt.sampling)
+        return self._read(response.content, headers)
 
     def _body(self, prompt: Prompt, n: int, seed: int | None) -> dict[str, Any]:
         sampling = prompt.sampling
@@ -210,8 +210,6 @@ class Chat:
             body["n"] = n
         if seed is not None and self._takes_seed:
             body["seed"] = seed
-        if sampling.stop:
-            body["stop"] = list(sampling.stop)
         if self._structured == "json":
             text: dict[str, Any] = {"type": "string"}
             if prompt.pattern is not None:
@@ -257,7 +255,7 @@ class Chat:
             return Fault(f"status {status}: {said}", wait=asked_wait(headers, tokens), limited=status == 429)
         return Refused(f"status {status}: {said}")
 
-    def _read(self, content: bytes, headers: Mapping[str, str], sampling: Sampling) -> Reply:
+    def _read(self, content: bytes, headers: Mapping[str, str]) -> Reply:
         """A body, whatever its content type says: what can be read has been paid for."""
         try:
             completion = _completion(content)
@@ -265,10 +263,10 @@ class Chat:
             kind = headers.get("content-type", "no content type")
             begins = self._clean(content.decode("utf-8", "replace"), _BEGINNING)
             raise Fault(f"not a chat completion ({kind}; begins {begins!r})", charged=True) from None
-        choices = tuple(self._choice(choice, sampling) for choice in completion.choices)
+        choices = tuple(self._choice(choice) for choice in completion.choices)
         return Reply(choices, _counted(completion.usage, written=any(choice.text for choice in choices)), headers)
 
-    def _choice(self, row: object, sampling: Sampling) -> Choice:
+    def _choice(self, row: object) -> Choice:
         try:
             choice = _Choice.model_validate(row)
         except ValidationError:
@@ -281,8 +279,7 @@ class Chat:
             return Choice("", "refusal" if message.refusal else finish)
         if finish in BROKEN_OFF:
             return Choice("", finish)
-        # Some servers return the stop word, too.
-        return Choice(sampling.before_stop(_unpacked(content) if self._structured == "json" else content), finish)
+        return Choice(_unpacked(content) if self._structured == "json" else content, finish)
 
     def _clean(self, text: str, chars: int = _QUOTED) -> str:
         """A server's words, on one line, without the key; cut only then, as half a key is one, too."""

@@ -190,7 +190,7 @@ class EndpointBackend:
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
             "seed": sampling.seed,
-            "stop": sampling.stop,
+            "stop": [],  # which there once was: without it, all that was paid for would be asked for again
             "structured": structured,
             "pattern": None if structured == "none" else prompt.pattern,
         }

@@ -187,7 +187,7 @@ class LocalBackend:
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
             "seed": (self._seed, sampling.seed),
-            "stop": sampling.stop,
+            "stop": [],  # which there once was: without it, all that was written would be written again
             "pattern": prompt.pattern,
         }
         return request_key(parts, number)
@@ -278,21 +278,16 @@ class LocalBackend:
         row.tokens.append(token)
         if token in self._ends or len(row.tokens) == row.limit:
             return True
-        if row.guide is not None:
-            row.guide.advance(token, return_tokens=False)
-            if row.guide.is_finished() and self._ends.issuperset(row.guide.get_tokens()):
-                return True  # nothing but the end may follow
-        stop = row.sampling.stop
-        if stop:
-            tail = row.tokens[-max(len(word.encode()) for word in stop) - 1 :]  # a token writes a byte or more
-            text = self._tokenizer.decode(tail)
-            return any(word in text for word in stop)
-        return False
+        if row.guide is None:
+            return False
+        row.guide.advance(token, return_tokens=False)
+        # Whether nothing but the end may follow.
+        return row.guide.is_finished() and self._ends.issuperset(row.guide.get_tokens())
 
     def _text(self, row: _Row) -> str:
-        """What a row says, cut before the first stop word."""
+        """What a row says."""
         tokens = row.tokens[:-1] if row.tokens[-1] in self._ends else row.tokens
-        return row.sampling.before_stop(str(self._tokenizer.decode(tokens, skip_special_tokens=True)))
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def nucleus(logits: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:

@@ -75,14 +75,9 @@ def test_greedy_answers_and_seeded_ones_repeat_themselves(backend: Backend) -> N
 
 
 @every_model
-def test_an_answer_ends_before_a_stop_word_and_at_its_limit(backend: Backend) -> None:
+def test_an_answer_ends_at_its_limit(backend: Backend) -> None:
     (whole,) = answers(backend, [ask("Count: one, two, three", max_tokens=12)])
-    word = whole.texts[0].split()[2]
-    stopped, short = answers(
-        backend,
-        [ask("Count: one, two, three", max_tokens=12, stop=(word,)), ask("Count: one, two, three", max_tokens=2)],
-    )
-    assert stopped.texts[0].strip() == whole.texts[0].split(word)[0].strip()
+    (short,) = answers(backend, [ask("Count: one, two, three", max_tokens=2)])
     assert whole.texts[0].startswith(short.texts[0])
     assert len(short.texts[0]) < len(whole.texts[0])
 

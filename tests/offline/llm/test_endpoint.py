@@ -475,6 +475,17 @@ def test_a_recipe_that_cannot_be_followed_is_refused(tmp_path: Path, changes: di
     assert "hush" not in str(error.value)
 
 
+@pytest.mark.parametrize("structured, key", [("none", "1b0f91a70d22a872"), ("regex", "e7ca3d3203756b6e")])
+def test_answers_that_were_paid_for_are_found_by_later_versions(tmp_path: Path, structured: str, key: str) -> None:
+    prompt = ask("Yes or no?", pattern="(yes|no)", seed=5, temperature=0.7)
+    recipe = recipe_of("http://localhost:1/v1", structured=structured)
+    backend = EndpointBackend(recipe, AnswerCache(tmp_path), None)
+    try:
+        assert backend._key(prompt, 1).hex().startswith(key)
+    finally:
+        backend.close()
+
+
 def test_a_cache_that_breaks_under_way_is_an_error_that_names_it(connect: Open, layer: Layer, tmp_path: Path) -> None:
     backend = connect(concurrency=1)
     layer.always = says(completion("fine"))

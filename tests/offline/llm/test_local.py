@@ -101,6 +101,14 @@ def test_a_prompt_that_is_too_long_is_that_prompts_error(small: LocalBackend, mo
     assert short.texts
 
 
+def test_answers_that_were_written_are_found_by_later_versions(
+    small: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small, "_weights", "w")
+    prompt = ask("Yes or no?", pattern="(yes|no)", seed=5, temperature=0.7)
+    assert small._key(prompt, 1).hex().startswith("a068e7da6ab62caf")
+
+
 def test_windows_keep_the_indices(small: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [ask(f"{'very ' * (n % 4)}short, {n}", max_tokens=2) for n in range(10)]
     whole = texts(small, prompts)
