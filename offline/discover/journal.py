@@ -108,9 +108,5 @@ def _reply(row: dict[str, Any]) -> Reply:
 def _line(question: Question, answer: Answer) -> dict[str, Any]:
     row: dict[str, Any] = {"key": question.key, "user": question.user}
     if answer.error is not None or not answer.texts:
-        return row | {"error": _encodable(answer.error or "no answer came")[:500]}
-    return row | {"texts": [_encodable(text[:ANSWER_CHARS]) for text in answer.texts]}
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()  # a cut stream may leave a lone surrogate
+        return row | {"error": (answer.error or "no answer came")[:500]}
+    return row | {"texts": [text[:ANSWER_CHARS] for text in answer.texts]}

@@ -77,7 +77,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back for `prompts[index]`: `sampling.n` texts, or the reason why there are none."""
+    """What came back for `prompts[index]`: `sampling.n` texts, or the reason why there are none.
+
+    Neither holds half a surrogate pair, as a text that was cut may: no file could hold that.
+    """
 
     index: int
     texts: tuple[str, ...] = ()

@@ -282,10 +282,13 @@ class Chat:
         return Choice(_unpacked(content) if self._structured == "json" else content, finish)
 
     def _clean(self, text: str, chars: int = _QUOTED) -> str:
-        """A server's words, on one line, without the key; cut only then, as half a key is one, too."""
+        """A server's words, on one line, without the key; cut only then, as half a key is one, too.
+
+        Where they quote a prompt that was cut they may end in half a surrogate pair, which no file could hold.
+        """
         if self._key is not None:
             text = text.replace(self._key.get_secret_value(), "***")
-        line = " ".join(text.split())
+        line = " ".join(text.encode("utf-8", "replace").decode().split())
         return line if len(line) <= chars else line[:chars] + "…"
 
 

@@ -145,17 +145,11 @@ class Scribe:
 
     def _read(self, answer: Answer) -> Chain:
         if answer.error is not None:
-            return Chain(fault=_text(f"no answer: {answer.error}")[:FAULT_CHARS], again=True)
+            return Chain(fault=f"no answer: {answer.error}"[:FAULT_CHARS], again=True)
         try:
-            steps = rationale.parse(answer.texts[0], self._asking.template).steps
+            return Chain(rationale.parse(answer.texts[0], self._asking.template).steps)
         except AnswerError as error:
-            return Chain(fault=_text(str(error))[:FAULT_CHARS])
-        return Chain(tuple(map(_text, steps)))
-
-
-def _text(text: str) -> str:
-    """Without halves of surrogate pairs, which could neither be written nor encoded."""
-    return text.encode("utf-8", "replace").decode()
+            return Chain(fault=str(error)[:FAULT_CHARS])
 
 
 def _shown(item: ItemText, writer: Writer) -> bytes:

@@ -30,7 +30,7 @@ class _Echo:
             assert isinstance(prompt.task, Explore)
             (user,) = prompt.task.history
             self.asked.append(user)
-            yield Answer(index, error="timed out") if user in self.fails else Answer(index, (f"for {user} \ud83d",))
+            yield Answer(index, error="timed out") if user in self.fails else Answer(index, (f"for {user}",))
 
     def close(self) -> None:
         pass
@@ -50,7 +50,7 @@ def test_a_dead_backend_loses_nothing_and_the_next_one_is_asked_for_the_rest(tmp
     assert len(journal.missing(QUESTIONS)) == 4
     journal.ask(QUESTIONS, second, lambda *_: None)
     assert second.asked == [2, 3, 4, 5]
-    assert [reply.texts for _, reply in journal.replies(QUESTIONS)] == [(f"for {user} ?",) for user in range(6)]
+    assert [reply.texts for _, reply in journal.replies(QUESTIONS)] == [(f"for {user}",) for user in range(6)]
     third = _Echo()
     journal.ask(QUESTIONS, third, lambda *_: None)
     assert third.asked == []
@@ -86,5 +86,5 @@ def test_the_same_words_about_two_users_are_two_questions_and_twice_about_one_is
     questions = [_question(1), _question(2), _question(1)]
     journal.ask(questions, backend, lambda *_: None)
     assert backend.asked == [1, 2]
-    assert [reply.texts for _, reply in journal.replies(questions)] == [("for 1 ?",), ("for 2 ?",), ("for 1 ?",)]
+    assert [reply.texts for _, reply in journal.replies(questions)] == [("for 1",), ("for 2",), ("for 1",)]
     assert [reply.texts for _, reply in journal.replies([_question(3)])] == [()]

@@ -196,6 +196,8 @@ def test_half_a_surrogate_pair_costs_neither_the_answer_nor_the_run(connect: Ope
     layer.always = message('{"answer": "written as \\ud83d"}')
     assert answers(connect(structured="json"))[0].texts == ("written as ?",)
     assert len(layer.asked) == 2
+    layer.always = status(400, "too long: \ud83d")
+    assert answers(connect(), range(1, 2))[0].error == "status 400: too long: ?"
 
 
 @pytest.mark.parametrize(
