@@ -15,13 +15,11 @@ which the checkpoint names by its epoch. `bad_batch.json` is what made a loss in
 from __future__ import annotations
 
 import csv
-import ctypes
 import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +36,7 @@ from offline.batches import TrainingRows, prefix_rows, training_rows
 from offline.crew import Crew, launch
 from offline.errors import TrainingError
 from offline.features import item_features
+from offline.memory import freed_memory_kept
 from offline.metrics import ranks, summary
 from offline.models.inputs import ItemVectors
 from offline.models.matched import matched
@@ -54,9 +53,6 @@ from offline.tensors import load_tensors, save_tensors
 from offline.tokenize import codes_digest, load_codes, load_embeddings
 
 VERSION = 2
-
-# glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_MAX: while training, and by default.
-_MALLOC = {-1: (2**31 - 1, 2**17), -2: (2**28, 2**17), -4: (0, 2**16)}
 
 
 def train(
@@ -210,28 +206,6 @@ def _forget_weights(folder: Path, *, but: int | None = None) -> None:
             path.unlink()
 
 
-@contextmanager
-def _freed_memory_kept() -> Iterator[None]:
-    """Let glibc reuse the memory of activations.
-
-    It would hand such large blocks back to the kernel at every free, which then zeroes and maps them anew: a quarter of
-    an epoch's time on a CPU. Given back at the end: scoring allocates blocks of ever other sizes, and would leave what
-    is kept in pieces.
-    """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):  # another C library
-        yield
-        return
-    for option, (kept, _) in _MALLOC.items():
-        libc.mallopt(option, kept)
-    try:
-        yield
-    finally:
-        for option, (_, default) in _MALLOC.items():
-            libc.mallopt(option, default)
-        libc.malloc_trim(0)
-
-
 @dataclass(frozen=True, slots=True)
 class _Task:
     """What is trained; sent to the processes of a crew."""
@@ -304,7 +278,7 @@ class _Run:
             if self.stands and self.validation is not None and not self.epoch:
                 self.before = self._validate()  # the backbone may be as good as it gets
             while self.epoch < self.last_epoch and self.stale < settings.patience:
-                with _freed_memory_kept():
+                with freed_memory_kept():
                     row = self._one_epoch(lambda: bars.advance(bar))
                 due = self.epoch % settings.validate_every == 0 or self.epoch == self.last_epoch
                 if self.validation is not None and due:
