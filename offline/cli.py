@@ -548,7 +548,10 @@ def _with_store(store: str, use: Callable[[Store], Awaitable[_T]]) -> _T:
     async def work() -> _T:
         settings = store_settings(store)
         if isinstance(settings, RedisSettings):  # nobody waits for an answer within milliseconds
-            patience = {"connect_timeout_ms": 2_000.0, "read_timeout_ms": settings.write_timeout_ms}
+            patience = {
+                "connect_timeout_ms": max(settings.connect_timeout_ms, 2_000.0),
+                "read_timeout_ms": settings.write_timeout_ms,
+            }
             settings = settings.model_copy(update=patience)
         opened = open_store(settings)
         try:

@@ -20,7 +20,7 @@ from service.app import create_app
 from service.connection import Connection
 from service.errors import ScoterError, StoreAddressInvalid
 from service.logs import LogLevel, configure_logs
-from service.settings import LmdbSettings, RedisSettings, Settings
+from service.settings import LmdbSettings, RedisSettings, Settings, store_section
 
 DRAIN_SECONDS = 20  # less than the 30 s that Kubernetes waits between SIGTERM and SIGKILL
 # Who closes an idle connection may cross the other's next request, which is then lost, so the caller's side has to come
@@ -116,14 +116,23 @@ def serve(
 
 
 def store_settings(text: str) -> LmdbSettings | RedisSettings:
-    """The store that a command line names: a URL, or else a folder. Raises StoreAddressInvalid."""
+    """The store that a command line names: a URL, or else a folder. Raises StoreAddressInvalid.
+
+    What a URL does not say, such as SCOTER_STORE__READ_TIMEOUT_MS, is the environment's.
+    """
     if "://" not in text:
         return LmdbSettings(path=Path(text))
     try:
-        return RedisSettings(url=SecretStr(text))
+        return RedisSettings(**store_section() | {"kind": "redis", "url": SecretStr(text)})
+    except SettingsError:
+        raise StoreAddressInvalid("SCOTER_STORE in the environment is no JSON object") from None
     except ValidationError as error:
-        reason = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
-        raise StoreAddressInvalid(f"the URL of the store cannot be used: {reason}") from None
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        if (name := str(wrong["loc"][0])) == "url":
+            reason = wrong["msg"].removeprefix("Value error, ")
+            raise StoreAddressInvalid(f"the URL of the store cannot be used: {reason}") from None
+        reason = "a Redis has no such setting" if wrong["type"] == "extra_forbidden" else wrong["msg"]
+        raise StoreAddressInvalid(f"SCOTER_STORE__{name.upper()} in the environment: {reason}") from None
 
 
 def _unusable(host: str, port: int) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -76,6 +76,19 @@ def _default_kind(value: object) -> object:
 
 
 StoreSettings = Annotated[LmdbSettings | RedisSettings, Field(discriminator="kind")]
+
+
+class _StoreSection(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="SCOTER_", env_nested_delimiter="__", hide_input_in_errors=True, extra="ignore", frozen=True
+    )
+
+    store: dict[str, Any] = {}
+
+
+def store_section() -> dict[str, Any]:
+    """What the environment says about the store but where it is, unchecked. Raises SettingsError if it is no JSON."""
+    return {name: value for name, value in _StoreSection().store.items() if name not in {"kind", "url", "path"}}
 
 
 def usable_cores() -> int:

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -13,6 +13,7 @@ from offline.cli import main
 from offline.errors import StageError
 from offline.results.runs import load_runs
 from service.cli import app as serve_app
+from service.settings import RedisSettings
 from service.store.keys import RELEASE_POINTER
 from service.store.lmdb import LmdbStore
 from tests.offline.results.made import evaluated
@@ -332,6 +333,23 @@ def test_a_store_s_url_that_is_none(scoter: Scoter, own: Path, tmp_path: Path, u
     said = scoter.fails("publish", "--work", tmp_path, "--store", url, "--release", own.name)
     assert said.startswith("the URL of the store cannot be used: ")
     assert not any(part in said for part in ("secret", "sec", "ret@", "localhost"))
+
+
+def test_publishing_is_as_patient_as_the_environment_says(
+    scoter: Scoter, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[RedisSettings] = []
+
+    def refuse(settings: RedisSettings) -> NoReturn:
+        opened.append(settings)
+        raise StageError("seen enough")
+
+    monkeypatch.setattr(cli, "open_store", refuse)
+    monkeypatch.setenv("SCOTER_STORE__WRITE_TIMEOUT_MS", "60000")
+    scoter.fails("publish", "--work", tmp_path, "--store", "redis://here", "--release", own.name)
+    (settings,) = opened
+    assert (settings.write_timeout_ms, settings.read_timeout_ms) == (60_000, 60_000)
+    assert settings.connect_timeout_ms == 2_000
 
 
 def test_a_store_that_is_a_file(scoter: Scoter, own: Path, tmp_path: Path) -> None:

@@ -196,3 +196,33 @@ def test_a_store_is_a_folder_or_a_url() -> None:
         chosen = store_settings(url)
         assert isinstance(chosen, RedisSettings)
         assert chosen.url.get_secret_value() == url
+
+
+def test_what_a_url_leaves_open_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCOTER_STORE__KIND", "lmdb")
+    monkeypatch.setenv("SCOTER_STORE__PATH", "elsewhere")
+    monkeypatch.setenv("SCOTER_STORE__URL", "redis://elsewhere")
+    monkeypatch.setenv("SCOTER_STORE__READ_TIMEOUT_MS", "40")
+    monkeypatch.setenv("SCOTER_STORE__CONNECTIONS", "7")
+    chosen = store_settings("redis://here/0")
+    assert isinstance(chosen, RedisSettings)
+    assert (chosen.url.get_secret_value(), chosen.read_timeout_ms, chosen.connections) == ("redis://here/0", 40, 7)
+    assert store_settings("out/store") == LmdbSettings(path=Path("out/store"))
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("SCOTER_STORE__READ_TIMEOUT_MS", "-1", "SCOTER_STORE__READ_TIMEOUT_MS in the environment: "),
+        ("SCOTER_STORE__READ_TIMEOUT", "40", "SCOTER_STORE__READ_TIMEOUT in the environment: a Redis has no such"),
+        ("SCOTER_STORE", "redis", "SCOTER_STORE in the environment is no JSON"),
+    ],
+)
+def test_a_mistaken_setting_beside_a_url_is_named(
+    name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app, ["--store", "redis://:hunter2@here/0"])
+    assert result.exit_code == 2
+    assert said in result.output
+    assert "hunter2" not in result.output
