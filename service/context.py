@@ -25,6 +25,7 @@ class Context:
     deadline: Deadline
     forced: str = ""  # "experiment=variation, ..." that the caller insists on
     after: Callable[[Callable[[], None]], object] | None = None  # takes what is to be done once a batch is answered
+    history_length: int = 0  # distinct items of the user's history that the catalogue holds, once it is read
 
 
 def allowed_seconds(headers: Headers, limits: LimitSettings) -> float:

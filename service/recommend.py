@@ -57,6 +57,7 @@ class Prepared:
     profile: Profile
     known: list[int]  # indices of the history's known items, oldest first
     history: HistoryReport
+    seen: list[int]  # indices of the history that are not recommended again
     blocked: list[int]  # indices that the request itself excludes
     filter: Filter | None
     input: ModelInput
@@ -136,8 +137,9 @@ class Recommender:
             "request" if request.history is not None else "stored" if profile.history is not None else "none"
         )
         known = _indices(self.release.catalogue, ids or [])
-        # The most recent distinct items.
-        seen = list(islice(dict.fromkeys(reversed(known)), self._limits.seen))
+        distinct = dict.fromkeys(reversed(known))  # the most recent ones first
+        context.history_length = len(distinct)
+        seen = list(islice(distinct, self._limits.seen))
         blocked = _indices(self.release.catalogue, request.exclude)
         excluded = [*dict.fromkeys(seen + blocked)]
         masking = self._filters.resolve({}, {}) if chosen is None and len(excluded) > EXCLUDED_SINGLY else chosen
@@ -153,6 +155,7 @@ class Recommender:
             history=HistoryReport(
                 source=source, used=len(recent), unknown=len(ids or []) - len(known), excluded=len(seen)
             ),
+            seen=seen,
             blocked=blocked,
             filter=chosen,
             input=ModelInput(
@@ -285,8 +288,8 @@ def _filter_report(chosen: Filter) -> FilterReport:
 
 
 def _popular(catalogue: Catalogue, prepared: Prepared) -> list[tuple[int, float]]:
-    """Popular items that the user has not seen, scored by the logarithm of their share of interactions."""
-    seen, filtered = {*prepared.known, *prepared.blocked}, prepared.filter
+    """Popular items that may be recommended, scored by the logarithm of their share of interactions."""
+    seen, filtered = {*prepared.seen, *prepared.blocked}, prepared.filter
     eligible, few = (None, None) if filtered is None else (filtered.passes, filtered.few)
     chosen = catalogue.popular(prepared.k, seen, eligible, few)
     return [(index, math.log(max(float(catalogue.popularity[index - 1]), _RAREST))) for index in chosen]

@@ -153,7 +153,8 @@ class Serving:
         assignment: Assignment,
     ) -> None:
         latency = context.timings.inside() * 1000
-        self._exposures.record(Exposure.of(response, request.user_id, assignment, latency))
+        length = context.history_length
+        self._exposures.record(Exposure.of(response, request.user_id, assignment, latency, length))
         if assignment.shadow:
             self.spawn(self._shadows.run(edition, request, context.request_id, assignment))
 

@@ -59,7 +59,7 @@ class Shadows:
                 except ScoterError as error:
                     log.warning("shadow_failed", arm=arm.name or arm.model, error=str(error))
                     continue
-                exposure = Exposure.of(response, request.user_id, assignment, timings.total() * 1000, shadow=arm)
-                self._exposures.record(exposure)
+                latency, length = timings.total() * 1000, context.history_length
+                self._exposures.record(Exposure.of(response, request.user_id, assignment, latency, length, shadow=arm))
         finally:
             self._at_work -= 1

@@ -39,7 +39,7 @@ class Exposure:
     reasoning: bool  # H was used
     reasoning_miss: str | None  # why not
     reasoning_age: float | None  # seconds since H was written
-    history_length: int | None  # distinct items of the user's history, up to a limit; None if the store did not answer
+    history_length: int | None  # distinct items of the user's history; None if the store did not answer
     items: tuple[ExposedItem, ...]
     degraded: tuple[str, ...]
     latency_ms: float
@@ -52,6 +52,7 @@ class Exposure:
         user_id: str,
         assignment: Assignment,
         latency_ms: float,
+        history_length: int,  # distinct items of the history that was read
         shadow: Arm | None = None,  # the shadow arm that gave this response; None: the one that was returned
     ) -> Exposure:
         """The exposure of a response that is being given now."""
@@ -73,7 +74,7 @@ class Exposure:
             reasoning=response.reasoning.used,
             reasoning_miss=response.reasoning.reason,
             reasoning_age=None if written is None else round(now - written.timestamp(), 3),
-            history_length=None if unknown else response.history.excluded,
+            history_length=None if unknown else history_length,
             items=tuple(ExposedItem(item.id, item.rank, item.score) for item in response.items),
             degraded=tuple(response.degraded),
             latency_ms=round(latency_ms, 3),

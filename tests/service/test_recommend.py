@@ -75,8 +75,8 @@ class Bench:
 
     async def ask(self, deadline: float = 10, **body: Any) -> RecommendResponse:
         self.timings = StageTimings()
-        context = Context("r-1", self.timings, Deadline(deadline))
-        return await self._recommender.recommend(RecommendRequest(**body), context)
+        self.context = Context("r-1", self.timings, Deadline(deadline))
+        return await self._recommender.recommend(RecommendRequest(**body), self.context)
 
     def counted(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
@@ -158,6 +158,15 @@ async def test_seen_items_are_excluded_up_to_the_bound_latest_first(bench: MakeB
     ((_, asked),) = one.engine.asked
     assert asked.exclude.tolist() == [10, 9, 8, 30]
     assert response.history.excluded == 3
+
+
+async def test_where_what_was_seen_may_come_again_popular_items_do_too(bench: MakeBench, tiny: TinyRelease) -> None:
+    best = [f"item-{index + 1}" for index in np.argsort(-tiny.bias[1:])[:2]]
+    one = bench(EngineUnavailable("gone"), seen=0)
+    response = await one.ask(user_id="u", history=[*best, best[0]], k=2)
+    assert (response.source, response.history.excluded) == ("popular", 0)
+    assert [item.id for item in response.items] == best
+    assert one.context.history_length == 2  # of the exposure: how long the history is, not how much of it is left out
 
 
 async def test_no_reasoning_when_the_request_wants_none(bench: MakeBench, tiny: TinyRelease) -> None:

@@ -317,6 +317,17 @@ def test_an_explanation_says_which_steps_the_model_attended_to(start: Start, tin
         assert ask(client, tiny.users[0].id)["reasoning"]["steps"] is None
 
 
+def test_an_exposure_says_how_long_a_history_is_whatever_may_come_again(start: Start, tmp_path: Path) -> None:
+    content = {"features": {"shadow": {"defaultValue": [{"model": "hstu"}], "rules": []}}}
+    limits = LimitSettings(seen=0, deadline_ms=10_000, store_ms=10_000)
+    with start(content, limits=limits) as client:
+        answer = ask(client, "user-2")
+        while written(tmp_path) < 2:
+            time.sleep(0.01)
+    assert answer["history"]["excluded"] == 0
+    assert [line["history_length"] for line in exposures(tmp_path)] == [5, 5]
+
+
 def test_a_shadow_that_fails_costs_no_answer(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = OnnxEngine.infer
 

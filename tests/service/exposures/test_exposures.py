@@ -118,14 +118,14 @@ def response(**changes: Any) -> RecommendResponse:
 
 def test_an_event_says_what_was_answered_and_why() -> None:
     assigned = Assignment(Arm(model="scoter_h"), (Assigned("m", "a", 0.5, 0.1, forced=False),), (), False, "m=a")
-    event = Exposure.of(response(), "u1", assigned, 4.25)
+    event = Exposure.of(response(), "u1", assigned, 4.25, 9)
     assert (event.request_id, event.user_id, event.label) == ("0f8fad5bd9cb469fa165708b3a6c7c4e", "u1", "m=a")
     assert (event.arm, event.experiments, event.shadow) == (assigned.arm, assigned.experiments, False)
     assert (event.model, event.reasoning, event.history_length) == ("scoter_h", True, 9)
     assert event.items == (ExposedItem("B0002JHI1I", 1, -2.31),)
     assert event.reasoning_age == pytest.approx(time.time() - 1_748_747_565, abs=60)
     assert TypeAdapter(Exposure).validate_json(encode(event, tagged=False)) == event
-    shadow = Exposure.of(response(), "u1", assigned, 4.25, Arm(model="hstu"))
+    shadow = Exposure.of(response(), "u1", assigned, 4.25, 9, Arm(model="hstu"))
     assert (shadow.arm, shadow.shadow) == (Arm(model="hstu"), True)
 
 
@@ -133,11 +133,11 @@ def test_an_event_of_a_lesser_answer_names_no_model_and_no_history_it_does_not_k
     silent = {**dict.fromkeys(response().reasoning.model_dump()), "used": False, "reason": "store_timeout"}
     nothing = {"source": "none", "used": 0, "unknown": 0, "excluded": 0}
     lesser = response(source="popular", reasoning=silent, history=nothing, degraded=["store_timeout", "no_history"])
-    event = Exposure.of(lesser, "u1", UNASSIGNED, 4.25)
+    event = Exposure.of(lesser, "u1", UNASSIGNED, 4.25, 0)
     assert (event.model, event.reasoning, event.reasoning_age, event.history_length) == (None, False, None, None)
     assert event.degraded == ("store_timeout", "no_history")
     stranger = response(source="popular", reasoning=silent, history=nothing, degraded=["no_history"])
-    assert Exposure.of(stranger, "u1", UNASSIGNED, 4.25).history_length == 0
+    assert Exposure.of(stranger, "u1", UNASSIGNED, 4.25, 0).history_length == 0
 
 
 def test_users_are_named_by_tag_unless_asked_otherwise() -> None:
