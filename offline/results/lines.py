@@ -87,15 +87,21 @@ class Line:
 
 
 class Lines:
-    """All lines of all runs."""
+    """All lines of all runs: of each data set those of the most users, as a sample of them has other figures."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._lines: dict[tuple[str, ...], Line] = {}
+        measured = [(run, _by_all(run)) for run in runs if run.stage in {"evaluate", "baselines"}]
+        most: dict[str, int] = {}
+        for run, rows in measured:
+            most[run.dataset] = max([most.get(run.dataset, 0), *(row["users"] for row in rows)])
+        # Names of runs that were measured on fewer users than others of their data set: in no line.
+        self.sampled: set[str] = set()
         draws = Draws()
-        for run in runs:
-            if run.stage not in {"evaluate", "baselines"}:
+        for run, rows in measured:
+            if any(row["users"] < most[run.dataset] for row in rows):
+                self.sampled.add(run.name)
                 continue
-            rows = [row for row in run.results() if row["scoring"] != "exact"]  # which is of some of the users
             for row in rows:
                 how = setting(run.recipe, row)
                 key = (run.dataset, how.key, row["labels"], row["history"])
@@ -156,6 +162,11 @@ class Lines:
         found = self.full(line.dataset, BACKBONE[line.setting.model], line.labels, line.history)
         beside = next((other for other in found if line.names & other.names), None)
         return beside or next((other for other in found if other.setting.base == line.setting.base), None)
+
+
+def _by_all(run: Run) -> list[dict[str, Any]]:
+    """Rows that may be read, but for exact scoring, which is of some of the users that the run asks about."""
+    return [row for row in run.results() if row["scoring"] != "exact"]
 
 
 def _rank(run: Run, row: dict[str, Any]) -> NDArray[np.int64] | None:

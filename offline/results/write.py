@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def told(kept: Kept, lines: Lines, paper: dict[str, Any], plotted: set[str]) -> 
         efficiency(kept.runs, lines, paper),
         recommenders(kept.runs, paper),
         _tried(kept.tried),
-        _runs(kept.runs),
+        _runs(kept.runs, lines.sampled),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -126,7 +126,7 @@ def _tried(tried: Sequence[Tried]) -> str:
     return section("What was tried", words) if words else ""
 
 
-def _runs(runs: Sequence[Run]) -> str:
+def _runs(runs: Sequence[Run], sampled: Container[str]) -> str:
     rows = []
     for run in runs:
         void = [
@@ -136,7 +136,8 @@ def _runs(runs: Sequence[Run]) -> str:
         seed = run.recipe.get("train", {}).get("seed", "–")
         kept = "yes" if run.ranks else "no"
         recipe = str(run.recipe.get("name", "–"))
-        notes = " ".join([run.note, *void]).strip()
+        left_out = ["measured on some of the users, others on more: in no table"] if run.name in sampled else []
+        notes = " ".join([run.note, *void, *left_out]).strip()
         rows.append([run.name, run.stage, run.dataset, recipe, str(seed), run.ids or "–", kept, notes])
     words = (
         "A finished evaluation, `baselines`, `discover` or `compare` is kept with its figures, curves and recipe, and "

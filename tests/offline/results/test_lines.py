@@ -8,6 +8,8 @@ import pytest
 
 from offline.results.lines import Lines, gain
 from offline.results.runs import keep, load_runs
+from offline.results.write import write_results
+from tests.offline.results import made
 from tests.offline.results.made import evaluated
 
 PAIR = {("hstu", False): 0.2, ("scoter_h", True): 0.3}
@@ -41,3 +43,24 @@ def test_each_model_is_compared_with_the_backbone_of_its_own_way(tmp_path: Path)
         assert backbone is not None
         assert backbone.names == {name}
         assert gain(line, backbone) == pytest.approx(line.mean("recall@10") / backbone.mean("recall@10") - 1)
+
+
+def test_a_sample_of_the_users_is_not_averaged_with_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their ranks could not even be stacked: no page at all was written."""
+    docs = tmp_path / "docs"
+    keep(evaluated(tmp_path / "all", {}, PAIR), "all", docs)
+    alone = told(docs)
+    monkeypatch.setattr(made, "USERS", 100)
+    keep(evaluated(tmp_path / "some", {"evaluate": {"users": 100}}, PAIR), "some", docs)
+    both = told(docs)
+    assert "measured on some of the users, others on more: in no table" in both
+    assert both.split("## Runs")[0].split("## Table 9")[0] == alone.split("## Runs")[0].split("## Table 9")[0]
+    lines = Lines(load_runs(docs).runs)
+    assert lines.sampled == {"some"}
+    assert all([row["users"] for row in line.rows] == [400] for line in lines)
+
+
+def told(docs: Path) -> str:
+    return write_results(docs).read_text(encoding="utf-8")
