@@ -80,6 +80,10 @@ class TokenizeRecipe(_Section):
     seed: int = 7
 
 
+# Of a teacher: price, patience and room for work, which change nothing that it says.
+UNSAID = frozenset({"concurrency", "timeout", "retries", "prompt_price", "completion_price", "budget", "batch"})
+
+
 class TeacherRecipe(_Section):
     """Who writes candidate paths, abstracts the template and writes the chains that a student learns from.
 
@@ -112,9 +116,7 @@ class TeacherRecipe(_Section):
 
         A run may go on with a larger budget or another batch.
         """
-        return self.model_dump(
-            exclude={"concurrency", "timeout", "retries", "prompt_price", "completion_price", "budget", "batch"}
-        )
+        return self.model_dump(exclude=set(UNSAID))
 
 
 class DiscoverRecipe(_Section):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
-from offline.recipe import BACKBONES, Recipe
+from offline.recipe import BACKBONES, UNSAID, Recipe
 
 LAMBDA = 0.1  # of the paper, and of every recipe unless it says otherwise
 BACKBONE: dict[str, str] = {str(variant): str(backbone) for variant, backbone in BACKBONES.items()}
@@ -115,6 +115,8 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
     if not row["reasoning"]:
         what = "withheld" if what == "full" else f"{TAKEN.get(what, what)}, {TAKEN['withheld']}"
     source = {key: _section(recipe, key) for key in ("teacher", "discover", "distill")}
+    for key, idle in (("teacher", UNSAID), ("distill", {"compared"})):  # what changes nothing that is written
+        source[key] = {name: value for name, value in source[key].items() if name not in idle}
     alignment = _section(recipe, "alignment")
     if alignment["dim"]:
         source["alignment"] = alignment
@@ -139,8 +141,10 @@ def _made(recipe: dict[str, Any], backbone: str) -> dict[str, Any]:
     if backbone == "sasrec":
         sections.append("sasrec")
     made = {section: _section(recipe, section) for section in sections}
-    if backbone == "tiger":
-        del made["model"]["features"]  # it knows items by their codes alone
+    if made["tokenize"]["quantizer"] != "rqvae":
+        del made["tokenize"]["rqvae"]
+    if backbone == "tiger":  # its sizes are its own, and it knows items by their codes alone
+        made["model"] = {key: made["model"][key] for key in ("length", "beam")}
         made["search"]["rerank"] = 0.0
     return made
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from offline.recipe import Recipe
 from offline.results.settings import Setting, Way, setting
 
@@ -97,6 +99,31 @@ def test_what_a_model_does_not_read_is_no_other_line() -> None:
         len({made("scoter_h", reasoning=True, **found, discover={"similarity": gamma}).key for gamma in (0.5, 0.6)})
         == 2
     )
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ({"teacher": {"backend": "endpoint", "concurrency": 1}}, {"teacher": {"backend": "endpoint", "timeout": 9.0}}),
+        ({"reason": {"writer": "student"}}, {"reason": {"writer": "student"}, "distill": {"compared": 9}}),
+        ({}, {"tokenize": {"rqvae": {"epochs": 9}}}),
+    ],
+)
+def test_patience_money_and_codebooks_that_nobody_learns_make_no_other_line(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    """Seeds of one model would stand in two rows of the same name, and none of them in enough runs for a headline."""
+    assert made("scoter_h", reasoning=True, **one) == made("scoter_h", reasoning=True, **other)
+    by_vae = {"quantizer": "rqvae"}
+    keys = {made("hstu", reasoning=False, tokenize=by_vae | {"rqvae": {"epochs": epochs}}).key for epochs in (8, 9)}
+    assert len(keys) == 2
+
+
+def test_sizes_of_hstu_make_no_other_tiger() -> None:
+    for model, reasoning in (("tiger", False), ("scoter_t", True)):
+        one, other = (made(model, reasoning=reasoning, model=sizes) for sizes in ({}, {"dim": 64, "dropout": 0.5}))
+        assert one == other
+        assert one != made(model, reasoning=reasoning, model={"beam": 9})
 
 
 def test_tiger_is_not_ordered_by_item_vectors_whatever_its_recipe_says() -> None:
