@@ -122,5 +122,7 @@ def _commands(dataset: str, model: str, absent: list[str]) -> list[str]:
         if model != "scoter_h":
             edits = [edit.replace(r"^\[train\]", r"^\[tiger.train\]") for edit in edits]
             edits.append(f'1 i models = ["{BACKBONE[model]}", "{model}"]')
+        elif what == "matched":  # a backbone alone: what is fused beside it is the usual model
+            edits.append(f'1 i models = ["{BACKBONE[model]}"]')
         commands += [recipe("beauty", called, *edits), measured(f"{called}.toml", dataset, called)]
     return [*commands, KEEP]

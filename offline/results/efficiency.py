@@ -31,6 +31,8 @@ def efficiency(runs: Sequence[Run], lines: Lines, paper: dict[str, Any]) -> str:
             if run.stage != "evaluate" or model not in NAMES:  # a refit takes as long
                 continue
             how = setting(run.recipe, {"model": model, "reasoning": BACKBONE[model] != model})
+            if how.what == "matched":  # of another size
+                continue
             key = (run.dataset, model, lines.ways.letters(how))
             if epochs not in curves.setdefault(key, []):  # a later evaluation of a training has the same curve
                 curves[key].append(epochs)

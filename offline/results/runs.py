@@ -144,7 +144,7 @@ def keep(stage: Path, name: str, docs: Path) -> Path:
     curves: dict[str, list[dict[str, Any]]] = dict(body.pop("curves", {}))
     summaries: dict[str, dict[str, Any]] = {}
     recipe: dict[str, Any] = body.pop("settings", {})
-    for folder in _upstream(stage, record):
+    for folder in reversed(_upstream(stage, record)):  # of two of a name the nearer one last: it is what was measured
         if (folder / "epochs.jsonl").is_file():
             epochs = (folder / "epochs.jsonl").read_text(encoding="utf-8").splitlines()
             curves[folder.name.rpartition("-")[0]] = [json.loads(epoch) for epoch in epochs]
@@ -224,17 +224,14 @@ def _stage(folder: Path) -> Path:
 
 
 def _upstream(stage: Path, record: dict[str, Any]) -> list[Path]:
-    """Folders of all stages that it stands on, each after those that it stands on itself."""
+    """Folders of all stages that it stands on, those that fewest steps lead to first."""
     found: dict[Path, None] = {}
-
-    def visit(names: list[str]) -> None:
-        for name in names:
-            folder = stage.parent / name
-            if folder not in found and (folder / "stage.json").is_file():
-                visit(_json(folder / "stage.json")["upstream"])
-                found[folder] = None
-
-    visit(record["upstream"])
+    names: list[str] = record["upstream"]
+    while names:
+        folders = dict.fromkeys(stage.parent / name for name in names)
+        new = [folder for folder in folders if folder not in found and (folder / "stage.json").is_file()]
+        found |= dict.fromkeys(new)
+        names = [name for folder in new for name in _json(folder / "stage.json")["upstream"]]
     return list(found)
 
 

@@ -28,6 +28,21 @@ def test_a_run_is_kept_with_its_figures_and_without_weights(tmp_path: Path) -> N
     assert len(run.ranks) == 4
 
 
+def test_of_two_trainings_of_one_name_the_one_that_was_measured_is_kept(tmp_path: Path) -> None:
+    """As of a widened HSTU, beside a model that stands on the usual one."""
+    stage = evaluated(tmp_path / "work", {"ablation": {"matched": True}}, STRENGTH)
+    (measured,) = json.loads((stage / "stage.json").read_text())["upstream"]
+    for name, upstream in (("train-hstu-usual", []), ("train-scoter_h-1", ["train-hstu-usual"])):
+        shutil.copytree(stage.parent / measured, stage.parent / name)
+        (stage.parent / name / "epochs.jsonl").write_text('{"epoch": 1, "loss": 9.0, "seconds": 1.0}\n')
+        (stage.parent / name / "stage.json").write_text(json.dumps({"stage": name, "upstream": upstream}))
+    (stage / "stage.json").write_text(json.dumps({"stage": "evaluate", "upstream": [measured, "train-scoter_h-1"]}))
+    keep(stage, "one", tmp_path / "docs")
+    (run,) = load_runs(tmp_path / "docs").runs
+    losses = {name: [epoch["loss"] for epoch in epochs] for name, epochs in run.curves.items()}
+    assert losses == {"train-hstu": [2.0, 1.0], "train-scoter_h": [9.0]}
+
+
 def test_a_work_folder_stands_for_its_only_evaluation(tmp_path: Path) -> None:
     evaluated(tmp_path / "work", {}, STRENGTH)
     keep(tmp_path / "work", "one", tmp_path / "docs")

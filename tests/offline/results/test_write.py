@@ -14,6 +14,7 @@ import pytest
 from offline.errors import DataError
 from offline.metrics import ndcg, recall
 from offline.recipe import Recipe, load_recipe
+from offline.results.efficiency import efficiency
 from offline.results.lines import Lines, compare, gain, paired
 from offline.results.runs import keep, load_runs
 from offline.results.sparsity import drawn
@@ -522,6 +523,7 @@ def test_the_commands_of_the_page_make_recipes_that_can_be_read(tmp_path: Path) 
     recipes = {path.stem: Recipe.model_validate(tomllib.loads(path.read_text())) for path in tmp_path.glob("*.toml")}
     assert recipes["beauty-scoter-h-mean"].ablation.steps == "mean"
     assert recipes["beauty-scoter-h-matched"].ablation.matched
+    assert recipes["beauty-scoter-h-matched"].models == ["hstu"]
     assert recipes["beauty-scoter-t-full"].models == ["tiger", "scoter_t"]
     assert recipes["beauty-lambda-0.5"].train.contrastive_weight == 0.5
     assert recipes["beauty-scoter-t-no-contrastive"].tiger.train.contrastive_weight == 0
@@ -530,6 +532,13 @@ def test_the_commands_of_the_page_make_recipes_that_can_be_read(tmp_path: Path) 
     assert recipes["sports-baselines"].evaluate.refit
     assert recipes["beauty-top-k-template"].reason.template == "top-k.json"
     assert recipes["sports-beauty-template"].reason.template == "beauty.json"
+
+
+def test_the_time_of_a_widened_backbone_is_not_that_of_the_usual_one(tmp_path: Path) -> None:
+    for name, recipe, loss in (("usual", {}, 2.0), ("wide", {"ablation": {"matched": True}}, 3.0)):
+        keep(evaluated(tmp_path / name, recipe, {("hstu", False): 0.2}, loss=loss), name, tmp_path / "docs")
+    runs = load_runs(tmp_path / "docs").runs
+    assert "| beauty | HSTU [A] | 1 |" in efficiency(runs, Lines(runs), {"efficiency": {}})
 
 
 @pytest.mark.timeout(600)  # a minute on an idle core
