@@ -82,6 +82,7 @@ def score_beam(
     """Rank by the trie beam, as `search` has it; with `mask_history` no item the user has already had is returned."""
     device = device or torch.device("cpu")
     model.eval()
+    vectors = model.node_vectors()  # of the whole catalogue: a large one takes longer than a batch's beam
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     starts = range(0, len(history.targets), batch)
     for start in track(starts, progress) if progress else starts:
@@ -94,7 +95,7 @@ def score_beam(
             matrix = history.reasoning[rows]
             steps = model.project(torch.from_numpy(matrix.astype(np.float32)).to(device))
             has_reasoning = torch.from_numpy(present(matrix) & use_reasoning).to(device)
-        beam = model.recommend(items, seen, width, steps, has_reasoning, search)
+        beam = model.recommend(items, seen, width, steps, has_reasoning, search, vectors=vectors)
         parts.append((beam.items.cpu(), beam.scores.cpu(), beam.bound.cpu()))
     found = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
     return Scored(found[0], found[1], found[2])

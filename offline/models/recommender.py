@@ -172,15 +172,17 @@ class Recommender(nn.Module):
         has_reasoning: Tensor | None = None,
         search: SearchRecipe = PLAIN_SEARCH,
         allowed: Tensor | None = None,
+        vectors: list[Tensor] | None = None,
     ) -> Beam:
         """The best `width` items: history int64 [B, T], exclude int64 [B, E], steps [B, K, p], bool [B].
 
         How they are searched for, `search` says; `allowed` uint8 [B, A] is a filter over the trie's nodes (see
-        `TrieTables.alive`).
+        `TrieTables.alive`); `vectors` are `node_vectors`, from whoever asks often enough to have taken them beforehand.
         """
         sequence, present = self.encode(history)
         context = self.fuse(sequence, steps, has_reasoning)
-        query, vectors = self.query(context[:, -1:], steps, has_reasoning)[:, 0], self.node_vectors()
+        query = self.query(context[:, -1:], steps, has_reasoning)[:, 0]
+        vectors = self.node_vectors() if vectors is None else vectors
         how = self.searched(search)
         return beam_search(self.decoder, self.tables, context, present, exclude, query, vectors, width, how, allowed)
 
