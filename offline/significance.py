@@ -14,7 +14,7 @@ FLOOR = 1e-4  # a smaller p is told as a bound: so far out the data are not all 
 _CELLS = 2**16  # of the grid on which resampled sums are counted
 _WIDE = 24.0  # deviations that such a grid spans at least
 _SAME = 1e-9  # what differs by less is rounding
-_FEW = 16  # users whose choices of signs are all tried
+_FEW = 2**16  # sums that signs can come to, up to which all of them are tried
 _TURNS = 200.0  # how far a characteristic function is followed, in 1 / deviation: it is nothing long before that
 
 
@@ -112,9 +112,10 @@ def _by_signs(changed: NDArray[np.float64], step: float) -> float:
     """How often random signs take the sum of [C] values as far from 0, which are multiples of `step` if that is not 0.
 
     The characteristic function of the sum is the product of cos(size x turn) over values. Ties that are no multiples
-    count by half, which are next to none among more than a few values.
+    count by half, which are next to none where values are of many sizes; of few sizes, all sums are tried.
     """
-    sizes, counts = np.unique(np.abs(changed).round(12), return_counts=True)
+    changed = changed.round(12)  # as one are those that differ by what was lost on the way
+    sizes, counts = np.unique(np.abs(changed), return_counts=True)
     reached = abs(float(changed.sum()))
     if step:
         sizes = np.rint(sizes / step)
@@ -123,11 +124,13 @@ def _by_signs(changed: NDArray[np.float64], step: float) -> float:
         chances = np.fft.irfft(_transform(sizes, counts, turns), cells)  # of sums 0, 1, ..., -2, -1
         least = round(reached / step)
         return float(np.clip(chances[least : cells - least + 1].sum(), 0.0, 1.0))
-    if len(changed) <= _FEW:
-        sums = np.zeros(1)
-        for one in changed:
-            sums = np.concatenate([sums + one, sums - one])
-        return float((np.abs(sums) >= reached - _SAME).mean())
+    if np.log2(counts + 1.0).sum() <= np.log2(_FEW):
+        sums, chances = np.zeros(1), np.ones(1)
+        for size, count in zip(sizes, counts, strict=True):
+            up = np.arange(count + 1)  # how many of that size have a plus
+            sums = np.add.outer(sums, size * (2 * up - count)).ravel()
+            chances = np.multiply.outer(chances, stats.binom.pmf(up, count, 0.5)).ravel()
+        return float(np.clip(chances[np.abs(sums) >= reached - _SAME].sum(), 0.0, 1.0))
     deviation = float(np.sqrt(counts @ sizes**2))
     half = reached + 9 * deviation  # no sum lies farther out: the wave below, of twice that length, sees each once
     turns = np.arange(1.0, _TURNS / deviation * half / np.pi + 2) * (np.pi / half)

@@ -108,6 +108,17 @@ def test_all_users_alike_leave_no_interval_and_few_are_tried_one_by_one() -> Non
     assert few.p == pytest.approx(4 / 8)  # .63 + .5 with the third either way, or both taken away
 
 
+def test_ties_of_values_of_few_sizes_count_in_full() -> None:
+    """Users who all came to the same place, or went from it: McNemar's, whatever the place; it was .045 for .064."""
+    first, second = np.zeros((2, 1, 300))
+    first[0, :17] = second[0, 17:24] = 0.63
+    assert difference(first, second).p == pytest.approx(binomtest(7, 24).pvalue)
+    first[0, 24:60] = second[0, 60:100] = 0.5  # and a second size
+    ups, others = (np.random.default_rng(0).binomial(count, 0.5, 400_000) for count in (24, 76))
+    sums = 0.63 * (2 * ups - 24) + 0.5 * (2 * others - 76)
+    assert difference(first, second).p == pytest.approx(np.mean(np.abs(sums) >= 0.63 * 10 - 0.5 * 4 - 1e-9), abs=4e-3)
+
+
 def test_one_user_who_differs_proves_nothing() -> None:
     one, other = np.zeros((1, 50)), np.zeros((1, 50))
     one[0, 3] = 1.0
