@@ -41,7 +41,7 @@ class Crew:
         return self.rank == 0
 
     def share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This process's part of a batch; empty where there are more processes than rows."""
+        """This process's part of a batch, or of users; empty where there are more processes than rows."""
         return rows[self.rank :: self.size]
 
     def joined(self, objective: nn.Module) -> nn.Module:
@@ -52,15 +52,6 @@ class Crew:
             # What stands in for it since torch 2.13 is not known to those before.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             return nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False)
-
-    def agreed(self, found: _T) -> _T:
-        """What the first process found, in all of them."""
-        if self.size == 1:
-            return found
-        shared: list[Any] = [found]
-        distributed.broadcast_object_list(shared, src=0)
-        agreed: _T = shared[0]
-        return agreed
 
     def gathered(self, own: _T) -> list[_T]:
         """What each process has, by rank."""

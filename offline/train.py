@@ -316,7 +316,8 @@ class _Run:
         )
 
     def _validation(self, reasoned: Stage | None) -> History:
-        users = drawn(len(self.dataset.users), self.settings.validation_users, seed=0)
+        """What this process validates on."""
+        users = self.crew.share(drawn(len(self.dataset.users), self.settings.validation_users, seed=0))
         reasoning = load_reasoning(reasoned.folder, "valid") if reasoned is not None else None
         return History.of(Asked.of(self.dataset, "valid", users), self.recipe.model.length, reasoning)
 
@@ -396,7 +397,7 @@ class _Run:
         return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def _validate(self) -> dict[str, float]:
-        measured = self.crew.agreed(self._measured() if self.crew.first else {})
+        measured = self._measured()
         if measured["ndcg@10"] > self.best["ndcg@10"]:
             self.best, self.best_epoch, self.stale = measured, self.epoch, 0
             self._keep_weights()
@@ -405,9 +406,14 @@ class _Run:
         return measured
 
     def _measured(self) -> dict[str, float]:
-        assert self.validation is not None
-        found = score_beam(self.model, self.validation, self.recipe.model.beam, mask_history=True, device=self.device)
-        return summary(ranks(found.items[:, :10], self.validation.targets))
+        """Each process ranks for its share of the users: who waits for another for too long is taken for dead."""
+        asked = self.validation
+        assert asked is not None
+        own = np.zeros(0, np.int64)
+        if len(asked.targets):
+            found = score_beam(self.model, asked, self.recipe.model.beam, mask_history=True, device=self.device)
+            own = ranks(found.items[:, :10], asked.targets)
+        return summary(np.concatenate(self.crew.gathered(own)))
 
     def _keep_weights(self) -> None:
         if not self.crew.first:

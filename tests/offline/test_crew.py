@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import distributed
 
+from offline import train as training
 from offline.crew import Crew, launch
 from offline.errors import TrainingError
 from offline.recipe import Recipe, Variant
+from offline.scoring import score_beam
 from offline.stage import Stage
 from offline.train import train, training_log
 from tests.offline.test_train import recipe, weights
@@ -32,7 +34,7 @@ def certain(**changes: Any) -> Recipe:
 
 def test_alone_a_process_has_the_whole_batch() -> None:
     crew, rows = Crew.here(), np.arange(7)
-    assert (crew, crew.first, crew.agreed("a"), crew.gathered("b")) == (Crew(0, 1), True, "a", ["b"])
+    assert (crew, crew.first, crew.gathered("b")) == (Crew(0, 1), True, ["b"])
     assert crew.share(rows).tolist() == rows.tolist()
     objective = torch.nn.Linear(2, 2)
     assert crew.joined(objective) is objective
@@ -70,6 +72,28 @@ def test_two_processes_train_what_one_does(
     other = weights(two)
     for name, tensor in weights(one).items():
         torch.testing.assert_close(tensor, other[name], atol=2e-3, rtol=2e-3, msg=name)
+
+
+def test_a_crew_validates_each_user_once(
+    upstream: tuple[Stage, Stage, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process did so for all, while the others waited until they were taken for dead."""
+    asked: list[list[int]] = []
+
+    def watched(model: Any, history: Any, *rest: Any, **how: Any) -> Any:
+        asked.append(history.targets.tolist())
+        return score_beam(model, history, *rest, **how)
+
+    monkeypatch.setattr(training, "score_beam", watched)
+    train(tmp_path / "alone", "hstu", *upstream, recipe(epochs=1))
+    monkeypatch.setattr(Crew, "joined", lambda _, objective: objective)
+    monkeypatch.setattr(Crew, "gathered", lambda _, own: [own])
+    for rank in range(3):
+        monkeypatch.setattr(Crew, "here", lambda rank=rank: Crew(rank, 3))
+        train(tmp_path / str(rank), "hstu", *upstream, recipe(epochs=1))
+    alone, *shares = asked
+    assert sorted(target for share in shares for target in share) == sorted(alone)
+    assert all(abs(len(share) - len(alone) / 3) < 1 for share in shares)
 
 
 def diverge(folder: Path) -> None:
