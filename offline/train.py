@@ -322,7 +322,7 @@ class _Run:
         return History.of(Asked.of(self.dataset, "valid", users), self.recipe.model.length, reasoning)
 
     def _one_epoch(self, stepped: Callable[[], None]) -> dict[str, Any]:
-        self.model.train()
+        self.model.train()  # what is frozen, too: undisturbed it knows the rows by heart, and a fusion learns nothing
         start, losses = time.monotonic(), []
         for rows in self.rows.batches(self.settings.batch, self.random):
             for group in self.optimizer.param_groups:
