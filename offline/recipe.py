@@ -81,7 +81,9 @@ class TokenizeRecipe(_Section):
 
 
 # Of a teacher: price, patience and room for work, which change nothing that it says.
-UNSAID = frozenset({"concurrency", "timeout", "retries", "prompt_price", "completion_price", "budget", "batch"})
+TEACHER_LOGISTICS = frozenset(
+    {"concurrency", "timeout", "retries", "prompt_price", "completion_price", "budget", "batch"}
+)
 
 
 class TeacherRecipe(_Section):
@@ -116,7 +118,7 @@ class TeacherRecipe(_Section):
 
         A run may go on with a larger budget or another batch.
         """
-        return self.model_dump(exclude=set(UNSAID))
+        return self.model_dump(exclude=set(TEACHER_LOGISTICS))
 
 
 class DiscoverRecipe(_Section):

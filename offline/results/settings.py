@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
-from offline.recipe import BACKBONES, UNSAID, Recipe
+from offline.recipe import BACKBONES, TEACHER_LOGISTICS, Recipe
 
 LAMBDA = 0.1  # of the paper, and of every recipe unless it says otherwise
 BACKBONE: dict[str, str] = {str(variant): str(backbone) for variant, backbone in BACKBONES.items()}
@@ -115,7 +115,10 @@ def setting(recipe: dict[str, Any], row: dict[str, Any]) -> Setting:
     if not row["reasoning"]:
         what = "withheld" if what == "full" else f"{TAKEN.get(what, what)}, {TAKEN['withheld']}"
     source = {key: _section(recipe, key) for key in ("teacher", "discover", "distill")}
-    for key, idle in (("teacher", UNSAID), ("distill", {"compared"})):  # what changes nothing that is written
+    for key, idle in (
+        ("teacher", TEACHER_LOGISTICS),
+        ("distill", {"compared"}),
+    ):  # what changes nothing that is written
         source[key] = {name: value for name, value in source[key].items() if name not in idle}
     alignment = _section(recipe, "alignment")
     if alignment["dim"]:

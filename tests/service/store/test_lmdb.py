@@ -128,17 +128,21 @@ async def test_closing_waits_for_what_is_being_written(tmp_path: Path, monkeypat
     await again.close()
 
 
-async def test_writes_that_wait_for_the_disk_take_nobody_else_s_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of the loop read releases, too."""
-    disk, real = threading.Event(), module._put
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once the disk works again: until then, whatever is put waits for it."""
+    works, real = threading.Event(), module._put
 
     def slowly(transaction: lmdb.Transaction, pairs: list[tuple[bytes, bytes]]) -> None:
-        disk.wait()
+        works.wait()
         real(transaction, pairs)
 
     monkeypatch.setattr(module, "_put", slowly)
+    return works
+
+
+async def test_writes_that_wait_for_the_disk_take_nobody_else_s_thread(tmp_path: Path, disk: threading.Event) -> None:
+    """Those of the loop read releases, too."""
     store = LmdbStore(tmp_path)
     writing = [asyncio.create_task(store.put([(b"%d" % number, b"1")])) for number in range(100)]
     await asyncio.sleep(0)
@@ -151,14 +155,7 @@ async def test_writes_that_wait_for_the_disk_take_nobody_else_s_thread(
     await store.close()
 
 
-async def test_a_write_that_its_caller_gave_up_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk, real = threading.Event(), module._put
-
-    def slowly(transaction: lmdb.Transaction, pairs: list[tuple[bytes, bytes]]) -> None:
-        disk.wait()
-        real(transaction, pairs)
-
-    monkeypatch.setattr(module, "_put", slowly)
+async def test_a_write_that_its_caller_gave_up_is_written(tmp_path: Path, disk: threading.Event) -> None:
     store = LmdbStore(tmp_path)
     writing = [asyncio.create_task(store.put([(key, b"1")])) for key in (b"begun", b"waiting")]
     await asyncio.sleep(0)
