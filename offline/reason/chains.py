@@ -70,7 +70,8 @@ class Keys:
         # A change in how questions are put changes the question about a made-up item.
         form = rationale.prompt(Rationale((1,), (1,), asking.template), [_MADE_UP], asking.sampling)
         pattern = rationale.pattern(asking.template) if writer.held else None
-        said = repr((form.messages, form.sampling, pattern, _AGAIN, writer.view))
+        drawn, again = _drawn(form.sampling), _drawn(_AGAIN)
+        said = f"({form.messages!r}, {drawn}, {pattern!r}, {again}, {writer.view!r})"
         everybody = _everybody(dataset, shown) if writer.view is None else b""
         self._common = digest(writer.identity, said, everybody)
 
@@ -80,6 +81,11 @@ class Keys:
         own = self._dataset.training(user).tobytes() if self._writer.view is None else b""
         seen = self._items[self._dataset.history(user, split)[self._latest :]]
         return digest(self._common, str(fold), seen.tobytes(), own)
+
+
+def _drawn(sampling: Sampling) -> str:
+    """With the stop words that there once were: without them, every chain that is kept would be written again."""
+    return f"{repr(sampling)[:-1]}, stop=())"
 
 
 class Scribe:
