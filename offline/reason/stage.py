@@ -193,6 +193,8 @@ class _Run:
     def _list_texts(self) -> None:
         """Cut the texts that nobody has encoded yet into chunks, each text once."""
         if self.texts.counts is not None:
+            for split, users in self._parts("looking for chains"):
+                self._chains(split, users)  # one that is gone is missed now, not after hours of encoding
             return
         found: Counter[str] = Counter(unique=0, encoded=0)
 

@@ -357,6 +357,29 @@ def test_chains_that_were_removed_meanwhile_are_written_by_the_next_run(prepared
     assert contents(out) == contents(Run(run.folder.parent / "whole")(prepared, identity="other"))
 
 
+def test_chains_that_are_gone_are_missed_before_texts_are_encoded(
+    stage_of: StageOf, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bought = sequences()
+    run(stage_of(bought))
+    bought["user-4"].append(next(item for item in range(20) if item not in bought["user-4"]))
+    prepared = stage_of(bought)
+
+    def stopping(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(module._Run, "_encode", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(prepared)
+    run.encoded()
+    (run.folder / "kept" / "chains.sqlite").unlink()
+    with pytest.raises(StageError, match=r"chains are gone .* run it again"):
+        run(prepared)
+    assert run.encoded() == []
+    assert contents(run(prepared)) == contents(Run(run.folder.parent / "whole")(prepared))
+
+
 def _measure(users: int, folder: Path, out: Any) -> None:
     import resource
 
