@@ -353,6 +353,15 @@ class BaselinesRecipe(_Section):
     validate_every: int = Field(1, ge=1)  # epochs
     seed: int = 1
 
+    @model_validator(mode="after")
+    def _an_epoch_is_validated(self) -> Self:
+        if self.validate_every > self.epochs:
+            raise ValueError(
+                f"validate_every = {self.validate_every} is more than epochs = {self.epochs}: RecBole keeps the "
+                "weights of validated epochs, and there would be none"
+            )
+        return self
+
 
 class ExportRecipe(_Section):
     """What goes into the release."""

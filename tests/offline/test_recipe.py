@@ -173,6 +173,7 @@ def test_an_editor_s_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
         ("[ablation]\ncontrol = 'random'", "ablation.control: Input should be 'none', 'shuffled' or 'successors'"),
         ("[ablation]\nsteps = 'whole'\ncontrol = 'successors'", "ablation: steps = 'whole' embeds a text, and control"),
         ("[teacher]\nbudget = 3.0", "teacher: budget needs prompt_price and completion_price to be held to"),
+        ("[baselines]\nepochs = 3\nvalidate_every = 5", "baselines: validate_every = 5 is more than epochs = 3"),
         ("train = 3", "train: Input should be a valid dictionary"),
     ],
 )
