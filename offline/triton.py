@@ -148,7 +148,7 @@ async def load(release: Release, settings: TritonSettings) -> None:
 
     Raises StageError if the server refuses or is away, ReleaseCorrupt if it has loaded something else.
     """
-    async with client(settings) as server:
+    async with client(settings, pings=False) as server:
         for entry in release.manifest.models:
             name = deployed_name(entry.name, release.id)
             try:
@@ -167,7 +167,7 @@ async def load(release: Release, settings: TritonSettings) -> None:
 
 async def unload(names: list[str], settings: TritonSettings) -> None:
     """Make the server give models back; requests that run are answered. Raises StageError if it refuses."""
-    async with client(settings) as server:
+    async with client(settings, pings=False) as server:
         for name in names:
             try:
                 await server.unload_model(name, client_timeout=LOAD_SECONDS)

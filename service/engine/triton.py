@@ -170,8 +170,13 @@ class TritonEngines:
         return EngineUnavailable(f"{where} failed ({status}): {words}")
 
 
-def client(settings: TritonSettings) -> triton.InferenceServerClient:
-    """A client of the server that the settings name. It connects by itself, and again whenever it has to."""
+def client(settings: TritonSettings, *, pings: bool = True) -> triton.InferenceServerClient:
+    """A client of the server that the settings name. It connects by itself, and again whenever it has to.
+
+    A call that may be silent for minutes, such as one that loads a model, has to go without `pings`: a server takes few
+    of them without data in between, and hangs up on whoever sends more.
+    """
+    pinging = [("grpc.keepalive_time_ms", _KEEPALIVE_MS), ("grpc.keepalive_timeout_ms", _KEEPALIVE_ANSWER_MS)]
     return triton.InferenceServerClient(
         target(settings.url),
         ssl=settings.tls or any((settings.ca, settings.certificate, settings.key)),
@@ -181,8 +186,7 @@ def client(settings: TritonSettings) -> triton.InferenceServerClient:
         channel_args=[
             ("grpc.lb_policy_name", "round_robin"),
             ("grpc.dns_min_time_between_resolutions_ms", _RESOLVE_MS),
-            ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-            ("grpc.keepalive_timeout_ms", _KEEPALIVE_ANSWER_MS),
+            *(pinging if pings else ()),
             # gRPC's own pauses grow to two minutes: far too long to stay away from a server that is back.
             ("grpc.initial_reconnect_backoff_ms", min(100, int(settings.reconnect_ms))),
             ("grpc.min_reconnect_backoff_ms", int(settings.reconnect_ms)),

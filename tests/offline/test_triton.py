@@ -4,14 +4,29 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import text_format
+from tritonclient.grpc import aio as triton
 from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.grpc.aio import InferenceServerClient
 
 from model_repo.write_reference import FOLDER, configs
 from offline.errors import StageError
-from offline.triton import WRAPPER, Backend, Deployment, Profile, add, config_text, deployed, loaded, remove
+from offline.triton import (
+    WRAPPER,
+    Backend,
+    Deployment,
+    Profile,
+    add,
+    config_text,
+    deployed,
+    load,
+    loaded,
+    remove,
+    unload,
+)
 from service.release.manifest import ModelEntry, TensorEntry, file_entry
 from service.release.release import Release
 from service.settings import TritonSettings
@@ -212,6 +227,28 @@ async def test_the_commands_load_and_unload_on_a_server(triton: Triton, tiny: Ti
     again = scoter("remove", release, *where)
     assert again.returncode == 1
     assert f"holds no models of release {release}" in again.stderr
+
+
+@pytest.mark.anyio
+async def test_who_waits_minutes_for_a_server_does_not_ping_it(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that loads a model sends nothing for so long, and hangs up at the fourth ping within five minutes."""
+    options: list[str] = []
+
+    class Recorded(InferenceServerClient):  # type: ignore[misc]  # publishes no types
+        def __init__(self, url: str, *, channel_args: list[tuple[str, int]], **more: Any) -> None:
+            options.extend(name for name, _ in channel_args)
+            super().__init__(url, channel_args=channel_args, **more)
+
+    monkeypatch.setattr(triton, "InferenceServerClient", Recorded)
+    nobody = TritonSettings(url="127.0.0.1:9")
+    with pytest.raises(StageError, match="does not load"):
+        await load(release, nobody)
+    with pytest.raises(StageError, match="does not unload"):
+        await unload(["scoter_h"], nobody)
+    assert options
+    assert not [name for name in options if "keepalive" in name]
 
 
 @pytest.mark.anyio
