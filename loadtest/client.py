@@ -6,7 +6,9 @@ The generator shares its cores with the service more often than not, so each mic
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
+import resource
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +19,9 @@ from urllib.parse import urlsplit
 
 import httptools
 import typer
+
+OWN_ERRORS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL}  # this machine has no descriptor or port to connect with
+SPARE_FILES = 64  # beside those of connections
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Exchange:
     body: bytes = b""
     then: Callable[[], None] | None = None  # called when it is done
     connection: _Connection | None = None
+    waited: bool = False  # the generator had no connection for it: the pool's limit, or the machine's
     sent_again: bool = False
     timer: asyncio.TimerHandle | None = None
 
@@ -100,7 +106,6 @@ class Pool:
     target: Target
     limit: int
     opened: int = 0  # connections ever
-    waited: int = 0  # requests that found `limit` connections busy
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _idle: list[_Connection] = field(default_factory=list)  # the one used last is taken first
     _all: set[_Connection] = field(default_factory=set)
@@ -189,7 +194,7 @@ class Pool:
             return
         self._waiting.append(exchange)
         if not self._grow():
-            self.waited += 1
+            exchange.waited = True
 
     def _grow(self) -> bool:
         """Open another connection if somebody waits for one; False if there are as many as there may be."""
@@ -218,6 +223,7 @@ class Pool:
             while self._waiting:
                 exchange = self._waiting.popleft()
                 if not exchange.failure:
+                    exchange.waited |= error.errno in OWN_ERRORS
                     self.settle(exchange, f"no connection: {error.strerror or error}")
                     break
 
@@ -226,6 +232,16 @@ class Pool:
         if exchange.connection is not None:
             exchange.connection.cut()
         self.settle(exchange, "no answer in time")
+
+
+def allow_connections(number: int) -> None:
+    """Let this process open so many connections, as far as the machine lets it: 1,024 files are usual, and too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft not in {resource.RLIM_INFINITY, hard} and soft < number + SPARE_FILES:
+        wanted = number + SPARE_FILES
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )
 
 
 class _Connection(asyncio.Protocol):

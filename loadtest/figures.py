@@ -23,6 +23,7 @@ OUTSIDE = "outside the service"  # network, queues of the kernel and of the even
 LAG_SHARE = 0.2  # of a run's p99: what the generator may be late at its own p99
 LAG_FLOOR_MS = 0.5  # and this is never held against it
 BUSY = 0.8  # share of a core above which the generator measures itself
+WAITED = 0.01  # share of requests that may wait for a connection of the generator: those above p99
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Figures:
     stages: dict[str, Stage]
     lag_p99_ms: float  # by which the generator was late
     busy: float  # share of a core that the generator used
-    waited: int  # requests that found the pool exhausted
+    waited: int  # requests that the generator had no connection for
     runs: int = 1
     valid_runs: int = 1
 
@@ -61,7 +62,7 @@ class Figures:
         return 2 * self.valid_runs > self.runs
 
 
-def figures(target: str, rate: float, seconds: float, driven: Driven, waited: int) -> Figures:
+def figures(target: str, rate: float, seconds: float, driven: Driven) -> Figures:
     """The figures of one run.
 
     Percentiles are those of the answers with status 200 and of requests that were never answered, which count with
@@ -78,6 +79,7 @@ def figures(target: str, rate: float, seconds: float, driven: Driven, waited: in
     lag = float(np.percentile([exchange.lag for exchange in sent], 99)) * 1000 if sent else 0.0
     tail = next((value for value in (latency["p99"], latency["p90"], latency["p50"]) if value is not None), 0.0)
     late = lag > max(LAG_FLOOR_MS, LAG_SHARE * tail)
+    waited = sum(exchange.waited for exchange in sent)
     return Figures(
         target=target,
         rate=rate,
@@ -93,7 +95,7 @@ def figures(target: str, rate: float, seconds: float, driven: Driven, waited: in
         lag_p99_ms=lag,
         busy=driven.busy,
         waited=waited,
-        valid_runs=int(not late and driven.busy <= BUSY),
+        valid_runs=int(not late and driven.busy <= BUSY and waited <= WAITED * len(sent)),
     )
 
 

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from loadtest.bodies import read_bodies, release_bodies
 from loadtest.canned import canned_service
-from loadtest.client import Pool, Request, Target
+from loadtest.client import Pool, Request, Target, allow_connections
 from loadtest.drive import closed_loop, open_loop
 from loadtest.figures import SLO_MS, Figures, figures, medians, ratios
 from loadtest.picture import draw
@@ -131,6 +131,7 @@ async def measure(plan: Plan) -> tuple[list[Figures], dict[tuple[str, float], di
     In each round every target meets every rate, in an order drawn anew: what else the machine does, and what one
     measurement leaves behind, hits all alike.
     """
+    allow_connections(plan.connections)
     rng = np.random.default_rng(plan.seed)
     order = random.Random(plan.seed)
     runs: dict[tuple[str, float], list[Figures]] = {(t.name, rate): [] for t in plan.targets for rate in plan.rates}
@@ -175,10 +176,16 @@ def show(rows: list[Figures], compared: dict[tuple[str, float], dict[str, float 
     console.print(_stages_table(rows))
     if compared:
         console.print(_ratios_table(rows[0].target, compared))
+    for row in rows:
+        if row.waited:
+            console.print(
+                f"{row.target} at {row.rate:g}/s: {row.waited} of {row.requests} requests found all connections of the "
+                "generator busy, or this machine out of files or ports: see --connections and `ulimit -n`."
+            )
     if any(not row.valid for row in rows):
         console.print(
-            "[bold red]invalid[/]: the generator itself was late or out of CPU in most runs; the row says nothing of "
-            "the service. Ask for less, or run the generator on a machine of its own."
+            "[bold red]invalid[/]: the generator itself was late, or out of CPU or connections, in most runs; the row "
+            "says nothing of the service. Ask for less, or run the generator on a machine of its own."
         )
 
 
@@ -191,7 +198,7 @@ async def _run(plan: Plan, target: Target, rate: float, rng: np.random.Generator
         )
     finally:
         await pool.close()
-    return figures(target.name, rate, plan.seconds, driven, pool.waited)
+    return figures(target.name, rate, plan.seconds, driven)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.bodies import read_bodies, release_bodies
-from loadtest.client import Pool, Target
+from loadtest.client import Pool, Target, allow_connections
 from loadtest.drive import Driven, closed_loop, open_loop
 from loadtest.mix import REFUSED, Mix, outcome, right
 from loadtest.picture import draw_soak
@@ -161,6 +161,7 @@ def parsed_rate(text: str) -> float:
 
 async def soak(service: Running, bodies: Sequence[bytes], rate: float | None, seconds: float, seed: int = 0) -> Soaked:
     """Load a service for `seconds`, at half of its capacity if no rate is given."""
+    allow_connections(CONNECTIONS)
     target = Target("service", "127.0.0.1", service.port)
     process = psutil.Process(service.pid)
     requests = [target.post("/recommend", body) for body in bodies[:10_000]]

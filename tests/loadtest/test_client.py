@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 
 import pytest
 import typer
 
-from loadtest.client import Pool, Request, Target
+from loadtest.client import Pool, Request, Target, allow_connections
 from tests.loadtest.conftest import answering
 from tests.tries import three_tries
 
@@ -46,7 +47,7 @@ async def test_the_pool_grows_with_need_up_to_its_limit() -> None:
         await pool.drained()
         assert [exchange.status for exchange in exchanges] == [200] * 12
         assert pool.opened == 5
-        assert pool.waited == 7
+        assert sum(exchange.waited for exchange in exchanges) == 7
         # Those that waited for a connection waited in their latency.
         assert max(exchange.latency for exchange in exchanges) > 0.55
         await pool.close()
@@ -93,6 +94,34 @@ async def test_no_service_is_a_reason_and_no_hang() -> None:
         exchange = await pool.ask(request_to(target))
         assert exchange.failure.startswith("no connection: ")
         await pool.close()
+
+
+async def test_a_machine_without_another_descriptor_is_not_the_services_fault() -> None:
+    async with answering() as target:
+        with socket.socket() as last:
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno() + 1, limits[1]))
+            try:
+                pool = Pool(target, 2)
+                exchange = await pool.ask(request_to(target))
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert exchange.failure == "no connection: Too many open files"
+        assert exchange.waited
+        await pool.close()
+
+
+def test_as_many_files_are_allowed_as_connections_need() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, limits[1]))
+        allow_connections(100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, limits[1])
+        allow_connections(400)
+        assert 400 < resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 500
+        allow_connections(10**9)  # more than there may be
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def test_what_is_no_http_is_a_reason() -> None:

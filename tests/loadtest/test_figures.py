@@ -20,7 +20,7 @@ def exchange(ms: float, status: int = 200, lag: float = 0.0, **answer: object) -
 
 
 def row(*exchanges: Exchange, busy: float = 0.1) -> Figures:
-    return figures("service", 100, 2.0, Driven([*exchanges], 10.0, len(exchanges), busy), 0)
+    return figures("service", 100, 2.0, Driven([*exchanges], 10.0, len(exchanges), busy))
 
 
 def test_only_full_answers_in_time_are_within_the_slo() -> None:
@@ -65,6 +65,15 @@ def test_a_generator_that_was_late_makes_its_row_invalid() -> None:
     assert not row(*[exchange(20, lag=0.005)] * 200).valid
     assert row(*[exchange(0.6, lag=0.0004)] * 200).valid
     assert not row(*[exchange(20)] * 200, busy=0.95).valid
+
+
+def test_a_generator_that_had_no_connections_makes_its_row_invalid() -> None:
+    found = [exchange(20) for _ in range(200)]
+    for one in found[:2]:  # above p99
+        one.waited = True
+    assert row(*found).valid
+    found[2].waited = True
+    assert (row(*found).waited, row(*found).valid) == (3, False)
 
 
 def test_medians_leave_invalid_runs_out() -> None:
