@@ -137,10 +137,14 @@ def medians(runs: Sequence[Figures]) -> Figures:
 
 
 def ratios(mine: Sequence[Figures], base: Sequence[Figures]) -> dict[str, float | None]:
-    """Latency of one target over another's at the same rate, round by round: the median of the rounds' ratios."""
+    """Latency of one target over another's at the same rate, round by round: the median of the rounds' ratios.
+
+    Rounds in which the generator did not keep up with both are left out.
+    """
+    both = [(one, other) for one, other in zip(mine, base, strict=True) if one.valid and other.valid]
     found: dict[str, float | None] = {}
     for name in mine[0].latency_ms:
-        pairs = [(one.latency_ms[name], other.latency_ms[name]) for one, other in zip(mine, base, strict=True)]
+        pairs = [(one.latency_ms[name], other.latency_ms[name]) for one, other in both]
         shares = [one / other for one, other in pairs if one is not None and other]
         found[name] = float(np.median(shares)) if shares else None
     return found

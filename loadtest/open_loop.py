@@ -260,7 +260,7 @@ def _stages_table(rows: list[Figures]) -> Table:
 
 
 def _ratios_table(base: str, compared: dict[tuple[str, float], dict[str, float | None]]) -> Table:
-    table = Table(title=f"latency as a multiple of {base}'s, median over the rounds")
+    table = Table(title=f"latency as a multiple of {base}'s, median over the valid rounds")
     for heading in ("target", "rate/s", *next(iter(compared.values()))):
         table.add_column(heading, justify="left" if heading == "target" else "right")
     for (name, rate), ratio in compared.items():

@@ -94,3 +94,11 @@ def test_ratios_are_taken_round_by_round() -> None:
     found = ratios([replace(one, target="other") for one in twice], base)
     assert found["p50"] == pytest.approx(2)
     assert found["p99.9"] is None
+
+
+def test_ratios_leave_out_what_the_generator_was_too_late_for() -> None:
+    base = [row(*[exchange(10)] * 200) for _ in range(3)]
+    other = [row(*[exchange(20)] * 200), *[row(*[exchange(900, lag=0.4)] * 200)] * 2]
+    assert ratios(other, base)["p50"] == pytest.approx(2)
+    assert ratios(base, other)["p50"] == pytest.approx(0.5)
+    assert ratios(other[1:], base[1:])["p50"] is None
