@@ -94,6 +94,9 @@ def test_a_service_that_is_not_there_is_reported_not_raised(tmp_path: Path) -> N
         (["--users", __file__, "--url", "http://h", "--url", "http://h"], "name"),
         (["--releases", "nowhere", "--url", "http://h"], "nowhere"),
         (["--users", __file__], "--store"),
+        (["--users", __file__, "--url", "http://h", "--json", "nowhere/figures.json"], "nowhere"),
+        (["--users", __file__, "--url", "http://h", "--plot", "nowhere/curve.png"], "nowhere"),
+        (["--users", __file__, "--url", "http://h", "--plot", "curve.xls"], ".png"),
     ],
 )
 def test_what_is_missing_is_named(arguments: list[str], said: str) -> None:

@@ -53,6 +53,14 @@ def test_wrong_answers_and_many_refusals_are_bad() -> None:
     assert bad(run) == ["wrong answers", "refused"]
 
 
+@pytest.mark.parametrize("where", [["--json", "nowhere/soak.json"], ["--plot", "nowhere/soak.png"], ["--plot", "soak"]])
+def test_what_cannot_be_written_is_said_before_the_soak(where: list[str], tmp_path: Path) -> None:
+    arguments = ["--releases", str(tmp_path), "--store", "nowhere", *where]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert where[1] in result.output
+
+
 @pytest.mark.slow
 def test_a_real_service_gives_back_what_it_took(published: tuple[Path, Path], tmp_path: Path) -> None:
     releases, store = published
