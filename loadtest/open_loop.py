@@ -197,10 +197,12 @@ def show(rows: list[Figures], compared: dict[tuple[str, float], dict[str, float 
 async def _run(plan: Plan, target: Target, rate: float, rng: np.random.Generator) -> Figures:
     pool = Pool(target, plan.connections)
     try:
-        requests = cycle([target.post("/recommend", plan.bodies[i]) for i in rng.permutation(len(plan.bodies))])
-        driven = await open_loop(
-            pool, lambda: Request(next(requests), plan.patience), rate, plan.seconds, rng, run_in=plan.run_in
-        )
+        order = cycle(rng.permutation(len(plan.bodies)))
+
+        def make() -> Request:  # as many as are sent: all of a million users' would take seconds and 200 MB
+            return Request(target.post("/recommend", plan.bodies[next(order)]), plan.patience)
+
+        driven = await open_loop(pool, make, rate, plan.seconds, rng, run_in=plan.run_in)
     finally:
         await pool.close()
     return figures(target.name, rate, plan.seconds, driven)

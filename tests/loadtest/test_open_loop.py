@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from loadtest.client import Target
 from loadtest.open_loop import app, parsed_rates
 from tests.service.server import PATIENT, ROOT, serving
 
@@ -82,6 +83,23 @@ def test_a_service_that_is_not_there_is_reported_not_raised(tmp_path: Path) -> N
         assert reason.startswith("no connection")
         assert count == row["requests"]
         assert row["within_slo"] == 0
+
+
+def test_requests_are_made_up_for_those_who_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a million users all requests took eight seconds before each measurement, and 160 MiB."""
+    made: list[bytes] = []
+    post = Target.post
+
+    def counted(target: Target, path: str, body: bytes) -> bytes:
+        made.append(body)
+        return post(target, path, body)
+
+    monkeypatch.setattr(Target, "post", counted)
+    users = tmp_path / "users"
+    users.write_text("\n".join(f"user-{number}" for number in range(20_000)))
+    run("--url", "http://127.0.0.1:9", "--users", users)
+    assert len(made) - 1000 < 500  # 1,000 to find out what the generator reaches
+    assert len(set(made[1000:])) > 50
 
 
 @pytest.mark.parametrize(
