@@ -27,7 +27,7 @@ from rich.table import Table
 from loadtest.bodies import read_bodies, release_bodies
 from loadtest.client import Pool, Target, allow_connections
 from loadtest.drive import Driven, closed_loop, open_loop
-from loadtest.mix import REFUSED, Mix, outcome, right
+from loadtest.mix import DEGRADED, REFUSED, Mix, outcome, right
 from loadtest.outputs import figures_file, picture_file
 from loadtest.picture import draw_soak
 from loadtest.process import Running, running_service
@@ -35,6 +35,7 @@ from loadtest.sample import Sample
 
 GROWTH = 0.02  # of memory, from after the warm-up to the end
 REFUSALS = 0.01  # share of requests that may be refused
+LESSER = 0.01  # share of ordinary requests whose answer may be degraded: the objective of quality
 WARM_UP = 0.2  # of the samples, not looked at
 WINDOW = 0.1  # of the samples: the first ones after the warm-up are compared with the last ones
 PIECE_SECONDS = 10.0  # answers are counted and forgotten in pieces, or they would fill the generator's memory
@@ -85,6 +86,8 @@ class Soaked:
     def findings(self) -> list[Finding]:
         """The verdict, part by part."""
         refused = sum(counts[str(REFUSED)] for counts in self.outcomes.values()) / max(1, self.requests)
+        ordinary = self.outcomes.get("known", Counter())
+        lesser = ordinary[DEGRADED] / max(1, ordinary.total())
         held = [
             Finding(what, f"{before} → {after}", "no more than before", after <= before)
             for what, before, after in (
@@ -98,6 +101,7 @@ class Soaked:
             *held,
             Finding("wrong answers", str(self.wrong), "none", self.wrong == 0),
             Finding("refused", f"{refused:.2%}", f"below {REFUSALS:.0%}", refused < REFUSALS),
+            Finding("degraded", f"{lesser:.2%}", f"below {LESSER:.0%}", lesser < LESSER),
         ]
 
     def count(self, driven: Driven) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from loadtest.mix import SHARES
+from loadtest.mix import DEGRADED, SHARES
 from loadtest.sample import Sample
 from loadtest.soak import MIB, Soaked, app
 
@@ -51,6 +51,15 @@ def test_wrong_answers_and_many_refusals_are_bad() -> None:
     run.wrong = 1
     run.outcomes["known"]["503"] = 11
     assert bad(run) == ["wrong answers", "refused"]
+
+
+def test_popular_items_for_everybody_are_bad() -> None:
+    """An engine that died in the first minute left a soak with statuses of 200, and was good."""
+    run = soaked()
+    run.outcomes["known"][DEGRADED] = 10
+    assert bad(run) == []
+    run.outcomes["known"][DEGRADED] = 11
+    assert bad(run) == ["degraded"]
 
 
 @pytest.mark.parametrize("where", [["--json", "nowhere/soak.json"], ["--plot", "nowhere/soak.png"], ["--plot", "soak"]])
