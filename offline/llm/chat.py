@@ -34,6 +34,8 @@ _BEGINNING = 80  # characters of a body that is no answer
 _SEED = re.compile(r"\bseed\b")  # in a refusal: Mistral knows no field of that name
 _FLAGGED = re.compile(r"\b(?:input|prompt|content)\b[^.]*\bflagged\b", re.IGNORECASE)  # as OpenRouter words a refusal
 _JSON_RULE = 'Give the whole answer as one JSON object: {"answer": "..."}'
+_CUT_JSON = re.compile(r'\{\s*"answer"\s*:\s*("(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*)')  # as far as it is whole
+NOT_JSON = "not the JSON object that was asked for"  # an end of our own
 
 # Ends of what was not written to its end, by no fault of the prompt: DeepSeek's, OpenRouter's and vLLM's words.
 BROKEN_OFF = frozenset({"insufficient_system_resource", "error", "abort"})
@@ -89,7 +91,7 @@ class _Completion(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One text, and why it ended: `stop`, `length`, ..., or `refusal`. Empty if broken off or unreadable."""
+    """One text, and why it ended: `stop`, `length`, ..., `refusal` or NOT_JSON. Empty if broken off or unreadable."""
 
     text: str
     finish: str | None
@@ -279,7 +281,10 @@ class Chat:
             return Choice("", "refusal" if message.refusal else finish)
         if finish in BROKEN_OFF:
             return Choice("", finish)
-        return Choice(_unpacked(content) if self._structured == "json" else content, finish)
+        if self._structured != "json":
+            return Choice(content, finish)
+        text = _unpacked(content, cut=finish == "length")
+        return Choice(text or "", NOT_JSON if text is None and finish != "length" else finish)
 
     def _clean(self, text: str, chars: int = _QUOTED) -> str:
         """A server's words, on one line, without the key; cut only then, as half a key is one, too.
@@ -315,15 +320,25 @@ def _counted(usage: object, *, written: bool) -> tuple[int, int] | None:
     return prompt, max(completion, (found.total_tokens or 0) - prompt)
 
 
-def _unpacked(content: str) -> str:
-    """The answer in a JSON object, with or without thoughts, code fences and the like around it; empty if none is."""
+def _unpacked(content: str, *, cut: bool) -> str | None:
+    """The answer in a JSON object, with or without thoughts, code fences and the like around it; None if none is.
+
+    Of one that was cut off, what there is of it: it has been paid for like any other text that is cut.
+    """
     try:
         bare = without_thoughts(content)
-        answer = json.loads(bare[bare.find("{") : bare.rfind("}") + 1])["answer"]
-    except (AnswerError, ValueError, TypeError, KeyError):
-        return ""
+    except AnswerError:
+        return None
+    try:
+        # Not strict: models that nothing holds to JSON leave line breaks in strings as they are.
+        answer = json.loads(bare[bare.find("{") : bare.rfind("}") + 1], strict=False)["answer"]
+    except (ValueError, TypeError, KeyError):
+        begun = _CUT_JSON.search(bare) if cut else None
+        if begun is None:
+            return None
+        answer = json.loads(begun[1] + '"', strict=False)
     # Of an escaped surrogate pair a model may write one half, which no file could hold.
-    return answer.encode("utf-8", "replace").decode() if isinstance(answer, str) else ""
+    return answer.encode("utf-8", "replace").decode() if isinstance(answer, str) else None
 
 
 def _words(body: object) -> str:

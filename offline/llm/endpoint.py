@@ -27,7 +27,7 @@ from pydantic import SecretStr
 from offline.errors import LLMError, RecipeError
 from offline.llm.base import Answer, Prompt, Usage
 from offline.llm.cache import AnswerCache, request_key
-from offline.llm.chat import BROKEN_OFF, Chat, Choice, Fault, Refused, Reply, sent_messages
+from offline.llm.chat import BROKEN_OFF, NOT_JSON, Chat, Choice, Fault, Refused, Reply, sent_messages
 from offline.llm.pace import Pace, backoff, spent_wait
 from offline.recipe import TeacherRecipe
 
@@ -329,6 +329,8 @@ class EndpointBackend:
             return Refused("withheld by the server's content filter")
         if ends == {"refusal"}:
             return Refused("the model refuses to answer")
+        if ends == {NOT_JSON}:
+            return Fault(f"the answer is {NOT_JSON} by teacher.structured", charged=True)
         if broken := ends & BROKEN_OFF:
             return Fault(f"the server broke the answer off ({', '.join(sorted(map(str, broken)))})", charged=True)
         return Fault("no text in the answer" if choices else "no choices in the answer", charged=True)

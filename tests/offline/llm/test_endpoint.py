@@ -446,6 +446,39 @@ def test_json_without_an_answer_is_none(connect: Open, layer: Layer, content: st
     assert len(layer.asked) == 2
 
 
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        ('{"answer": "one\\ntwo \\"three\\"', 'one\ntwo "three"'),
+        ('```json\n{"answer": "one\\ntwo \\', "one\ntwo "),
+        ('<think>{"a": 1}</think>{ "answer" : "one \\u00e', "one "),
+        ('{"answer": "one \\ud83d', "one ?"),
+    ],
+)
+def test_json_that_was_cut_off_is_a_text_that_was_cut_off(connect: Open, layer: Layer, content: str, text: str) -> None:
+    layer.always = says(completion(content, finish="length"))
+    for _ in range(2):  # and it is paid for once
+        assert answers(connect(structured="json"), asks(1))[0].texts == (text,)
+    assert len(layer.asked) == 1
+
+
+def test_json_that_was_cut_off_before_its_answer_has_none(connect: Open, layer: Layer) -> None:
+    layer.always = says(completion('{"answer": "', finish="length"))
+    assert "no text within max_tokens" in (answers(connect(structured="json"), asks(1))[0].error or "")
+
+
+def test_line_breaks_in_json_may_be_as_they_are(connect: Open, layer: Layer) -> None:
+    layer.always = says(completion('{"answer": "one\n\ttwo"}'))
+    assert answers(connect(structured="json"), asks(1))[0].texts == ("one\n\ttwo",)
+
+
+def test_a_text_that_is_no_json_is_not_said_to_be_none(connect: Open, layer: Layer) -> None:
+    layer.always = says(completion("yes"))
+    error = answers(connect(structured="json", retries=1), asks(1))[0].error
+    assert error is not None
+    assert error.startswith("the answer is not the JSON object that was asked for by teacher.structured (2 attempts")
+
+
 def test_whoever_stops_reading_cancels_the_rest(connect: Open, layer: Layer) -> None:
     backend = connect(concurrency=2)
     reading = backend.answer(asks(50))
