@@ -240,9 +240,9 @@ class EndpointBackend:
         while True:
             try:
                 texts = await self._attempt(run, question, numbers)
-            except Refused:
+            except Refused as refused:
                 self._chat.takes_n |= split  # it was not n that the server did not like
-                self._failed(run, question.prompt, fault=None, alone=False)
+                self._failed(run, question.prompt, refused, alone=False)
                 raise
             except Fault as fault:
                 if fault.adapted:
@@ -350,12 +350,12 @@ class EndpointBackend:
         with anyio.move_on_after(backoff(attempt)):
             await run.stopped.wait()
 
-    def _failed(self, run: _Run, prompt: Prompt, fault: Fault | None, *, alone: bool) -> None:
+    def _failed(self, run: _Run, prompt: Prompt, failure: Fault | Refused, *, alone: bool) -> None:
         """A prompt has failed for good, while others fared better or not. Raises LLMError when none will."""
         kept = f"the answers so far are kept in {self._cache.path}: run again to go on from there"
-        if fault is not None and fault.unreachable and not alone:
+        if isinstance(failure, Fault) and failure.unreachable and not alone:
             raise LLMError(
-                f"nobody answers at {self._chat.base_url} ({fault}), asked {self._recipe.retries + 1} times: "
+                f"nobody answers at {self._chat.base_url} ({failure}), asked {self._recipe.retries + 1} times: "
                 f"start the server, or correct teacher.base_url; {kept}"
             )
         # Whoever goes on asks those that failed again, one after another: they are no news, whatever the sampling.
@@ -363,7 +363,10 @@ class EndpointBackend:
         prompt_key = request_key({"model": self._recipe.model, "base_url": self._chat.base_url, "messages": sent}, 0)
         run.failures += self._cache.first_failure(prompt_key)
         if run.failures >= FAILED_IN_A_ROW:
-            raise LLMError(f"{self._chat.base_url} failed on {run.failures} prompts in a row; {kept}")
+            raise LLMError(
+                f"{self._chat.base_url} failed on {run.failures} prompts in a row, on the last one for this reason: "
+                f"{failure}; {kept}"
+            )
 
     @staticmethod
     def _most_prompt_tokens(prompt: Prompt) -> int:
