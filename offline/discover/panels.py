@@ -32,7 +32,8 @@ class Panels:
 class Shopper:
     """What may be known of a user."""
 
-    history: tuple[int, ...]  # item indices, oldest first
+    history: tuple[int, ...]  # item indices, oldest first, as far as a prompt shows it
+    seen: frozenset[int]  # all of it
     own: tuple[int, ...]  # all training items, to be left out of statistics
     target: int
 
@@ -56,7 +57,7 @@ def draw(users: int, explore: int, choose: int, judge: int, seed: int) -> Panels
 
 
 def shopper(dataset: Dataset, user: int, length: int) -> Shopper:
-    """A user of a panel, with the latest `length` items of his history."""
-    history: list[int] = dataset.history(user, SPLIT)[-length:].tolist()
+    """A user of a panel, of whom prompts show the latest `length` items."""
+    history: list[int] = dataset.history(user, SPLIT).tolist()
     own: list[int] = dataset.training(user).tolist()
-    return Shopper(tuple(history), tuple(own), dataset.target(user, SPLIT))
+    return Shopper(tuple(history[-length:]), frozenset(history), tuple(own), dataset.target(user, SPLIT))

@@ -111,7 +111,7 @@ def _matched(
         last = first + len(explored.recommendations)
         shopper = shoppers(user)
         found = predicted(nearest[first:last])
-        unseen = predicted(nearest[first:last], frozenset(shopper.history))
+        unseen = predicted(nearest[first:last], shopper.seen)
         chains.append(
             Chain(
                 question=place,

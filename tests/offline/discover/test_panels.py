@@ -40,4 +40,5 @@ def test_nothing_of_a_shopper_depends_on_validation_and_test_items(tmp_path: Pat
         assert found == shopper(other, user, 3)
         assert found.target == dataset.sequences[user][-3]
         assert found.history == tuple(dataset.sequences[user][:-3][-3:])
+        assert found.seen == set(dataset.sequences[user][:-3])
         assert found.own == tuple(dataset.sequences[user][:-2])
