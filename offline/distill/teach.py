@@ -106,6 +106,8 @@ class _Run:
     def go(self) -> None:
         answers = self.folder / "answers.jsonl"
         ask_all(answers, self.dataset, self.users, self._prompt, self._teacher, self._read)
+        if not self.kept:  # of fewer than EARLY: a finished stage would be asked for no more
+            raise self._useless()
         kept = ({"user": self.dataset.users[u], **asdict(self.kept[u])} for u in self.users if u in self.kept)
         write_rows(self.folder / "teacher.jsonl", kept)
         self._write_rejected()
@@ -160,18 +162,22 @@ class _Run:
             self.rejected[user] = (str(error), said.error or said.text)
             answered = len(self.kept) + len(self.rejected)
             if answered >= EARLY and len(self.kept) < HARDLY_EVER * answered:
-                self._write_rejected()
-                if not self.kept and set(self._reasons()) == {NO_ANSWER}:
-                    raise StageError(
-                        f"the teacher answered none of {answered} prompts, the last one for this reason: {said.error}"
-                    ) from None
-                raise StageError(
-                    f"of the teacher's first {answered} chains {len(self.kept)} can be learnt from ({self._why()}); "
-                    f"the others are in {self.folder / 'rejected.jsonl'}: take another teacher.model, or a template "
-                    "that it can keep to"
-                ) from None
+                raise self._useless() from None
         else:
             self.kept[user] = chain
+
+    def _useless(self) -> StageError:
+        """What to say of a teacher of whom hardly anything can be learnt."""
+        self._write_rejected()
+        answered = len(self.kept) + len(self.rejected)
+        if not self.kept and set(self._reasons()) == {NO_ANSWER}:
+            *_, (_, last) = self.rejected.values()
+            return StageError(f"the teacher answered none of {answered} prompts, the last one for this reason: {last}")
+        return StageError(
+            f"of the teacher's first {answered} chains {len(self.kept)} can be learnt from ({self._why()}); "
+            f"the others are in {self.folder / 'rejected.jsonl'}: take another teacher.model, or a template "
+            "that it can keep to"
+        )
 
     def _write_rejected(self) -> None:
         rows = [(u, *self.rejected[u]) for u in self.users if u in self.rejected]

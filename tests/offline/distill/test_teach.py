@@ -173,6 +173,19 @@ def test_a_teacher_that_never_answers_is_stopped_early_with_its_reason(
         teach(tmp_path, prepared, template, _with(recipe, users=60), [prepared])
 
 
+def test_few_users_whom_no_answer_came_for_are_asked_about_again(
+    prepared: Stage, template: Template, recipe: Recipe, teacher: Teacher, tmp_path: Path
+) -> None:
+    """A stage that is finished without a chain would have stayed so when the teacher was well again."""
+    few = _with(recipe, users=EARLY - 1)
+    teacher(lambda number, prompt: None)
+    with pytest.raises(StageError, match=rf"the teacher answered none of {EARLY - 1} prompts, the last one for"):
+        teach(tmp_path, prepared, template, few, [prepared])
+    backend = teacher(good)
+    teach(tmp_path, prepared, template, few, [prepared])
+    assert len(backend.asked) == EARLY - 1
+
+
 def test_a_teacher_of_nonsense_is_stopped_early_and_named(
     prepared: Stage, template: Template, recipe: Recipe, teacher: Teacher, tmp_path: Path
 ) -> None:
