@@ -383,11 +383,13 @@ def _rate(count: int, seconds: float) -> float:
 def _per_million(usage: Usage, asked: int) -> dict[str, float] | None:
     """What a million users would take with a chain for each split, none of them there before; None if none was asked.
 
-    `cost` is in the currency of the recipe's prices, `hours` those of the writer alone, as it ran here.
+    Answers that came from a cache have cost nothing here, and would there: it goes by the others. `cost` is in the
+    currency of the recipe's prices, `hours` those of the writer alone, as it ran here.
     """
-    if not asked:
+    paid = asked - usage.cached
+    if paid <= 0:
         return None
-    times = 1e6 * len(SPLITS) / asked
+    times = 1e6 * len(SPLITS) / paid
     return {
         "cost": round(usage.cost * times, 2),
         "hours": round(usage.seconds * times / 3600, 2),

@@ -46,6 +46,7 @@ class Script:
     nonsense: str = ""  # an answer to a question that holds this is none, on the first try and the second
     clumsy: str = ""  # the same, on the first try only
     silent: str = ""  # no answer comes to a question that holds this
+    cached: int = 0  # questions whose answers are there already and cost nothing
     dead_after: int = sys.maxsize  # questions, then the endpoint is dead
     killed_after: int = sys.maxsize  # questions, then the process is killed; once
 
@@ -77,10 +78,13 @@ class ScriptedBackend:
     def _one(self, index: int, prompt: Prompt) -> Answer:
         script, shown = self._script, question(prompt)
         greedy = prompt.sampling.temperature == 0
-        self.usage.requests += 1
-        self.usage.prompt_tokens += 100
-        self.usage.completion_tokens += 10
-        self.usage.cost += 0.25
+        if self.usage.cached < script.cached:
+            self.usage.cached += 1
+        else:
+            self.usage.requests += 1
+            self.usage.prompt_tokens += 100
+            self.usage.completion_tokens += 10
+            self.usage.cost += 0.25
         if self.usage.requests > script.dead_after:
             raise LLMError("the endpoint is dead")
         die(script.log.with_name("killed"), self.usage.requests > script.killed_after)

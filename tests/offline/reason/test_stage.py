@@ -118,6 +118,21 @@ def test_the_summary_says_who_wrote_and_what_it_took(prepared: Stage, run: Run) 
     assert summary["users_per_second"] > 0
 
 
+@pytest.mark.parametrize("cached", [1, 40])
+def test_answers_from_a_cache_make_a_million_users_no_cheaper(prepared: Stage, run: Run, cached: int) -> None:
+    summary = json.loads((run(prepared, cached=cached) / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["usage"]["cached"], summary["usage"]["requests"]) == (cached, len(run.asked()) - cached)
+    assert summary["per_million_users"]["cost"] == 1_000_000.0
+    assert summary["per_million_users"]["completion_tokens"] == 40_000_000
+
+
+def test_a_run_whose_answers_were_all_there_does_not_say_that_a_million_users_are_free(
+    prepared: Stage, run: Run
+) -> None:
+    summary = json.loads((run(prepared, cached=10_000) / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["usage"]["cost"], summary["per_million_users"]) == (0.0, None)
+
+
 def test_everybody_is_asked_once_for_each_history(prepared: Stage, run: Run) -> None:
     run(prepared)
     asked = run.asked()
