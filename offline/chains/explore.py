@@ -41,7 +41,8 @@ _BLOCK = r"cot[ _-]?path|reason(?:ing)?|recommendations?"
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[^\n`]*$\n?", re.MULTILINE)
 _TAG = re.compile(rf"<\s*(/\s*)?({_BLOCK})\s*>", re.IGNORECASE)
 _HEADING = re.compile(
-    rf"^[ \t]*(?:#+[ \t]*)?[*_]{{0,3}}({_BLOCK})[*_]{{0,3}}[ \t]*(?::[*_]{{0,3}}|$)", re.IGNORECASE | re.MULTILINE
+    rf"^[ \t]*(?:#+[ \t]*)?(?:\d[.)][ \t]*)?[*_]{{0,3}}({_BLOCK})[*_]{{0,3}}[ \t]*(?::[*_]{{0,3}}|$)",
+    re.IGNORECASE | re.MULTILINE,
 )
 _ITEM = re.compile(r"<\s*item\b[^>]*>(.*?)(?=<\s*/\s*item\s*>|<\s*item\b|\Z)", re.DOTALL | re.IGNORECASE)
 _CLOSED = re.compile(r"<\s*/\s*item\s*>", re.IGNORECASE)
@@ -146,16 +147,26 @@ def _blocks(text: str, repairs: list[str]) -> dict[str, str]:
         repairs.append("headings instead of tags")
     tags = list(_TAG.finditer(text))
     found = {"": text[: tags[0].start()] if tags else text}
+    faults: dict[str, list[str]] = {}
+    named: set[str] = set()  # by a model that says first what it is about to write; the block itself may follow
     for place, tag in enumerate(tags):
         name = _name(tag[2])
-        if tag[1] or name in found:
+        if tag[1] or (name in found and name not in named):
             continue
         after = tags[place + 1] if place + 1 < len(tags) else None
-        if tag[2] != name:
-            repairs.append("tags in another spelling")
-        if after is None or not after[1] or _name(after[2]) != name:
-            repairs.append(f"no </{name}>")
-        found[name] = text[tag.end() : after.start() if after else len(text)].strip(" \t\n\r`:")
+        closed = after is not None and bool(after[1]) and _name(after[2]) == name
+        if name in found and not closed:
+            continue
+        body = text[tag.end() : after.start() if after else len(text)]
+        if any(c.isalnum() for c in body) and (closed or "\n" in body):
+            named.discard(name)
+        else:
+            named.add(name)
+        found[name] = body.strip(" \t\n\r`:")
+        faults[name] = ["tags in another spelling"] if tag[2] != name else []
+        if not closed:
+            faults[name].append(f"no </{name}>")
+    repairs.extend(fault for kind in faults.values() for fault in kind)
     return found
 
 

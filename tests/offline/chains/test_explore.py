@@ -88,9 +88,32 @@ def test_what_has_one_reading_only_is_mended_and_recorded(text: str, repair: str
     assert repair in found.repairs
 
 
-def test_headings_do_for_tags() -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        "First `<cot_path>`, then `<reason>` and `<recommendations>`:",
+        "The blocks are <cot_path>, <reason> and <recommendations>.",
+        "<cot_path>...</cot_path>, <reason>...</reason>, <recommendations>...</recommendations> it is.",
+    ],
+)
+def test_whoever_says_first_what_is_to_come_has_not_answered_yet(said: str) -> None:
+    assert parse(f"{said}\n\n{write(GOOD)}") == GOOD
+
+
+def test_of_two_answers_in_one_the_first_counts() -> None:
+    other = write(replace(GOOD, path=("Another path", "Item recommendation"), recommendations=("Something else",)))
+    assert parse(f"{write(GOOD)}\n\n{other}") == GOOD
+    unclosed = re.sub(r"</(?!item)[a-z_]+>\n*", "", write(GOOD))
+    found = parse(f"{unclosed}\n\n{other}")
+    assert (found.path, found.recommendations) == (PATH, ITEMS)
+
+
+@pytest.mark.parametrize("number", ["", "{}. "])
+def test_headings_do_for_tags(number: str) -> None:
     listed = "\n".join(f"{n}. {item}" for n, item in enumerate(ITEMS, 1))
-    text = f"### cot_path\n{' -> '.join(PATH)}\n**Reasoning:**\nbecause\n## Recommendations\n{listed}"
+    one, two, three = (number.format(n) for n in (1, 2, 3))
+    path = " -> ".join(PATH)
+    text = f"### {one}cot_path\n{path}\n{two}**Reasoning:**\nbecause\n## {three}Recommendations\n{listed}"
     found = parse(text)
     assert (found.path, found.reason, found.recommendations) == (PATH, "because", ITEMS)
     assert "headings instead of tags" in found.repairs
