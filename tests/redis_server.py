@@ -144,7 +144,7 @@ def sentinels(folder: Path, *, password: str | None = None, node_timeout_ms: int
 
 @dataclass
 class ClusterServers:
-    """Three masters and, if asked for, a replica of the first."""
+    """Three masters and, if asked for, a replica of the first or a node that has no slots."""
 
     servers: list[Server]
 
@@ -158,7 +158,9 @@ class ClusterServers:
 
 
 @contextmanager
-def cluster(folder: Path, *, replica: bool = False, node_timeout_ms: int = CALM_MS) -> Iterator[ClusterServers]:
+def cluster(
+    folder: Path, *, replica: bool = False, spare: bool = False, node_timeout_ms: int = CALM_MS
+) -> Iterator[ClusterServers]:
     """A cluster that answers."""
     with ExitStack() as stack:
         options = (
@@ -166,7 +168,7 @@ def cluster(folder: Path, *, replica: bool = False, node_timeout_ms: int = CALM_
             *("--cluster-require-full-coverage", "no"),  # slots that are served go on being served
         )
         servers: list[Server] = []
-        for number in range(4 if replica else 3):
+        for number in range(4 if replica or spare else 3):
             server = start(folder / str(number), *PLAIN, *options, port=free_port(bus=True))
             stack.callback(server.stop)
             servers.append(server)

@@ -10,11 +10,24 @@ from time import monotonic
 from typing import Any, TypeVar, cast
 
 from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel
-from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.cluster import ClusterNode, PipelineCommand
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ReadOnlyError, RedisClusterException, RedisError
+from redis.cluster import PRIMARY
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    ClusterError,
+    MaxConnectionsError,
+    MovedError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisDisconnected
 from redis.exceptions import TimeoutError as RedisTimeout
 from redis.maint_notifications import MaintNotificationsConfig
 
@@ -28,6 +41,7 @@ Command = tuple[str | bytes | int, ...]
 
 PIPELINE = 500  # commands sent at once, so that a bulk load never holds the server for long
 REFRESH_SECONDS = 0.25  # between two readings of a cluster's map
+REDIRECTIONS = 8  # of one command by a cluster; a key that moves takes two
 
 # A value that is already there is a swap whose reply was lost. A Redis at its `maxmemory` refuses a script's first
 # write if it may take memory, and would refuse `gc` and `rollback` when they are needed most: the values that they put
@@ -213,6 +227,48 @@ class Cluster(RedisCluster):
             await self.initialize()
         return await super().execute_command(*args, **names)
 
+    async def _execute_command(self, target_node: ClusterNode, *args: Any, **names: Any) -> Any:  # noqa: ANN401 - the library's own
+        """Send a command to a node, and on to where that node says.
+
+        Of a slot that moves, the library sends ASKING and the command over two connections as soon as it has two, which
+        is to say nothing; it asks in vain for nodes that have no slot yet; and it waits for half a second if of several
+        keys some have moved.
+        """
+        node, asking = target_node, False
+        for _ in range(REDIRECTIONS):
+            try:
+                return await (_asked(node, args) if asking else node.execute_command(*args, **names))
+            except MovedError as error:
+                await self.nodes_manager.move_slot(error)
+                node, asking = self._named(error), False
+            except AskError as error:
+                node, asking = self._named(error), True
+            except TryAgainError:
+                if args[0] != "MGET":  # nothing else here has several keys
+                    raise
+                return await asyncio.gather(*(self._execute_command(target_node, "GET", key) for key in args[1:]))
+            except (MaxConnectionsError, BusyLoadingError):
+                raise  # the map is right
+            except (RedisDisconnected, RedisTimeout) as error:
+                node.update_active_connections_for_reconnect()
+                await node.disconnect_free_connections()
+                self.nodes_manager.move_node_to_end_of_cached_nodes(node.name)
+                error.last_failed_node_name = node.name  # type: ignore[union-attr] # the map is asked of others first
+                self._initialize = True
+                raise
+            except ClusterDownError:
+                self._initialize = True
+                raise
+        raise ClusterError(f"the cluster sent a command on {REDIRECTIONS} times")
+
+    def _named(self, error: AskError) -> ClusterNode:
+        """The node that a redirection names; the map has none that has no slot yet."""
+        node = self.get_node(error.host, error.port)
+        if node is None:
+            node = ClusterNode(error.host, error.port, PRIMARY, **self.connection_kwargs)
+            self.nodes_manager.set_nodes(self.nodes_manager.nodes_cache, {node.name: node})
+        return node
+
     async def _begin(self) -> None:
         if self._ready:
             return
@@ -248,6 +304,16 @@ class Cluster(RedisCluster):
         self._initialize = False  # or else the library closes nothing
         await super().aclose()
         self._ready = False
+
+
+async def _asked(node: ClusterNode, command: Sequence[Any]) -> object:
+    """The reply of a node that a slot is moving to: ASKING holds for the next command on its connection."""
+    commands = [PipelineCommand(0, "ASKING"), PipelineCommand(1, *command)]
+    await node.execute_pipeline(commands)
+    for each in commands:
+        if isinstance(each.result, Exception):
+            raise each.result
+    return cast("object", commands[1].result)
 
 
 def _swap(key: bytes, old: bytes | None, new: bytes) -> Command:

@@ -24,7 +24,17 @@ from service.store.keys import history_key, reasoning_key, user_tag
 from service.store.redis import Client, RedisStore
 from tests.conftest import Connect, redis_settings
 from tests.ports import free_port
-from tests.redis_server import FAILOVER_MS, PLAIN, cluster, sentinels, standalone, start, wait_for
+from tests.redis_server import (
+    FAILOVER_MS,
+    PLAIN,
+    ClusterServers,
+    Server,
+    cluster,
+    sentinels,
+    standalone,
+    start,
+    wait_for,
+)
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
@@ -374,6 +384,51 @@ async def test_a_cluster_node_that_dies_costs_its_slots_until_its_replica_takes_
         assert await store.get(keys) == keys
 
 
+def holder(group: ClusterServers, slot: int) -> Server:
+    """The master that has the slot at first."""
+    return next(server for server, end in zip(group.servers, (5461, 10923, 16384), strict=False) if slot < end)
+
+
+def begin_to_move(slot: int, old: Server, new: Server) -> None:
+    """From now on both answer for the slot, each for the keys that it has."""
+    old_id, new_id = (server.admin.execute_command("CLUSTER", "MYID").decode() for server in (old, new))
+    new.admin.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", old_id)
+    old.admin.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", new_id)
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["to a master", "to a node without slots"])
+async def test_a_slot_that_moves_costs_nobody_an_answer(connect: Connect, tmp_path: Path, is_new: bool) -> None:
+    history, steps, absent = (f"scoter:{{a}}:{name}".encode() for name in ("history", "steps:r", "reasoning:r:h"))
+    slot = key_slot(history)
+    with cluster(tmp_path, spare=is_new) as group:
+        old = holder(group, slot)
+        new = group.servers[3] if is_new else next(server for server in group.servers if server is not old)
+        store = connect(redis_settings(group.url, connections=4))
+        await store.put([(history, b"1"), (steps, b"1")])
+        # Several connections to each: ASKING holds for what comes next on its own.
+        others = [f"k{number}".encode() for number in range(60)]
+        await asyncio.gather(*(store.get([key]) for key in others), *(store.put([(key, b"1")]) for key in others))
+        begin_to_move(slot, old, new)
+        old.admin.execute_command("MIGRATE", "127.0.0.1", new.port, steps, 0, 5000)
+        for _ in range(3):
+            assert await store.get([history, steps, absent]) == [b"1", b"1", None]
+        old.admin.execute_command("MIGRATE", "127.0.0.1", new.port, history, 0, 5000)
+        for number in range(1, 4):
+            before, after = str(number).encode(), str(number + 1).encode()
+            assert await store.get([history, absent, steps]) == [before, None, before]
+            assert await store.swap(history, before, after)
+            assert await store.swap_all([(steps, before, after)]) == [True]
+        await store.put([(absent, b"1")])
+        assert await store.get([absent]) == [b"1"]
+        await store.delete([absent])
+        for server in (new, old):
+            new_id = new.admin.execute_command("CLUSTER", "MYID").decode()
+            server.admin.execute_command("CLUSTER", "SETSLOT", slot, "NODE", new_id)
+        assert await store.get([history, steps]) == [b"4", b"4"]
+        assert await store.swap(history, b"4", b"5")
+        await store.ping()
+
+
 async def test_the_user_of_the_page_reaches_a_cluster_whose_slots_move(connect: Connect, tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "store.md").read_text(encoding="utf-8")
     rules = re.findall(r"ACL SETUSER scoter (on .*)|in a cluster `(.*?)` besides", page)
@@ -382,14 +437,12 @@ async def test_the_user_of_the_page_reaches_a_cluster_whose_slots_move(connect: 
     with cluster(tmp_path) as group:
         for server in group.servers:
             server.admin.execute_command("ACL", "SETUSER", "scoter", *" ".join(map("".join, rules)).split())
-        old = next(s.admin for s, end in zip(group.servers, (5461, 10923, 16384), strict=True) if slot < end)
-        new = next(server for server in group.servers if server.admin is not old)
-        old_id, new_id = (admin.execute_command("CLUSTER", "MYID").decode() for admin in (old, new.admin))
+        old = holder(group, slot)
+        new = next(server for server in group.servers if server is not old)
         store = connect(redis_settings(group.url.replace("://", "://scoter:password@")))
         await store.put([(key, b"1") for key in keys])
-        new.admin.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", old_id)
-        old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", new_id)
-        old.execute_command("MIGRATE", "127.0.0.1", new.port, "", 0, 5000, "KEYS", *keys)
+        begin_to_move(slot, old, new)
+        old.admin.execute_command("MIGRATE", "127.0.0.1", new.port, "", 0, 5000, "KEYS", *keys)
         assert await store.get(keys) == [b"1", b"1"]
         assert await store.swap(keys[0], b"1", b"2")
         await store.put([(keys[1], b"2")])
