@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, TypeVar, cast
 
 from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel
-from redis.asyncio.cluster import ClusterNode, PipelineCommand
+from redis.asyncio.cluster import ClusterNode, NodesManager, PipelineCommand
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -194,11 +194,13 @@ class Cluster(RedisCluster):
 
     Whenever a node has failed, the library reads the cluster's map and its list of commands before the next command,
     everyone waiting, and when the cluster says that it is down, it cuts all connections, those in use too. Here one
-    command reads the map, four times a second at most, while the others go on by the map there is.
+    command reads the map, four times a second at most, while the others go on by the map there is. And one late answer
+    costs the connection that it was due on, of all that the library would make anew, to every node.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - the library's own
         super().__init__(**options)
+        self.nodes_manager = ClusterMap(self.startup_nodes, True, self.connection_kwargs)  # noqa: FBT003 - covered whole
         self._ready = False  # there is a map to go by
         self._first = asyncio.Lock()
         self._reading = False
@@ -250,8 +252,8 @@ class Cluster(RedisCluster):
             except (MaxConnectionsError, BusyLoadingError):
                 raise  # the map is right
             except (RedisDisconnected, RedisTimeout) as error:
-                node.update_active_connections_for_reconnect()
-                await node.disconnect_free_connections()
+                if isinstance(error, RedisDisconnected):  # and so, most likely, are those that nobody uses just now
+                    await node.disconnect_free_connections()
                 self.nodes_manager.move_node_to_end_of_cached_nodes(node.name)
                 error.last_failed_node_name = node.name  # type: ignore[union-attr] # the map is asked of others first
                 self._initialize = True
@@ -304,6 +306,17 @@ class Cluster(RedisCluster):
         self._initialize = False  # or else the library closes nothing
         await super().aclose()
         self._ready = False
+
+
+class ClusterMap(NodesManager):
+    """Which nodes there are, and who has which slots. Nodes that stay keep their connections."""
+
+    def set_nodes(self, old: dict[str, ClusterNode], new: dict[str, ClusterNode], remove_old: bool = False) -> None:  # noqa: FBT001, FBT002 - the library's own
+        """Make `old` like `new`; without `remove_old`, keep what `new` has not."""
+        if remove_old:
+            super().set_nodes({name: old.pop(name) for name in [*old] if name not in new}, {}, remove_old=True)
+        for name, node in new.items():
+            old.setdefault(name, node).server_type = node.server_type
 
 
 async def _asked(node: ClusterNode, command: Sequence[Any]) -> object:

@@ -384,6 +384,30 @@ async def test_a_cluster_node_that_dies_costs_its_slots_until_its_replica_takes_
         assert await store.get(keys) == keys
 
 
+async def test_a_late_answer_of_a_cluster_costs_its_own_connection(connect: Connect, tmp_path: Path) -> None:
+    with cluster(tmp_path) as group:
+        store = connect(redis_settings(group.url, read_timeout_ms=2_000, connections=8))
+        keys = [f"k{number}".encode() for number in range(60)]
+
+        def open_ones() -> list[set[str]]:
+            return [{client["id"] for client in server.admin.client_list()} for server in group.servers]
+
+        await patiently(lambda: asyncio.gather(*(store.get([key]) for key in keys)))
+        before = open_ones()
+        late = next(key for key in keys if key_slot(key) in group.slots_of_first())
+        held = asyncio.create_task(asyncio.to_thread(group.servers[0].admin.execute_command, "DEBUG", "SLEEP", "2.5"))
+        await asyncio.sleep(0.2)
+        started = time.monotonic()
+        await store.get([late])  # tried again once
+        assert time.monotonic() - started > 2
+        await held
+        await asyncio.sleep(0.3)
+        for _ in range(2):
+            await patiently(lambda: asyncio.gather(*(store.get([key]) for key in keys)))
+        lost = [len(first - after) for first, after in zip(before, open_ones(), strict=True)]
+        assert lost == [1, 0, 0]
+
+
 def holder(group: ClusterServers, slot: int) -> Server:
     """The master that has the slot at first."""
     return next(server for server, end in zip(group.servers, (5461, 10923, 16384), strict=False) if slot < end)
