@@ -217,7 +217,10 @@ class Cluster(RedisCluster):
                 await self.nodes_manager.initialize(*args, **names)
                 self._initialize = False
             except (RedisError, RedisClusterException, OSError):
-                pass  # nobody could tell: the map there is, and the next try in a moment
+                # Nobody could tell: the map there is, and the next try in a moment, also where the URL leads to. The
+                # library forgets that, and a cluster whose nodes all have new addresses would never be found again.
+                for node in self.startup_nodes:
+                    self.nodes_manager.startup_nodes.setdefault(node.name, node)
             finally:
                 self._reading = False
                 self._read_at = monotonic()

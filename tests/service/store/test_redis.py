@@ -7,8 +7,8 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -406,6 +406,49 @@ async def test_a_late_answer_of_a_cluster_costs_its_own_connection(connect: Conn
             await patiently(lambda: asyncio.gather(*(store.get([key]) for key in keys)))
         lost = [len(first - after) for first, after in zip(before, open_ones(), strict=True)]
         assert lost == [1, 0, 0]
+
+
+@asynccontextmanager
+async def leading(to: list[int]) -> AsyncIterator[int]:
+    """A port that leads to the last one of a list, as the name of a service does."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while chunk := await reader.read(65_536):
+                writer.write(chunk)
+        writer.close()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", to[-1])
+        await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer))
+
+    async with await asyncio.start_server(pass_on, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_a_cluster_whose_nodes_all_have_new_addresses_is_found_by_its_url(
+    connect: Connect, tmp_path: Path
+) -> None:
+    leads: list[int] = []
+    async with leading(leads) as port:
+        store = connect(redis_settings(f"redis+cluster://127.0.0.1:{port}"))
+        with cluster(tmp_path / "one") as group:
+            leads.append(group.servers[0].port)
+            await store.put([(b"a", b"1")])
+            assert await store.get([b"a"]) == [b"1"]
+        with cluster(tmp_path / "other") as group:
+            leads.append(group.servers[0].port)
+            with pytest.raises(StoreUnavailable):
+                await store.get([b"a"])
+            started = time.monotonic()
+            while True:
+                with suppress(StoreUnavailable):
+                    await store.put([(b"a", b"2")])
+                    assert await store.get([b"a"]) == [b"2"]
+                    break
+                assert time.monotonic() - started < 30
+                await asyncio.sleep(0.1)
+            await store.close()
 
 
 def holder(group: ClusterServers, slot: int) -> Server:
