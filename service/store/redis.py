@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode, NodesManager, PipelineCommand
-from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import Connection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.cluster import PRIMARY
@@ -35,6 +35,7 @@ from service.errors import StoreError, StoreTimeout, StoreUnavailable
 from service.settings import RedisSettings
 from service.store.address import Address, parse_address
 from service.store.base import Change
+from service.store.tls import SentinelTlsConnection, TlsConnection
 
 _T = TypeVar("_T")
 Command = tuple[str | bytes | int, ...]
@@ -200,6 +201,10 @@ class Cluster(RedisCluster):
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - the library's own
         super().__init__(**options)
+        if "ssl" in options:
+            self.connection_kwargs["connection_class"] = TlsConnection
+            for node in self.startup_nodes:
+                node.connection_class = TlsConnection
         self.nodes_manager = ClusterMap(self.startup_nodes, True, self.connection_kwargs)  # noqa: FBT003 - covered whole
         self._ready = False  # there is a map to go by
         self._first = asyncio.Lock()
@@ -369,14 +374,15 @@ def _connect(address: Address, settings: RedisSettings, timeout_ms: float) -> tu
             return Redis.from_pool(ConnectionPool(**where, db=address.db, **options, **who, **room)), None
         case "server":
             host, port = address.hosts[0]
-            where = {"connection_class": SSLConnection if address.tls else Connection, "host": host, "port": port}
+            where = {"connection_class": TlsConnection if address.tls else Connection, "host": host, "port": port}
             return Redis.from_pool(ConnectionPool(**where, db=address.db, **options, **who, **room, **tls)), None
         case "sentinel":
             asks = {"username": address.sentinel_username, "password": address.sentinel_password}
             # A sentinel answers in the time of a connection, however patient the commands themselves may be.
             quick = options | {"socket_timeout": settings.connect_timeout_ms / 1000}
             sentinel = Sentinel(address.hosts, sentinel_kwargs=quick | asks | tls | flag)
-            client = sentinel.master_for(address.service, db=address.db, **options, **who, **room, **tls, **flag)
+            kind: dict[str, Any] = {"connection_class": SentinelTlsConnection} if address.tls else {}
+            client = sentinel.master_for(address.service, db=address.db, **options, **who, **room, **tls, **kind)
             return client, sentinel
         case "cluster":
             # One more try, on the map as it is after the failure. A map read anew because of redirections would cost
