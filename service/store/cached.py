@@ -54,7 +54,8 @@ class CachedStore:
 
     async def swap(self, key: bytes, old: bytes | None, new: bytes) -> bool:
         """Compare and set in the store itself."""
-        (swapped,) = await self.swap_all([(key, old, new)])
+        swapped = await self._store.swap(key, old, new)  # which waits less long than many do
+        self._forget([key])
         return swapped
 
     async def swap_all(self, changes: Iterable[Change]) -> list[bool]:

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
 
-from service.errors import StoreUnavailable
+from service.errors import StoreTimeout, StoreUnavailable
 from service.settings import CacheSettings
 from service.store.cached import CachedStore, cached
 from service.store.keys import history_key, reasoning_key, steps_key
 from service.store.lmdb import LmdbStore
+from service.store.redis import RedisStore
+from tests.conftest import redis_settings
 
 pytestmark = pytest.mark.anyio
 
@@ -136,6 +140,17 @@ async def test_own_changes_are_seen_at_once(tmp_path: Path) -> None:
     assert await setup.cached.get([BLOB]) == [None]
     await setup.cached.ping()
     await setup.cached.close()
+
+
+async def test_a_swap_has_no_more_patience_than_without_a_cache() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings = redis_settings(silent.getsockname()[1], write_timeout_ms=700, connect_timeout_ms=300, connections=1)
+        store = CachedStore(RedisStore(settings), CacheSettings(entries=1), lambda _: None)
+        started = time.monotonic()
+        outcomes = await asyncio.gather(*(store.swap(HISTORY, None, b"1") for _ in range(12)), return_exceptions=True)
+        assert time.monotonic() - started < 5  # one after the other they take 8 s
+        assert all(isinstance(outcome, StoreTimeout) for outcome in outcomes)
+        await store.close()
 
 
 async def test_without_entries_there_is_no_cache(tmp_path: Path) -> None:
