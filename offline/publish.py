@@ -107,7 +107,7 @@ async def publish(path: Path, store: Store) -> Published:
     load = Load(total, BATCH, names)
     if isinstance(found, Load) and found == replace(load, done=found.done):
         # What cannot be read back as it was written is written again.
-        load = found if await _differs(release, found.done, store) is None else load
+        load = await _kept(release, found, store) if await _differs(release, found.done, store) is None else load
     skipped = load.done
     records, size = 0, 0
     if load.done < total:
@@ -301,6 +301,37 @@ def _matrices(release: Release) -> list[tuple[ReasoningEntry, NDArray[np.floatin
             raise ReleaseCorrupt(f"{release.path / entry.file} is {list(matrix.shape)}, expected {list(expected)}")
         found.append((entry, matrix))
     return found
+
+
+async def _kept(release: Release, load: Load, store: Store) -> Load:
+    """The load without its last parts that are not all there.
+
+    Where a cluster's master died, the replica that took over may lack the last that was written, while another node
+    says that it was: of a few users of many, whom no sample need meet.
+    """
+    done = load.done
+    known_until = _known_until(release) if done < load.users else None
+    while done:
+        first = (done - 1) // load.part * load.part
+        if await _is_whole(release, range(first, done), known_until, store):
+            break
+        done = first
+    return replace(load, done=done)
+
+
+async def _is_whole(release: Release, rows: range, known_until: int | None, store: Store) -> bool:
+    """Whether the store returns what is written of these users; with `known_until`, their histories, too."""
+    records = list(_records(release, rows))
+    own = [pair for record in records for pair in record.own]
+    if await store.get([key for key, _ in own]) != [value for _, value in own]:
+        return False
+    if known_until is None:  # it was loaded to its end, and histories are those of whatever came later
+        return True
+    histories = await store.get([history_key(record.tag) for record in records])
+    return all(
+        merged(decode_history(stored), record.history, known_until) is None
+        for stored, record in zip(histories, records, strict=True)
+    )
 
 
 async def _differs(release: Release, done: int, store: Store) -> int | None:

@@ -216,6 +216,38 @@ async def test_what_was_lost_meanwhile_is_written_again(
 
 
 @asynchronous
+@pytest.mark.parametrize("what", ["history", "steps"])
+@pytest.mark.parametrize(
+    "done, lost, skipped", [(6, range(0), 6), (6, range(5, 6), 4), (6, range(2, 6), 2), (8, range(7, 8), 6)]
+)
+async def test_what_a_replica_that_took_over_had_not_been_told_is_written_again(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    done: int,
+    lost: range,
+    skipped: int,
+) -> None:
+    """Another node says how far the load has come, and the sample meets nobody of whom something is missing."""
+    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(module, "SAMPLE", 1)
+    made = write_release(tmp_path, users=8)
+    release = made.manifest.release_id
+    tags = [user_tag(user.id) for user in made.users]
+    keys = [history_key(tag) if what == "history" else steps_key(tag, release) for tag in tags]
+    await publish(made.path, store)
+    await store.put([(load_key(release), encode_load(Load(8, 2, ("scoter_h",), done=done)))])
+    await store.delete([keys[row] for row in lost])
+    if what == "history" and done == 8:  # by then they are those of whatever came later
+        skipped = 8
+    assert (await publish(made.path, store)).skipped == skipped
+    assert await read_load(store, release) == Load(8, 2, ("scoter_h",), done=8)
+    if skipped < 8:
+        assert None not in await store.get(keys)
+
+
+@asynchronous
 @pytest.mark.parametrize("change", [{"leaving": True}, {"part": 2}, {"names": ("other",)}, {"users": 5}])
 async def test_what_was_loaded_in_another_way_or_is_being_removed_is_written_anew(
     store: Store, tiny: TinyRelease, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
