@@ -71,6 +71,16 @@ async def test_what_is_not_there_takes_nobody_s_place(tmp_path: Path) -> None:
     await setup.cached.close()
 
 
+async def test_a_history_takes_nobody_s_place(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, entries=1)
+    await setup.store.put([(BLOB, b"1"), (HISTORY, b"2")])
+    for _ in range(2):
+        assert await setup.cached.get([BLOB]) == [b"1"]
+        assert await setup.cached.get([HISTORY]) == [b"2"]
+    assert setup.hits == [False, True]
+    await setup.cached.close()
+
+
 async def test_what_is_read_while_it_is_written_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = Setup(tmp_path)
     await setup.store.put([(BLOB, b"old")])
@@ -136,6 +146,8 @@ async def test_own_changes_are_seen_at_once(tmp_path: Path) -> None:
     assert await setup.cached.get([BLOB]) == [b"2"]
     assert await setup.cached.swap(BLOB, b"2", b"3")
     assert await setup.cached.get([BLOB]) == [b"3"]
+    assert await setup.cached.swap_all([(BLOB, b"3", b"4")]) == [True]
+    assert await setup.cached.get([BLOB]) == [b"4"]
     await setup.cached.delete([BLOB])
     assert await setup.cached.get([BLOB]) == [None]
     await setup.cached.ping()
