@@ -119,8 +119,7 @@ class _Run:
 
     def _list_chains(self) -> None:
         """Cut what nobody has written yet into chunks, each prompt once."""
-        if self.asks.counts is not None:
-            self._forget_silence()
+        if self.asks.counts is not None and self._goes_on():
             return
         found: Counter[str] = Counter(reused=0, shared=0, asked=0)
 
@@ -146,15 +145,24 @@ class _Run:
             self.asks.cut(rows(seen), self.job.writer.chunk, first=TRIAL)
         self.asks.finish(dict(found))
 
-    def _forget_silence(self) -> None:
-        """Of a run that goes on: what got no answer before it was cut off is asked again, and texts listed anew."""
+    def _goes_on(self) -> bool:
+        """Of a run that was cut off: what got no answer is asked again, and texts listed anew.
+
+        False, with all lists removed, if keys of chains were others then: what was written under those would not be
+        found at the end, after everybody else had been asked.
+        """
         for name in self.asks.names():
-            keys = [bytes.fromhex(key) for _, _, key in self.asks.read(name).rows]
+            rows = self.asks.read(name).rows
+            if any(self.keys.of(user, split).hex() != key for user, split, key in rows):
+                shutil.rmtree(self.folder / "chunks")
+                return False
+            keys = [bytes.fromhex(key) for _, _, key in rows]
             held = self.chains.get(keys)
             silent = [k for k, v in zip(keys, held, strict=True) if v is not None and Chain.decode(v).again]
             if silent:
                 self.chains.drop(silent)
                 shutil.rmtree(self.texts.folder, ignore_errors=True)
+        return True
 
     def _write(self) -> None:
         counts = self.asks.counts

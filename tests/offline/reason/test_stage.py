@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from offline.chains.rationale import View
 from offline.distill.students import fold_of
 from offline.errors import LLMError, StageError
 from offline.prepare import SPLITS, load_dataset
-from offline.reason import load_reasoning, load_steps, load_template, present
+from offline.reason import chains, load_reasoning, load_steps, load_template, present
 from offline.reason import stage as module
 from offline.reason.engines import Local
 from offline.stage import Stage
@@ -393,6 +393,26 @@ def test_chains_that_are_gone_are_missed_before_texts_are_encoded(
         run(prepared)
     assert run.encoded() == []
     assert contents(run(prepared)) == contents(Run(run.folder.parent / "whole")(prepared))
+
+
+@pytest.mark.parametrize("questions", [20, 10**6])
+def test_a_run_of_a_version_with_other_keys_is_gone_on_from_under_todays(
+    prepared: Stage, run: Run, monkeypatch: pytest.MonkeyPatch, questions: int
+) -> None:
+    whole = Run(run.folder.parent / "whole")
+    expected = contents(whole(prepared))
+    with monkeypatch.context() as earlier:
+        earlier.setattr(chains, "_drawn", repr)
+        earlier.setattr(module._Run, "_encode", _failing)
+        with pytest.raises(LLMError):
+            run(prepared, dead_after=questions)
+    run.asked()
+    assert contents(run(prepared)) == expected
+    assert sorted(run.asked()) == sorted(whole.asked())
+
+
+def _failing(*_: object) -> NoReturn:
+    raise LLMError("the encoder is gone")
 
 
 def _measure(users: int, folder: Path, out: Any) -> None:
