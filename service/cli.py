@@ -138,12 +138,17 @@ def store_settings(text: str) -> LmdbSettings | RedisSettings:
 def _unusable(host: str, port: int) -> str | None:
     """Why nobody can listen there, known before a release is opened and warmed up; None if somebody can."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # As the server does: no name is every address, and one of IPv6 leaves those of IPv4 to others.
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             probe.bind(address)
     except OSError as error:
-        return f"cannot listen on {host}, port {port} ({error.strerror}): choose others with --host and --port"
+        where = host or "any address"
+        return f"cannot listen on {where}, port {port} ({error.strerror}): choose others with --host and --port"
     return None
 
 

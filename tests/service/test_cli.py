@@ -25,6 +25,15 @@ from tests.service.tiny_release import TinyRelease
 pytestmark = pytest.mark.slow
 
 
+def _ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
 def test_a_real_server_answers_drains_and_leaves(tiny: TinyRelease, tmp_path: Path) -> None:
     published_settings(tiny, tmp_path / "store")
     with (
@@ -127,6 +136,17 @@ def test_a_port_that_is_taken_is_one_line_that_says_what_to_do(tmp_path: Path) -
     (line,) = result.output.splitlines()
     assert line.startswith(f"scoter-serve: cannot listen on 127.0.0.1, port {port} (Address already in use): choose")
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("host", ["", pytest.param("::", marks=pytest.mark.skipif(not _ipv6(), reason="no IPv6"))])
+def test_addresses_that_the_server_can_listen_on_are_not_refused(tmp_path: Path, host: str) -> None:
+    """No name is every address, as `SCOTER_HOST=` says; on `::` it takes those of IPv6 alone."""
+    with socket.socket() as other:
+        if host:
+            other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1] or free_port()
+        result = CliRunner().invoke(app, ["--store", str(tmp_path / "store"), "--host", host, "--port", str(port)])
+    assert "names no live release" in result.output
 
 
 def test_an_unknown_setting_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
