@@ -9,7 +9,7 @@ from itertools import islice
 from time import monotonic
 from typing import Any, TypeVar, cast
 
-from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel
+from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode, NodesManager, PipelineCommand
 from redis.asyncio.connection import Connection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
@@ -35,6 +35,7 @@ from service.errors import StoreError, StoreTimeout, StoreUnavailable
 from service.settings import RedisSettings
 from service.store.address import Address, parse_address
 from service.store.base import Change
+from service.store.sentinels import Sentinels
 from service.store.tls import SentinelTlsConnection, TlsConnection
 
 _T = TypeVar("_T")
@@ -347,7 +348,7 @@ def _tag(key: bytes) -> bytes:
     return key[start : key.find(b"}", start)] if start >= 0 else key
 
 
-def _connect(address: Address, settings: RedisSettings, timeout_ms: float) -> tuple[Redis | Cluster, Sentinel | None]:
+def _connect(address: Address, settings: RedisSettings, timeout_ms: float) -> tuple[Redis | Cluster, Sentinels | None]:
     options: dict[str, Any] = {
         "socket_connect_timeout": settings.connect_timeout_ms / 1000,
         "socket_timeout": timeout_ms / 1000,
@@ -380,7 +381,7 @@ def _connect(address: Address, settings: RedisSettings, timeout_ms: float) -> tu
             asks = {"username": address.sentinel_username, "password": address.sentinel_password}
             # A sentinel answers in the time of a connection, however patient the commands themselves may be.
             quick = options | {"socket_timeout": settings.connect_timeout_ms / 1000}
-            sentinel = Sentinel(address.hosts, sentinel_kwargs=quick | asks | tls | flag)
+            sentinel = Sentinels(address.hosts, sentinel_kwargs=quick | asks | tls | flag)  # type: ignore[no-untyped-call]
             kind: dict[str, Any] = {"connection_class": SentinelTlsConnection} if address.tls else {}
             client = sentinel.master_for(address.service, db=address.db, **options, **who, **room, **tls, **kind)
             return client, sentinel

@@ -277,6 +277,19 @@ async def heals(store: RedisStore, key: bytes, value: bytes, seconds: float) -> 
         await asyncio.sleep(0.05)
 
 
+async def test_many_connections_ask_a_sentinel_once(connect: Connect, tmp_path: Path) -> None:
+    with sentinels(tmp_path) as group:
+
+        def connections() -> int:
+            return sum(sentinel.admin.info("clients")["connected_clients"] for sentinel in group.sentinels)
+
+        before = connections()
+        store = connect(redis_settings(group.url))
+        assert await asyncio.gather(*(store.get([b"a"]) for _ in range(200))) == [[None]] * 200
+        assert group.servers[0].admin.info("clients")["connected_clients"] > 20  # of the store, made at the same time
+        assert connections() - before < 10  # sentinels connect to each other meanwhile
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_a_master_that_dies_is_followed_to_the_one_that_takes_over(connect: Connect, tmp_path: Path) -> None:
