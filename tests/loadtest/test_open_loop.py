@@ -69,7 +69,9 @@ def test_two_services_are_compared(published: tuple[Path, Path], tmp_path: Path)
         ("two", "one", 20),
         ("two", "one", 60),
     ]
-    assert all(row["p50"] > 0 for row in report["ratios"])
+    for row in report["ratios"]:
+        kept_up = all(r["valid_runs"] == r["runs"] for r in report["rows"] if r["rate"] == row["rate"])
+        assert row["p50"] > 0 if row["p50"] is not None else not kept_up  # on a busy machine the generator is late
     assert all(row["degraded"]["no_history"] == row["sources"]["popular"] for row in report["rows"])
     assert plot.read_text().startswith("<?xml")
 

@@ -63,6 +63,6 @@ def test_a_missing_model_package_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("name", ["./no-such-folder", "nobody/has-this"])
 def test_an_encoder_that_cannot_be_loaded_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # which is read from the environment but once
     with pytest.raises(StageError, match=rf"^cannot load the encoder '{name}' \(tokenize.encoder, reason.encoder\)"):
         encoder.SentenceEncoder(name)

@@ -205,7 +205,7 @@ def test_what_keeps_going_wrong_is_that_prompts_error(connect: Open, layer: Laye
     assert again.usage.requests == 1
 
 
-@pytest.mark.parametrize("slow", [0.0, 1.5])
+@pytest.mark.parametrize("slow", [0.0, 0.5])
 def test_a_prompt_is_not_given_up_for_others_who_are_answered(connect: Open, layer: Layer, slow: float) -> None:
     """A server that answers one at a time and refuses whoever comes beside it, or of three requests answers one."""
     busy = False
@@ -222,7 +222,8 @@ def test_a_prompt_is_not_given_up_for_others_who_are_answered(connect: Open, lay
 
     layer.always = one_at_a_time
     backend = connect(concurrency=6, retries=2)
-    assert [answer.error for answer in answers(backend, asks(6 if slow else 30))] == [None] * (6 if slow else 30)
+    number = 6 if slow else 15
+    assert [answer.error for answer in answers(backend, asks(number))] == [None] * number
     assert backend.usage.retries > 12
     layer.always = status(429, "used up for today")
     assert "used up for today (3 attempts" in str(answers(backend, [ask("one more")])[0].error)
