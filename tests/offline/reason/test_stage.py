@@ -379,13 +379,9 @@ def test_chains_that_are_gone_are_missed_before_texts_are_encoded(
     run(stage_of(bought))
     bought["user-4"].append(next(item for item in range(20) if item not in bought["user-4"]))
     prepared = stage_of(bought)
-
-    def stopping(*_: Any) -> Any:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as cut:
-        cut.setattr(module._Run, "_encode", stopping)
-        with pytest.raises(KeyboardInterrupt):
+        cut.setattr(module._Run, "_encode", _failing)
+        with pytest.raises(LLMError):
             run(prepared)
     run.encoded()
     (run.folder / "kept" / "chains.sqlite").unlink()
