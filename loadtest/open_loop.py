@@ -27,7 +27,7 @@ from loadtest.canned import canned_service
 from loadtest.client import Pool, Request, Target, allow_connections
 from loadtest.drive import closed_loop, open_loop
 from loadtest.figures import SLO_MS, Figures, figures, medians, ratios
-from loadtest.outputs import figures_file, picture_file
+from loadtest.outputs import FiguresFile, PictureFile
 from loadtest.picture import draw
 from loadtest.process import running_service
 from service.context import DEADLINE_HEADER
@@ -80,12 +80,8 @@ def main(
     patience: Annotated[float, typer.Option(help="Seconds until a request is given up.", min=0.01)] = 5.0,
     connections: Annotated[int, typer.Option(help="Keep-alive connections to a target, at most.", min=1)] = 1024,
     seed: Annotated[int, typer.Option(help="Of arrivals, users and the order of measurements.")] = 0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="File for all figures.", callback=figures_file)
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="File for the curves (.png, .svg, .pdf).", callback=picture_file)
-    ] = None,
+    json_file: FiguresFile = None,
+    plot: PictureFile = None,
 ) -> None:
     """Measure POST /recommend at several rates: latency from the intended send time, statuses, stages.
 

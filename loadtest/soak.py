@@ -28,7 +28,7 @@ from loadtest.bodies import read_bodies, release_bodies
 from loadtest.client import Pool, Target, allow_connections
 from loadtest.drive import Driven, closed_loop, open_loop
 from loadtest.mix import DEGRADED, REFUSED, Mix, outcome, right
-from loadtest.outputs import figures_file, picture_file
+from loadtest.outputs import FiguresFile, PictureFile
 from loadtest.picture import draw_soak
 from loadtest.process import Running, running_service
 from loadtest.sample import Sample
@@ -129,12 +129,8 @@ def main(
         int | None, typer.Option(help="Engine threads.", show_default="the service's own choice")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals and requests.")] = 0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="File for all figures.", callback=figures_file)
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="File for the curves (.png, .svg, .pdf).", callback=picture_file)
-    ] = None,
+    json_file: FiguresFile = None,
+    plot: PictureFile = None,
 ) -> None:
     """Load a service of our own for minutes, and see whether its memory, descriptors and connections stay.
 
