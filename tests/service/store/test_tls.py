@@ -8,7 +8,8 @@ import pytest
 from redis.asyncio.connection import SSLConnection
 
 from service.settings import RedisSettings
-from service.store.redis import Client, Cluster
+from service.store.cluster import Cluster
+from service.store.redis import Client
 from tests.conftest import redis_settings
 from tests.redis_server import Certificates
 
