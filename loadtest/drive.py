@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from time import perf_counter, process_time
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loadtest.arrivals import pace, poisson
 from loadtest.client import Exchange, Pool, Request
@@ -38,30 +39,40 @@ async def open_loop(
 ) -> Driven:
     """Send requests at `rate` per second for `run_in + seconds` and wait for all answers.
 
-    `make` is called for each of them, beforehand. Nothing that the target does delays a request that is due: its time
-    runs from then.
+    `make` is called for each of them, beforehand.
     """
     times = poisson(rate, run_in + seconds, rng)
-    made = [make() for _ in times]
+    made = iter([make() for _ in times])
     exchanges: list[Exchange] = []
-
-    def hand_over(number: int, due: float) -> None:
-        exchange = Exchange(made[number], due)
-        exchanges.append(exchange)
-        pool.send(exchange)
-
     # A collection would hold up the requests of that moment, and look like the target's doing.
     gc.collect()
     gc.disable()
     try:
         cpu, clock = process_time(), perf_counter()
-        begun = await pace(times, hand_over) + run_in
+        begun = await offer(pool, times, made.__next__, exchanges.append) + run_in
         busy = (process_time() - cpu) / (perf_counter() - clock)
         await pool.drained()
     finally:
         gc.enable()
     arrived = sum(exchange.status == 200 and begun <= exchange.done < begun + seconds for exchange in exchanges)
     return Driven([exchange for exchange in exchanges if exchange.due >= begun], begun, arrived, busy)
+
+
+async def offer(
+    pool: Pool, times: NDArray[np.float64], make: Callable[[], Request], keep: Callable[[Exchange], None]
+) -> float:
+    """Send a request at each of `times`, float64 [n], seconds; `keep` gets it as it goes. Answers come later.
+
+    Nothing that the target does delays a request that is due: its time runs from then. Returns what 0 is on the clock
+    of `perf_counter`.
+    """
+
+    def hand_over(_number: int, due: float) -> None:
+        exchange = Exchange(make(), due)
+        keep(exchange)
+        pool.send(exchange)
+
+    return await pace(times, hand_over)
 
 
 async def closed_loop(pool: Pool, requests: Sequence[bytes], clients: int, seconds: float) -> float:

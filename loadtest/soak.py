@@ -7,12 +7,14 @@ into the process, and its resident part grows with every user who is asked for, 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
@@ -24,9 +26,10 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.arrivals import poisson
 from loadtest.bodies import read_bodies, release_bodies
-from loadtest.client import Pool, Target, allow_connections
-from loadtest.drive import Driven, closed_loop, open_loop
+from loadtest.client import Exchange, Pool, Target, allow_connections
+from loadtest.drive import closed_loop, offer
 from loadtest.mix import DEGRADED, REFUSED, Mix, outcome, right
 from loadtest.outputs import FiguresFile, PictureFile
 from loadtest.picture import draw_soak
@@ -38,7 +41,6 @@ REFUSALS = 0.01  # share of requests that may be refused
 LESSER = 0.01  # share of ordinary requests whose answer may be degraded: the objective of quality
 WARM_UP = 0.2  # of the samples, not looked at
 WINDOW = 0.1  # of the samples: the first ones after the warm-up are compared with the last ones
-PIECE_SECONDS = 10.0  # answers are counted and forgotten in pieces, or they would fill the generator's memory
 CLIENTS = 16  # that capacity is measured with
 CAPACITY_SECONDS = 5.0
 BURST_CLIENTS = 64  # open once what a service opens on demand
@@ -104,14 +106,13 @@ class Soaked:
             Finding("degraded", f"{lesser:.2%}", f"below {LESSER:.0%}", lesser < LESSER),
         ]
 
-    def count(self, driven: Driven) -> None:
-        """Add a piece of the load."""
-        for exchange in driven.exchanges:
-            kind = exchange.request.kind
-            self.outcomes.setdefault(kind, Counter())[outcome(exchange)] += 1
-            self.wrong += not right(exchange)
-            if kind == "known" and exchange.status == 200:
-                self.latencies.append(exchange.latency * 1000)
+    def count(self, exchange: Exchange) -> None:
+        """Add a request that is done. It is forgotten then, or a soak would fill the generator's memory."""
+        kind = exchange.request.kind
+        self.outcomes.setdefault(kind, Counter())[outcome(exchange)] += 1
+        self.wrong += not right(exchange)
+        if kind == "known" and exchange.status == 200:
+            self.latencies.append(exchange.latency * 1000)
 
 
 @app.command()
@@ -180,11 +181,19 @@ async def soak(service: Running, bodies: Sequence[bytes], rate: float | None, se
     sampling = asyncio.create_task(_sample(process, begun, soaked.samples.append))
     pool = Pool(target, CONNECTIONS)
     mix = Mix(target, bodies, random.Random(seed))
-    rng = np.random.default_rng(seed)
+    times = poisson(rate, seconds, np.random.default_rng(seed))
+
+    def when_done(exchange: Exchange) -> None:
+        exchange.then = partial(soaked.count, exchange)
+
+    # What there is by now stays: a collection, which holds up the requests of that moment, need not look at it.
+    gc.collect()
+    gc.freeze()
     try:
-        while (left := begun + seconds - perf_counter()) > 0:
-            soaked.count(await open_loop(pool, mix.draw, rate, min(left, PIECE_SECONDS), rng))
+        await offer(pool, times, mix.draw, when_done)
+        await pool.drained()
     finally:
+        gc.unfreeze()
         sampling.cancel()
         with suppress(asyncio.CancelledError):
             await sampling

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loadtest.client import Pool, Request
-from loadtest.drive import closed_loop, open_loop
+from loadtest.arrivals import poisson
+from loadtest.client import Exchange, Pool, Request
+from loadtest.drive import closed_loop, offer, open_loop
 from loadtest.figures import figures
 from tests.loadtest.conftest import answering
 from tests.tries import three_tries
@@ -67,6 +68,22 @@ async def test_the_run_in_is_left_out() -> None:
     assert 60 < len(driven.exchanges) < 140
     assert all(driven.begun <= exchange.due < driven.begun + 1.0 for exchange in driven.exchanges)
     assert driven.answered == pytest.approx(len(driven.exchanges), abs=10)
+
+
+@three_tries
+async def test_what_is_offered_waits_for_no_answer() -> None:
+    sent: list[Exchange] = []
+    times = poisson(100, 0.5, np.random.default_rng(0))
+    async with answering(delay=lambda _: 1.0) as target:
+        pool = Pool(target, 100)
+        request = Request(target.post("/recommend", b"{}"), 5.0)
+        begun = await offer(pool, times, lambda: request, sent.append)
+        assert len(sent) == len(times)
+        assert not any(exchange.status for exchange in sent)
+        await pool.drained()
+        await pool.close()
+    assert [exchange.due - begun for exchange in sent] == pytest.approx(times)
+    assert all(exchange.status == 200 and exchange.latency >= 1.0 for exchange in sent)
 
 
 @three_tries

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from loadtest.arrivals import poisson
 from loadtest.mix import DEGRADED, SHARES
+from loadtest.process import Running
 from loadtest.sample import Sample
-from loadtest.soak import MIB, Soaked, app
+from loadtest.soak import MIB, Soaked, app, soak
+from tests.loadtest.conftest import answering
 
 CALM = Sample(seconds=0, rss=200 * MIB, uss=150 * MIB, private=100 * MIB, fds=20, connections=0, threads=9)
 
@@ -68,6 +73,20 @@ def test_what_cannot_be_written_is_said_before_the_soak(where: list[str], tmp_pa
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert where[1] in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.anyio
+async def test_a_slow_service_is_asked_as_often_as_a_fast_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next ten seconds of load waited for the answers to the last."""
+    monkeypatch.setattr("loadtest.soak.CAPACITY_SECONDS", 0.1)
+    monkeypatch.setattr("loadtest.soak.BURST_SECONDS", 0.1)
+    monkeypatch.setattr("loadtest.soak.SETTLE_SECONDS", 0.0)
+    async with answering(delay=lambda _: 1.5) as target:
+        run = await soak(Running(os.getpid(), target.port), [b'{"user_id":"a"}'], 40.0, 3.0)
+    assert run.requests == len(poisson(40.0, 3.0, np.random.default_rng(0)))
+    assert sum(run.outcomes["known"].values()) == run.outcomes["known"]["200"] == len(run.latencies)
+    assert min(run.latencies) >= 1500
 
 
 @pytest.mark.slow
