@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from service.errors import ReleaseCorrupt, StoreTimeout, StoreUnavailable
 from service.metrics import Metrics
-from service.pointer import PATIENCE_CEILING, START_PAUSES, Follower, published_at_start
+from service.pointer import PATIENCE_CEILING, START_PAUSES, Follower, published, published_at_start
 from service.store.keys import RELEASE_POINTER
 
 pytestmark = pytest.mark.anyio
@@ -69,6 +69,16 @@ async def test_a_refused_release_is_tried_ever_more_rarely() -> None:
         await stage.look(BAD)
     assert stage.tried[-1] == BAD
     assert await stage.look(BAD, 1000) == []  # it is served
+
+
+@pytest.mark.parametrize("pointer", [b"", b"a" * 15, b"a" * 17, b"A" * 16, b"../../etc/passwd", "ä".encode() * 8])
+async def test_a_pointer_that_is_no_release_id_is_refused(pointer: bytes) -> None:
+    stage = Stage()
+    stage.pointer = pointer
+    with pytest.raises(ReleaseCorrupt, match="no release id"):
+        await published(cast("Any", stage))
+    stage.pointer = b"0123456789abcdef"
+    assert await published(cast("Any", stage)) == "0123456789abcdef"
 
 
 async def test_what_the_pointer_names_after_a_refused_release_is_served_at_the_next_look() -> None:
