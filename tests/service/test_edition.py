@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import shutil
@@ -8,9 +9,10 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
 from service.app import create_app
-from service.edition import warmup_requests
+from service.edition import Edition, warmup_requests
 from service.filters import Filters
 from service.release.release import WARMUP, Release
 from service.settings import LimitSettings
@@ -45,6 +47,41 @@ def test_a_service_with_low_limits_serves_a_release_with_long_histories(tiny: Ti
     settings = published_settings(tiny, tmp_path / "store").model_copy(update={"limits": limits})
     with TestClient(create_app(settings)) as client:
         assert client.get("/readyz").status_code == 200
+
+
+class Closable:
+    """A ladder that notes when it is closed."""
+
+    closed = False
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.anyio
+async def test_the_engines_of_a_release_are_closed_after_its_last_request(tiny: TinyRelease) -> None:
+    engines: Any = Closable()
+    unused: Any = None
+    edition = Edition(Release.open(tiny.path), engines, unused, unused)
+    with edition:
+        with edition:
+            retiring = asyncio.create_task(edition.retire(60))
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # one of two is answered
+        assert not engines.closed
+    await asyncio.wait_for(retiring, 10)
+    assert engines.closed
+
+
+@pytest.mark.anyio
+async def test_the_engines_of_a_release_are_closed_in_time_whoever_still_waits(tiny: TinyRelease) -> None:
+    engines: Any = Closable()
+    unused: Any = None
+    edition = Edition(Release.open(tiny.path), engines, unused, unused)
+    with edition, capture_logs() as lines:
+        await edition.retire(0.05)
+    assert engines.closed
+    assert [(line["event"], line["requests"]) for line in lines] == [("release_closed_while_busy", 1)]
 
 
 def test_no_garbage_collection_walks_a_release(
