@@ -29,6 +29,7 @@ class Echo:
     """Answers with path and body, as middleware and routes do: it watches for the caller to leave meanwhile."""
 
     def __init__(self) -> None:
+        self.begun = 0
         self.seen: list[bytes] = []
         self.go = asyncio.Event()
         self.go.set()
@@ -36,6 +37,7 @@ class Echo:
         self.left = 0  # callers, before they had their answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.begun += 1
         body, more = b"", True
         while more:
             message: Message = await receive()
@@ -290,6 +292,7 @@ async def test_what_cannot_be_read_is_refused_after_the_answers_before_it(good: 
         assert status in (await answered(reader))[0]
         await _none_left(state)
         assert app.seen == [b"hello there"] * good
+        assert app.begun - good == (b"Upgrade" in bad)  # what comes behind an offer is looked at when its turn comes
         writer.close()
 
 
