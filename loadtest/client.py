@@ -82,7 +82,7 @@ class Exchange:
     failure: str = ""  # why there is no answer
     server_timing: bytes = b""
     body: bytes = b""
-    then: Callable[[], None] | None = None  # called when it is done
+    then: Callable[[Exchange], None] | None = None  # called with it when it is done
     connection: _Connection | None = None
     waited: bool = False  # the generator had no connection for it: the pool's limit, or the machine's
     sent_again: bool = False
@@ -126,7 +126,7 @@ class Pool:
     async def ask(self, request: Request) -> Exchange:
         """Send a request now and wait until it is done."""
         done = self._loop.create_future()
-        exchange = Exchange(request, perf_counter(), then=lambda: done.set_result(None))
+        exchange = Exchange(request, perf_counter(), then=lambda _: done.set_result(None))
         self.send(exchange)
         await done
         return exchange
@@ -186,7 +186,7 @@ class Pool:
         if self._outstanding == 0:
             self._quiet.set()
         if exchange.then is not None:
-            exchange.then()
+            exchange.then(exchange)
 
     def _assign(self, exchange: Exchange) -> None:
         if self._idle:

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
@@ -184,7 +183,7 @@ async def soak(service: Running, bodies: Sequence[bytes], rate: float | None, se
     times = poisson(rate, seconds, np.random.default_rng(seed))
 
     def when_done(exchange: Exchange) -> None:
-        exchange.then = partial(soaked.count, exchange)
+        exchange.then = soaked.count
 
     # What there is by now stays: a collection, which holds up the requests of that moment, need not look at it.
     gc.collect()

@@ -78,7 +78,7 @@ def test_what_cannot_be_written_is_said_before_the_soak(where: list[str], tmp_pa
 @pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_slow_service_is_asked_as_often_as_a_fast_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next ten seconds of load waited for the answers to the last."""
+    """It was spared: every ten seconds the load waited until all was answered."""
     monkeypatch.setattr("loadtest.soak.CAPACITY_SECONDS", 0.1)
     monkeypatch.setattr("loadtest.soak.BURST_SECONDS", 0.1)
     monkeypatch.setattr("loadtest.soak.SETTLE_SECONDS", 0.0)
