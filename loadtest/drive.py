@@ -59,9 +59,9 @@ async def open_loop(
 
 
 async def offer(
-    pool: Pool, times: NDArray[np.float64], make: Callable[[], Request], keep: Callable[[Exchange], None]
+    pool: Pool, times: NDArray[np.float64], make: Callable[[], Request], before_send: Callable[[Exchange], None]
 ) -> float:
-    """Send a request at each of `times`, float64 [n], seconds; `keep` gets it as it goes. Answers come later.
+    """Send a request at each of `times`, float64 [n], seconds, after a call of `before_send`. Answers come later.
 
     Nothing that the target does delays a request that is due: its time runs from then. Returns what 0 is on the clock
     of `perf_counter`.
@@ -69,7 +69,7 @@ async def offer(
 
     def hand_over(_number: int, due: float) -> None:
         exchange = Exchange(make(), due)
-        keep(exchange)
+        before_send(exchange)
         pool.send(exchange)
 
     return await pace(times, hand_over)

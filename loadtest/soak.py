@@ -182,14 +182,14 @@ async def soak(service: Running, bodies: Sequence[bytes], rate: float | None, se
     mix = Mix(target, bodies, random.Random(seed))
     times = poisson(rate, seconds, np.random.default_rng(seed))
 
-    def when_done(exchange: Exchange) -> None:
+    def count_when_done(exchange: Exchange) -> None:
         exchange.then = soaked.count
 
     # What there is by now stays: a collection, which holds up the requests of that moment, need not look at it.
     gc.collect()
     gc.freeze()
     try:
-        await offer(pool, times, mix.draw, when_done)
+        await offer(pool, times, mix.draw, count_when_done)
         await pool.drained()
     finally:
         gc.unfreeze()

@@ -5,7 +5,7 @@ import gc
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from starlette.testclient import TestClient
@@ -58,11 +58,17 @@ class Closable:
         self.closed = True
 
 
-@pytest.mark.anyio
-async def test_the_engines_of_a_release_are_closed_after_its_last_request(tiny: TinyRelease) -> None:
-    engines: Any = Closable()
+@pytest.fixture
+def closable(tiny: TinyRelease) -> tuple[Edition, Closable]:
+    """An edition that nobody asks for anything, and what stands for its engines."""
+    engines = Closable()
     unused: Any = None
-    edition = Edition(Release.open(tiny.path), engines, unused, unused)
+    return Edition(Release.open(tiny.path), cast("Any", engines), unused, unused), engines
+
+
+@pytest.mark.anyio
+async def test_the_engines_of_a_release_are_closed_after_its_last_request(closable: tuple[Edition, Closable]) -> None:
+    edition, engines = closable
     with edition:
         with edition:
             retiring = asyncio.create_task(edition.retire(60))
@@ -74,10 +80,10 @@ async def test_the_engines_of_a_release_are_closed_after_its_last_request(tiny: 
 
 
 @pytest.mark.anyio
-async def test_the_engines_of_a_release_are_closed_in_time_whoever_still_waits(tiny: TinyRelease) -> None:
-    engines: Any = Closable()
-    unused: Any = None
-    edition = Edition(Release.open(tiny.path), engines, unused, unused)
+async def test_the_engines_of_a_release_are_closed_in_time_whoever_still_waits(
+    closable: tuple[Edition, Closable],
+) -> None:
+    edition, engines = closable
     with edition, capture_logs() as lines:
         await edition.retire(0.05)
     assert engines.closed
